@@ -1,0 +1,299 @@
+"""Batches of any shape: their inputs, labels and rows, and what a model answers to them.
+
+A batch is a tensor, a tuple or list whose first item is the input, or a mapping of keyword
+inputs; a tuple's second item and a mapping's "labels" or "label" are its labels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SimMIMError
+
+Batch = Any
+ForwardFn = Callable[[nn.Module, Batch], Tensor]
+
+_LABEL_KEYS = ("labels", "label")
+_HELD_OUT_EVERY = 5
+
+
+def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's forward for this batch."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), {k: v for k, v in batch.items() if k not in _LABEL_KEYS}
+    if isinstance(batch, list | tuple) and len(batch) > 0:
+        return inputs_of(batch[0])
+    raise SimMIMError(
+        "a batch must be a tensor, a tuple whose first item is the input, or a dict of keyword "
+        f"inputs, got {_describe(batch)}; change the loader or its collate_fn"
+    )
+
+
+def labels_of(batch: Batch) -> Tensor | None:
+    """The batch's labels [samples, ...], or None where it carries none."""
+    if isinstance(batch, Mapping):
+        found = [batch[key] for key in _LABEL_KEYS if key in batch]
+    elif isinstance(batch, list | tuple):
+        found = list(batch[1:2]) or ([labels_of(batch[0])] if batch else [])
+    else:
+        found = []
+    return found[0] if found and isinstance(found[0], Tensor) else None
+
+
+def samples_of(batch: Batch) -> int:
+    """Number of samples: the length of the first input tensor."""
+    args, kwargs = inputs_of(batch)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return len(value)
+    raise SimMIMError(f"a batch must hold an input tensor [samples, ...], got {_describe(batch)}")
+
+
+def take(batch: Batch, rows: Tensor | slice) -> Batch:
+    """The given rows of every tensor (and list) of the batch that has one row per sample."""
+    samples = samples_of(batch)
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows] if value.dim() > 0 and len(value) == samples else value
+        if isinstance(value, Mapping):
+            return {key: pick(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return _like(value, [pick(item) for item in value])
+        return value
+
+    return pick(batch)
+
+
+def to_device(batch: Batch, device: torch.device | str | None) -> Batch:
+    """The batch with every tensor on the device; None leaves it where it is."""
+    if device is None:
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return _like(batch, [to_device(value, device) for value in batch])
+    return batch
+
+
+def batches(
+    data: Iterable[Batch],
+    *,
+    device: torch.device | str | None = None,
+    limit: int | None = None,
+    name: str = "data",
+) -> Iterator[Batch]:
+    """Iterates over the data's batches, on the device, until ``limit`` samples have come.
+
+    The last batch is cut to the limit and empty batches are left out.
+
+    Raises:
+        SimMIMError: the data can be read only once, holds no sample, or is no set of batches.
+    """
+    check_reiterable(data, name)
+    seen = 0
+    for batch in data:
+        samples = samples_of(batch)
+        if samples == 0:
+            continue
+        if limit is not None and seen + samples > limit:
+            batch = take(batch, slice(0, limit - seen))
+            samples = limit - seen
+        seen += samples
+        yield to_device(batch, device)
+        if seen == limit:
+            return
+    if seen == 0:
+        raise SimMIMError(f"{name}: no sample came out of {_describe(data)}; give it data")
+
+
+def check_reiterable(data: Any, name: str = "data") -> None:
+    """Raises SimMIMError unless ``data`` can be iterated over more than once, by batches."""
+    if isinstance(data, Tensor):
+        raise SimMIMError(
+            f"{name}: expected an iterable of batches, got one {_describe(data)}; "
+            "give its batches, for example x.split(256)"
+        )
+    if isinstance(data, Mapping) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise SimMIMError(
+            f"{name}: expected an iterable of batches (a DataLoader or a list), got "
+            f"{_describe(data)}"
+        )
+    if isinstance(data, torch.utils.data.Dataset) and not isinstance(
+        data, torch.utils.data.IterableDataset
+    ):
+        raise SimMIMError(
+            f"{name}: expected an iterable of batches, got {_describe(data)}, which gives single "
+            "samples; wrap it in a torch.utils.data.DataLoader"
+        )
+    if isinstance(data, Iterator):
+        raise SimMIMError(
+            f"{name}: got {_describe(data)}, which can be read only once, and several passes are "
+            "made; give a DataLoader or a list of batches"
+        )
+
+
+def gather(data: Iterable[Batch], limit: int, *, name: str = "calibration") -> list[Batch]:
+    """At most ``limit`` samples as a list of batches, kept in memory where they are.
+
+    Several stages read the calibration samples, and a shuffling loader would give each of them
+    others: held-out samples would not stay held out.
+    """
+    return list(batches(data, limit=limit, name=name))
+
+
+def split(data: Sequence[Batch], *, name: str = "calibration") -> tuple[list[Batch], list[Batch]]:
+    """Splits gathered batches into four fifths to fit on and the held-out fifth.
+
+    Every fifth sample is held out, so that data sorted by class split evenly.
+
+    Raises:
+        SimMIMError: fewer than five samples.
+    """
+    fit: list[Batch] = []
+    held_out: list[Batch] = []
+    start = 0
+    for batch in data:
+        index = torch.arange(start, start + samples_of(batch))
+        start += len(index)
+        out = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        for part, chosen in ((fit, ~out), (held_out, out)):
+            if chosen.any():
+                part.append(take(batch, chosen.nonzero().flatten()))
+    if start < _HELD_OUT_EVERY:
+        raise SimMIMError(
+            f"{name}: at least {_HELD_OUT_EVERY} samples are needed to hold a fifth of them out, "
+            f"got {start}; give more, or give evaluate="
+        )
+    return fit, held_out
+
+
+class Shuffled:
+    """Batches of at most ``size`` samples in an order drawn from torch's global generator.
+
+    Rows are shuffled within the batches given, and those among each other: tensors of unlike
+    lengths (padded text) need no joining.
+    """
+
+    def __init__(self, data: Sequence[Batch], size: int = 128) -> None:
+        self._data = data
+        self._size = size
+
+    def __len__(self) -> int:
+        return sum(-(-samples_of(batch) // self._size) for batch in self._data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        pieces = [
+            (i, rows)
+            for i, batch in enumerate(self._data)
+            for rows in torch.randperm(samples_of(batch)).split(self._size)
+        ]
+        for j in torch.randperm(len(pieces)).tolist():
+            i, rows = pieces[j]
+            yield take(self._data[i], rows)
+
+
+def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None) -> Tensor:
+    """The model's outputs [samples, outputs] for a batch, in the mode that the model is in.
+
+    Takes a tensor, ``.logits``, ``.last_hidden_state`` (mean over the tokens that the attention
+    mask keeps), or a tuple's first item. Outputs per token [batch, tokens, outputs] count every
+    token that the mask keeps as a sample. ``forward_fn(model, batch)`` overrules all of it.
+
+    Raises:
+        SimMIMError: the outputs are none of these.
+    """
+    if forward_fn is not None:
+        outputs, mask = forward_fn(model, batch), None
+    else:
+        args, kwargs = inputs_of(batch)
+        outputs, mask = model(*args, **kwargs), kwargs.get("attention_mask")
+    if isinstance(outputs, tuple) and not hasattr(outputs, "_fields") and len(outputs) > 0:
+        outputs = outputs[0]
+    logits = getattr(outputs, "logits", None)
+    if not isinstance(outputs, Tensor) and isinstance(logits, Tensor):
+        outputs = logits
+    elif not isinstance(outputs, Tensor) and hasattr(outputs, "last_hidden_state"):
+        return _pool(outputs.last_hidden_state, mask)
+    if not isinstance(outputs, Tensor):
+        raise SimMIMError(
+            f"the model returned {_describe(outputs)}; expected a tensor or an object with .logits "
+            "or .last_hidden_state; pass forward_fn=lambda model, batch: ... that returns "
+            "[samples, outputs]"
+        )
+    if outputs.dim() == 1:
+        return outputs[:, None]
+    if outputs.dim() == 3:
+        rows = outputs.flatten(0, 1)
+        return rows if mask is None else rows[mask.flatten().bool()]
+    if outputs.dim() != 2:
+        raise SimMIMError(
+            f"the model returned a tensor of shape {list(outputs.shape)}; expected "
+            "[samples, outputs]; pass forward_fn=lambda model, batch: ... that returns it"
+        )
+    return outputs
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts the models into eval mode for the block; every module's own mode comes back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seeds torch's global generators for the block; the caller's random state comes back."""
+    device = torch.device(device)
+    # Any mixing does that keeps (seed, epoch) pairs apart.
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed) % 2**63
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(mixed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(mixed)
+        yield
+
+
+def _like(original: Any, items: list[Any]) -> Any:
+    """The items in the type of the list, tuple or named tuple that they came from."""
+    if hasattr(original, "_fields"):
+        return type(original)(*items)
+    return type(original)(items)
+
+
+def _pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return hidden.mean(dim=1)
+    weight = mask.to(hidden.dtype)[..., None]
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor of shape {list(value.shape)}"
+    if isinstance(value, list | tuple) and len(value) == 0:
+        return f"an empty {type(value).__name__}"
+    return f"a {type(value).__name__}"

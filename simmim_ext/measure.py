@@ -1,0 +1,106 @@
+"""What a model costs: parameters, operations, bytes on disk, and time measured in turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, take, to_device
+from .nn import strip
+from .storage import masked_layers, tensors_of
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters; shared ones count once, masked-out weights do not count."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total - sum(int((~layer.mask).sum()) for _, layer in masked_layers(model))
+
+
+def count_flops(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None) -> int:
+    """Floating-point operations of one sample's forward pass, taken from the batch's first.
+
+    Two for each multiply-add of matrix products, convolutions and attention
+    (torch.utils.flop_counter); elementwise work, normalisation and pooling do not count, nor do
+    products with masked-out weights.
+    """
+    device = device_of(model)
+    sample = to_device(take(batch, slice(0, 1)), device)
+    zeros = {name: int((~layer.mask).sum()) for name, layer in masked_layers(model)}
+    dense = strip(model) if zeros else model
+    saved = 0
+
+    def count_rows(zeros_in_layer: int) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal saved
+            saved += 2 * zeros_in_layer * (args[0].numel() // args[0].shape[-1])
+
+        return hook
+
+    hooks = [
+        dense.get_submodule(name).register_forward_pre_hook(count_rows(count))
+        for name, count in zeros.items()
+    ]
+    try:
+        with evaluating(dense), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward(dense, sample, forward_fn)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return int(counter.get_total_flops()) - saved
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Bytes of the model's weights on disk, as ``CompressionResult.save`` writes them.
+
+    Shared tensors count once; a masked layer is its kept weights and one bit for each weight.
+    """
+    return sum(tensor.nbytes for tensor in tensors_of(model)[0].values())
+
+
+def measure_latency(
+    models: Sequence[nn.Module],
+    batch: Batch,
+    forward_fn: ForwardFn | None = None,
+    *,
+    seconds: float = 0.5,
+) -> list[float]:
+    """Milliseconds of each model's forward pass on the batch: medians of runs taken in turn.
+
+    The models run one after the other in every round, so that whatever else slows the machine
+    down meets them alike. Each round times as many passes as make a millisecond. ``seconds`` is
+    the least time that the rounds take together; there are at least seven.
+    """
+    device = device_of(models[0])
+    batch = to_device(batch, device)
+
+    def run(model: nn.Module, times: int) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(times):
+            forward(model, batch, forward_fn)
+        _synchronize(device)
+        return (time.perf_counter() - start) / times
+
+    rounds: list[list[float]] = []
+    with evaluating(*models), torch.inference_mode():
+        for model in models:
+            run(model, 3)
+        times = [max(1, round(1e-3 / max(run(model, 3), 1e-9))) for model in models]
+        begin = time.perf_counter()
+        while len(rounds) < 7 or time.perf_counter() - begin < seconds:
+            rounds.append([run(*pair) for pair in zip(models, times, strict=True)])
+    return [1e3 * statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
+def latency_conditions(batch: Batch) -> dict[str, int]:
+    """The batch size and the threads that a latency measured here and now goes with."""
+    return {"batch": samples_of(batch), "threads": torch.get_num_threads()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

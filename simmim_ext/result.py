@@ -1,0 +1,99 @@
+"""The outcome of a compression: a model, a report, and the way to disk and back."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ._version import __version__
+from .errors import SimMIMError
+from .storage import check_signature, read_folder, restore_tensors, tensors_of, write_folder
+
+FORMAT = "simmim_ext compressed model"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed model and what is known about it.
+
+    Attributes:
+        model: the compressed model, on the original's device and in its modes.
+        report: figures, a dict that is JSON as it stands.
+        history: what was removed, in order; replayed on a fresh instance by ``load``.
+        original: shape of every tensor of the original's state by name.
+    """
+
+    model: nn.Module
+    report: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    original: dict[str, list[int]] = field(default_factory=dict)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Saves model and report into a new or an empty folder, without pickle.
+
+        Raises:
+            SimMIMError: the folder is not empty or can't be written.
+        """
+        path = Path(folder)
+        try:
+            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        except OSError as error:
+            raise SimMIMError(f"save: cannot look into {path}: {error}") from error
+        if occupied:
+            raise SimMIMError(f"save: {path} is not an empty folder; give a new or an empty one")
+        tensors, description = tensors_of(self.model)
+        body = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "simmim_ext": __version__,
+            "original": self.original,
+            "history": self.history,
+            "state": description,
+        }
+        report = json.dumps(self.report, indent=2) + "\n"
+        write_folder(path, tensors, body, {"report.json": report})
+
+
+def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
+    """Loads a saved compressed model.
+
+    Args:
+        folder: where ``CompressionResult.save`` put it.
+        model: an instance of the original, uncompressed architecture with any weights; it is not
+            changed, and the new model takes its device and modes.
+
+    Returns:
+        A new model with the compressed structure and weights.
+
+    Raises:
+        SimMIMError: the files are missing, damaged or foreign, or the model is of another
+            architecture.
+    """
+    path = Path(folder)
+    tensors, body = read_folder(path, FORMAT)
+    if body["format_version"] > FORMAT_VERSION:
+        raise SimMIMError(
+            f"load: {path} has format version {body['format_version']}, this simmim_ext "
+            f"{__version__} reads up to {FORMAT_VERSION}; upgrade to {body['simmim_ext']} or newer"
+        )
+    check_signature(model, body["original"], f"load: {path}")
+    return rebuild(model, body["history"], tensors, body["state"])
+
+
+def rebuild(
+    model: nn.Module,
+    history: list[dict[str, Any]],
+    tensors: dict[str, Any],
+    description: dict[str, Any],
+) -> nn.Module:
+    """A copy of the original ``model`` with the history replayed and the tensors put back."""
+    from .removal import apply_history
+
+    rebuilt = apply_history(copy.deepcopy(model), history)
+    restore_tensors(rebuilt, tensors, description)
+    return rebuilt
