@@ -1,0 +1,59 @@
+// simmim_ext._C, the table of contents: one line for every operator, and what was built.
+//
+// Each line binds the operator as torch's dispatcher calls it, without torch.ops' parsing of Python
+// arguments: eager calls still meet fake tensors, autocast, autograd and the device checks.
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "kernels/cpu_capability.h"
+
+namespace py = pybind11;
+using at::Tensor;
+using Maybe = const std::optional<Tensor>&;
+using Text = c10::string_view;
+
+namespace {
+
+template <typename Signature>
+struct Bind;
+
+template <typename Result, typename... Arguments>
+struct Bind<Result(Arguments...)> {
+  static void as(py::module_& m, const char* name) {
+    const auto op = c10::Dispatcher::singleton()
+                        .findSchemaOrThrow((std::string("simmim_ext::") + name).c_str(), "")
+                        .template typed<Result(Arguments...)>();
+    m.def(
+        name, [op](Arguments... arguments) { return op.call(arguments...); },
+        py::call_guard<py::gil_scoped_release>());
+  }
+};
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = SIMMIM_TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+#ifdef SIMMIM_WITH_CUDA
+  info["cuda"] = SIMMIM_CUDA_VERSION;
+  info["cuda_architectures"] = SIMMIM_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = py::none();
+  info["cuda_architectures"] = py::none();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", [] { return simmim::name_of(simmim::cpu_capability()); });
+  m.def("best_cpu_capability", [] { return simmim::name_of(simmim::best_cpu_capability()); });
+  m.def("set_cpu_capability", &simmim::set_cpu_capability);
+  simmim::cpu_capability();  // an unusable SIMMIM_CPU_CAPABILITY fails here, at import
+
+  Bind<Tensor(const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text)>::as(m, "histogram");
+}

@@ -1,0 +1,80 @@
+// The one rule that turns a value into a bin, shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+#include "host_device.h"
+
+namespace simmim {
+
+// The stored code of a sample that counts nowhere: NaN omitted, outlier dropped.
+constexpr uint8_t kInvalidCode = 255;
+// The same while binning, where 256 bins use every stored value.
+constexpr int32_t kNoBin = -1;
+
+// The bins of every feature: half-open, the last one closed, as numpy.histogram.
+// Uniform bins are given by low, high and scale = bins / (high - low) (0 where low == high); any
+// others by ascending edges, which also serve ranges too narrow or too wide for a finite scale.
+template <typename Compute>
+struct Binning {
+  const Compute* low = nullptr;    // [features]
+  const Compute* high = nullptr;   // [features]
+  const Compute* scale = nullptr;  // [features]
+  const double* edges = nullptr;   // [bins + 1] or [features, bins + 1]; null: uniform
+  int64_t edge_stride = 0;         // 0 or bins + 1
+  int32_t bins = 0;                // 2..256
+  bool clip = false;               // outliers count in the first and the last bin
+};
+
+// The bin of a value in [low, high]. Subtracting first makes x == low exactly bin 0, and leaves no
+// multiply-add that one device could fuse and another not.
+template <typename Compute>
+SIMMIM_HD int32_t uniform_bin(Compute value, Compute low, Compute scale, int32_t bins) {
+  const int32_t bin = static_cast<int32_t>((value - low) * scale);
+  return bin < bins ? bin : bins - 1;
+}
+
+// The bin of a value in [edges[0], edges[bins]]: that of the last edge not above it.
+SIMMIM_HD int32_t edge_bin(double value, const double* edges, int32_t bins) {
+  int32_t first = 1, last = bins;  // the first edge above value, if any, lies in [first, last]
+  while (first < last) {
+    const int32_t middle = (first + last) / 2;
+    if (edges[middle] > value) {
+      last = middle;
+    } else {
+      first = middle + 1;
+    }
+  }
+  return first - 1;
+}
+
+// The bin of any value, or kNoBin for NaN and for what lies outside the range.
+template <typename Compute>
+SIMMIM_HD int32_t bin_of(Compute value, const Binning<Compute>& binning, int64_t feature) {
+  if (binning.edges == nullptr) {
+    const Compute low = binning.low[feature], high = binning.high[feature];
+    if (binning.clip) value = value < low ? low : value > high ? high : value;
+    if (!(value >= low && value <= high)) return kNoBin;
+    return uniform_bin(value, low, binning.scale[feature], binning.bins);
+  }
+  const double* edges = binning.edges + feature * binning.edge_stride;
+  const double low = edges[0], high = edges[binning.bins];
+  double wide = static_cast<double>(value);
+  if (binning.clip) wide = wide < low ? low : wide > high ? high : wide;
+  if (!(wide >= low && wide <= high)) return kNoBin;
+  return edge_bin(wide, edges, binning.bins);
+}
+
+// The bin of what is stored: a value, or a code, which is its own bin.
+template <typename Stored>
+SIMMIM_HD int32_t stored_bin(Stored stored, const Binning<compute_t<Stored>>& binning,
+                             int64_t feature) {
+  if constexpr (sizeof(Stored) == 1) {
+    return stored < binning.bins ? stored : kNoBin;
+  } else {
+    return bin_of(static_cast<compute_t<Stored>>(stored), binning, feature);
+  }
+}
+
+}  // namespace simmim

@@ -1,0 +1,29 @@
+// Which instruction set the CPU kernels use. Chosen at run time: an extension is built once.
+#pragma once
+
+#include <string>
+
+// A kernel is one always_inline function, compiled again inside a function of each of these
+// targets: flags for the whole extension would make it crash on older machines.
+#if defined(__x86_64__)
+#define SIMMIM_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt")))
+#define SIMMIM_TARGET_AVX512 \
+  __attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+
+namespace simmim {
+
+enum class CpuCapability { portable, avx2, avx512, amx };
+
+// The best this machine offers, or the lower one that SIMMIM_CPU_CAPABILITY asks for.
+// Throws std::invalid_argument where that names an unknown or an unavailable one.
+CpuCapability cpu_capability();
+
+// Forces a capability on the whole process, as the environment variable does (for tests and
+// benchmarks). Throws std::invalid_argument likewise.
+void set_cpu_capability(const std::string& name);
+
+CpuCapability best_cpu_capability();
+const char* name_of(CpuCapability capability);
+
+}  // namespace simmim

@@ -1,0 +1,161 @@
+#include "binning.h"
+
+#include <limits>
+#include <utility>
+
+namespace simmim {
+namespace {
+
+// Each feature's smallest and largest value, of those that may count.
+std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningRequest& request) {
+  const bool tolerant = request.omit_nan || request.drop_outliers || request.clip_outliers;
+  if (!tolerant) {
+    auto [low, high] = at::aminmax(x, 0);
+    return {low, high};
+  }
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const at::Tensor ignored =
+      request.drop_outliers || request.clip_outliers ? x.isfinite().logical_not_() : x.isnan();
+  at::Tensor low = x.masked_fill(ignored, kInfinity).amin(0);
+  at::Tensor high = x.masked_fill(ignored, -kInfinity).amax(0);
+  const at::Tensor none = ignored.all(0);
+  return {low.masked_fill(none, 0), high.masked_fill(none, 0)};
+}
+
+int64_t first_of(const at::Tensor& flags) { return flags.nonzero().flatten()[0].item<int64_t>(); }
+
+void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest& request) {
+  const auto& caller = request.caller;
+  TORCH_CHECK_VALUE(
+      edges.dim() == 1 || (edges.dim() == 2 && edges.size(0) == features), caller,
+      ": bins given as edges must have shape [bins + 1] or [features, bins + 1] with features = ",
+      features, ", got ", edges.sizes());
+  TORCH_CHECK_VALUE(edges.size(-1) == request.bins + 1, caller, ": bins = ", request.bins,
+                    " needs ", request.bins + 1, " edges, got ", edges.size(-1));
+  TORCH_CHECK_VALUE(edges.isfinite().all().item<bool>(), caller,
+                    ": bins given as edges must be finite, got NaN or infinity");
+  TORCH_CHECK_VALUE(edges.diff().ge(0).all().item<bool>(), caller,
+                    ": bins given as edges must ascend, got a smaller edge after a larger one");
+}
+
+void check_range(const at::Tensor& low, const at::Tensor& high, bool given, const at::Tensor& x,
+                 const BinningRequest& request) {
+  const at::Tensor good = low.isfinite().logical_and_(high.isfinite()).logical_and_(low <= high);
+  if (good.all().item<bool>()) return;
+  if (!given) raise_uncounted(x, request, {});
+  const int64_t feature = first_of(good.logical_not());
+  TORCH_CHECK_VALUE(
+      false, request.caller, ": range must be finite with low <= high in every feature, got (",
+      low[feature].item<double>(), ", ", high[feature].item<double>(), ") in feature ", feature);
+}
+
+}  // namespace
+
+BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
+                               std::optional<at::Tensor> high, std::optional<at::Tensor> edges,
+                               c10::string_view nan_policy, c10::string_view outliers,
+                               c10::string_view caller)
+    : bins(bins),
+      low(std::move(low)),
+      high(std::move(high)),
+      edges(std::move(edges)),
+      omit_nan(nan_policy == "omit"),
+      drop_outliers(outliers == "drop"),
+      clip_outliers(outliers == "clip"),
+      caller(caller) {
+  TORCH_CHECK_VALUE(omit_nan || nan_policy == "raise", caller,
+                    ": nan_policy must be 'raise' or 'omit', got '", nan_policy, "'");
+  TORCH_CHECK_VALUE(drop_outliers || clip_outliers || outliers == "raise", caller,
+                    ": outliers must be 'raise', 'drop' or 'clip', got '", outliers, "'");
+  TORCH_CHECK_VALUE(bins >= 2 && bins <= 256, caller, ": bins must be between 2 and 256, got ",
+                    bins);
+  TORCH_CHECK_VALUE(this->low.has_value() == this->high.has_value(), caller,
+                    ": range must give both low and high, or neither");
+  TORCH_CHECK_VALUE(!(this->low && this->edges), caller,
+                    ": range must be None where bins are given as edges");
+}
+
+void check_samples(const at::Tensor& x, const std::string& caller) {
+  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": x must have shape [samples, features], got ",
+                    x.sizes());
+  TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) || x.scalar_type() == at::kByte, caller,
+                   ": x must be float16, bfloat16, float32 or float64, got ", x.scalar_type(),
+                   "; wrap integer codes as Discretized(codes, bins)");
+}
+
+ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request) {
+  check_samples(x, request.caller);
+  ResolvedBinning binning;
+  binning.bins = request.bins;
+  binning.clip = request.clip_outliers;
+  if (!at::isFloatingType(x.scalar_type())) return binning;
+
+  TORCH_CHECK_VALUE(x.size(0) > 0 || request.low || request.edges, request.caller,
+                    ": x must have at least 1 sample where range is None, got ", x.sizes());
+  if (request.edges) {
+    binning.edges = request.edges->to(x.device(), at::kDouble).contiguous();
+    check_edges(binning.edges, x.size(1), request);
+    return binning;
+  }
+  auto [low, high] = request.low ? std::pair(*request.low, *request.high) : range_of(x, request);
+  const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  for (at::Tensor* bound : {&low, &high}) {
+    TORCH_CHECK_VALUE(bound->dim() == 1 && bound->size(0) == x.size(1), request.caller,
+                      ": range given as tensors must have shape [features] = [", x.size(1),
+                      "], got ", bound->sizes());
+    *bound = bound->to(x.device(), dtype).contiguous();
+  }
+  check_range(low, high, request.low.has_value(), x, request);
+  const at::Tensor width = high - low;
+  binning.scale = at::where(width == 0, 0, request.bins / width).to(dtype).contiguous();
+  if (binning.scale.isfinite().logical_and_(width.isfinite()).all().item<bool>()) {
+    binning.low = low;
+    binning.high = high;
+  } else {
+    // Too narrow or too wide for x's own arithmetic: the same bins, as edges in double precision.
+    const auto wide = low.options().dtype(at::kDouble);
+    const at::Tensor last = high.to(at::kDouble).unsqueeze(1);
+    const at::Tensor step = at::arange(request.bins + 1, wide) / request.bins;
+    const at::Tensor edges = low.to(at::kDouble).unsqueeze(1) * (1 - step) + last * step;
+    binning.edges = std::get<0>(at::minimum(edges, last).cummax(1)).contiguous();
+    binning.edges.select(1, request.bins).copy_(high);
+  }
+  return binning;
+}
+
+void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
+                     const ResolvedBinning& binning) {
+  const auto& caller = request.caller;
+  if (!at::isFloatingType(x.scalar_type())) {
+    const at::Tensor bad = x.ge(request.bins).logical_and_(x != kInvalidCode).any(0);
+    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller,
+                      ": codes must be below bins = ", request.bins,
+                      " (or 255, no sample), got more in feature ", first_of(bad));
+    return;
+  }
+  if (!request.omit_nan) {
+    const at::Tensor bad = x.isnan().any(0);
+    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller, ": x has NaN in feature ", first_of(bad),
+                      "; pass nan_policy='omit' to leave such samples out");
+  }
+  if (request.drop_outliers || request.clip_outliers) return;
+  const at::Tensor infinite = x.isinf().any(0);
+  TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": x has infinity in feature ",
+                    first_of(infinite), "; pass outliers='drop' or 'clip'");
+  if (!binning.low.defined() && !binning.edges.defined()) return;
+  const at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
+  const at::Tensor high =
+      binning.edges.defined() ? binning.edges.select(-1, request.bins) : binning.high;
+  const at::Tensor outside = x.lt(low).logical_or_(x.gt(high)).any(0);
+  if (!outside.any().item<bool>()) return;
+  const int64_t feature = first_of(outside);
+  const auto bound = [&](const at::Tensor& b) { return (b.dim() ? b[feature] : b).item<double>(); };
+  const at::Tensor column = x.select(1, feature);
+  const at::Tensor values =
+      column.masked_select(column.lt(bound(low)).logical_or_(column.gt(bound(high))));
+  TORCH_CHECK_VALUE(false, caller, ": x must lie in range [", bound(low), ", ", bound(high),
+                    "], got ", values[0].item<double>(), " in feature ", feature,
+                    "; widen range, or pass outliers='drop' or 'clip'");
+}
+
+}  // namespace simmim

@@ -1,0 +1,93 @@
+// Checks and resolves how a batch of features is binned, for every operator that bins values.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+
+#include "../kernels/binning.h"
+
+namespace simmim {
+
+// Error texts begin with the public function that was called: caller.
+struct BinningRequest {
+  int64_t bins;
+  std::optional<at::Tensor> low;    // [features], any floating dtype; with high, or neither:
+  std::optional<at::Tensor> high;   //   each feature's own minimum and maximum
+  std::optional<at::Tensor> edges;  // [bins + 1] or [features, bins + 1], instead of low and high
+  bool omit_nan;
+  bool drop_outliers;
+  bool clip_outliers;
+  std::string caller;
+
+  BinningRequest(int64_t bins, std::optional<at::Tensor> low, std::optional<at::Tensor> high,
+                 std::optional<at::Tensor> edges, c10::string_view nan_policy,
+                 c10::string_view outliers, c10::string_view caller);
+};
+
+// The tensors behind a kernel's Binning, on x's device and in its compute dtype.
+struct ResolvedBinning {
+  at::Tensor low, high, scale;  // [features]
+  at::Tensor edges;             // [bins + 1] or [features, bins + 1] float64, or undefined
+  int64_t bins;
+  bool clip;
+
+  template <typename Compute>
+  Binning<Compute> view() const {
+    Binning<Compute> binning;
+    binning.bins = static_cast<int32_t>(bins);
+    binning.clip = clip;
+    if (edges.defined()) {
+      binning.edges = edges.const_data_ptr<double>();
+      binning.edge_stride = edges.dim() == 2 ? edges.size(1) : 0;
+    } else if (low.defined()) {
+      binning.low = low.const_data_ptr<Compute>();
+      binning.high = high.const_data_ptr<Compute>();
+      binning.scale = scale.const_data_ptr<Compute>();
+    }
+    return binning;
+  }
+};
+
+// x [samples, features], floating or uint8 codes, which have neither range nor edges.
+void check_samples(const at::Tensor& x, const std::string& caller);
+
+// Raises where x, request or both are not fit for binning.
+ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request);
+
+// Raises, naming feature and value, where the request allows no NaN or no outlier and x has one.
+// Called once fewer samples were counted than there are, so it may be slow.
+void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
+                     const ResolvedBinning& binning);
+
+// Whether every sample must have a bin, so that a count short of one is an error.
+inline bool must_count_all(const at::Tensor& x, const BinningRequest& request) {
+  return at::isFloatingType(x.scalar_type())
+             ? !(request.omit_nan && (request.drop_outliers || request.clip_outliers))
+             : true;
+}
+
+// The torch-free type that a tensor's elements are stored as.
+template <typename Scalar>
+struct StoredType {
+  using type = Scalar;
+};
+template <>
+struct StoredType<at::Half> {
+  using type = Half;
+};
+template <>
+struct StoredType<at::BFloat16> {
+  using type = BFloat16;
+};
+
+// Calls body.template operator()<Stored>() for x's dtype.
+#define SIMMIM_DISPATCH_STORED(x, name, ...)                                                    \
+  AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kByte, (x).scalar_type(), name, \
+                                  [&] {                                                         \
+                                    using Stored = StoredType<scalar_t>::type;                  \
+                                    __VA_ARGS__();                                              \
+                                  })
+
+}  // namespace simmim

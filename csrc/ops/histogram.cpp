@@ -1,0 +1,83 @@
+#include "../kernels/histogram.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "backend.h"
+#include "binning.h"
+#include "parallel.h"
+
+namespace simmim {
+namespace {
+
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = int64_t{1} << 16;
+
+template <typename Stored>
+void count_on_cpu(const HistogramArgs<Stored>& args) {
+  // Threads take blocks of features where there are enough; else chunks of samples, each counted
+  // apart and then added: sums of integers, the same in any order.
+  constexpr int64_t kFeatureBlock = 64;
+  const int64_t blocks = (args.features + kFeatureBlock - 1) / kFeatureBlock;
+  const int64_t threads = threads_for(args.samples * args.features / kGrain);
+  const int64_t chunks = blocks >= threads ? 1 : (threads + blocks - 1) / blocks;
+  const int64_t size = args.features * args.binning.bins;
+  std::vector<int64_t> partial((chunks - 1) * size);
+  const auto count = [&](int64_t task) {
+    const int64_t block = task / chunks * kFeatureBlock, chunk = task % chunks;
+    HistogramArgs<Stored> mine = args;
+    if (chunk > 0) mine.counts = partial.data() + (chunk - 1) * size;
+    histogram_cpu(mine, block, std::min(block + kFeatureBlock, args.features),
+                  args.samples * chunk / chunks, args.samples * (chunk + 1) / chunks);
+  };
+  if (threads == 1) {
+    histogram_cpu(args, 0, args.features, 0, args.samples);
+  } else {
+    parallel_tasks(blocks * chunks, count);
+  }
+  for (size_t i = 0; i < partial.size(); ++i) args.counts[i % size] += partial[i];
+}
+
+at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
+                     const std::optional<at::Tensor>& high, const std::optional<at::Tensor>& edges,
+                     c10::string_view nan_policy, c10::string_view outliers,
+                     c10::string_view caller) {
+  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller);
+  const ResolvedBinning binning = resolve_binning(x, request);
+  at::Tensor counts = at::zeros({x.size(1), bins}, x.options().dtype(at::kLong));
+
+  SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
+    const HistogramArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
+                                     x.size(0),
+                                     x.size(1),
+                                     x.stride(0),
+                                     x.stride(1),
+                                     binning.view<compute_t<Stored>>(),
+                                     counts.mutable_data_ptr<int64_t>()};
+#ifdef SIMMIM_WITH_CUDA
+    if (x.is_cuda()) return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
+#endif
+    count_on_cpu(args);
+  });
+  if (must_count_all(x, request) && counts.sum().item<int64_t>() != x.numel()) {
+    raise_uncounted(x, request, binning);
+  }
+  return counts;
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def(
+      "histogram(Tensor x, int bins, Tensor? low, Tensor? high, Tensor? edges, str nan_policy, "
+      "str outliers, str caller) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) { m.impl("histogram", &simmim::histogram); }
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+#ifdef SIMMIM_WITH_CUDA
+  m.impl("histogram", &simmim::histogram);
+#else
+  m.impl("histogram", simmim::no_cuda_kernel());
+#endif
+}

@@ -1,0 +1,48 @@
+// Fans independent tasks out over torch.get_num_threads() threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace simmim {
+
+// How many threads parallel_tasks would use for so many tasks.
+inline int64_t threads_for(int64_t tasks) {
+  if (at::in_parallel_region()) return 1;
+  return std::max<int64_t>(1, std::min<int64_t>(tasks, at::get_num_threads()));
+}
+
+// Calls task(0), ..., task(tasks - 1), each once, in no fixed order. The first exception stops the
+// tasks not yet begun and is rethrown. Threads live for the call: unlike an OpenMP pool they
+// survive fork() and cannot deadlock in a DataLoader's workers, at some 20 us a call; so give one
+// task to work smaller than that.
+template <typename Task>
+void parallel_tasks(int64_t tasks, const Task& task) {
+  const int64_t threads = threads_for(tasks);
+  std::atomic<int64_t> next{0};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+  const auto work = [&] {
+    try {
+      for (int64_t i; (i = next.fetch_add(1)) < tasks;) task(i);
+    } catch (...) {
+      next = tasks;
+      const std::lock_guard<std::mutex> lock(error_mutex);
+      if (!error) error = std::current_exception();
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace simmim

@@ -1,0 +1,38 @@
+"""Fixtures that every test file shares."""
+
+import pytest
+import torch
+
+from simmim_ext import _build  # noqa: F401  (built, or nothing below can work)
+from simmim_ext.ops import _library
+
+CAPABILITIES = ("portable", "avx2", "avx512", "amx")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if request.param == "cuda" and _library._C.build_info()["cuda"] is None:
+        pytest.skip("built without CUDA")
+    return str(request.param)
+
+
+@pytest.fixture(params=CAPABILITIES)
+def cpu_capability(request: pytest.FixtureRequest):
+    """Runs the test once under each capability that this machine offers."""
+    best = _library._C.best_cpu_capability()
+    if CAPABILITIES.index(request.param) > CAPABILITIES.index(best):
+        pytest.skip(f"this CPU offers at most {best}")
+    before = _library._C.cpu_capability()
+    _library._C.set_cpu_capability(request.param)
+    yield request.param
+    _library._C.set_cpu_capability(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count for one test; restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+"""Every operator of the case table: answers, dispatch, capabilities, threads, errors."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+by_name = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+differentiable = [case for case in CASES if case.differentiable]
+
+
+def assert_same(case: Case, actual: Any, expected: Any) -> None:
+    actual, expected = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        assert a.shape == e.shape
+        torch.testing.assert_close(a, e, rtol=0, atol=case.tolerance, equal_nan=True)
+
+
+@by_name
+def test_agrees_with_reference(case: Case, device: str) -> None:
+    for arguments in case.arguments(device):
+        if device == "cuda" and not case.has_cuda:
+            with pytest.raises(NotImplementedError, match="has no CUDA kernel yet"):
+                case.op(*arguments)
+        else:
+            assert_same(case, case.op(*arguments), case.reference(*arguments))
+
+
+@by_name
+def test_does_not_depend_on_cpu_capability(case: Case, cpu_capability: str) -> None:
+    for arguments in case.arguments("cpu"):
+        assert_same(case, case.op(*arguments), case.reference(*arguments))
+
+
+@by_name
+def test_does_not_depend_on_threads(case: Case, threads) -> None:
+    for arguments in case.arguments("cpu"):
+        threads(1)
+        alone = case.op(*arguments)
+        threads(3)
+        for a, b in zip(*map(pytree.tree_leaves, (alone, case.op(*arguments))), strict=True):
+            assert torch.equal(a, b)
+
+
+@by_name
+def test_registration(case: Case, device: str) -> None:
+    """Schema, fake and autograd registration agree with what the kernel does."""
+    if device == "cuda" and not case.has_cuda:
+        pytest.skip("no CUDA kernel yet")
+    op = getattr(torch.ops.simmim_ext, case.name).default
+    tried = 0
+    for arguments in case.arguments(device):
+        given = op._schema.arguments[len(arguments) :]
+        defaults = tuple(default_for(argument.name, case) for argument in given)
+        torch.library.opcheck(op, (*arguments, *defaults))
+        tried += 1
+        if tried == 3:  # seconds each; the answers are checked above
+            break
+    assert tried
+
+
+def default_for(name: str, case: Case) -> Any:
+    """The wrapper's default for an argument that the schema has none for."""
+    import inspect
+
+    return inspect.signature(case.op).parameters[name].default
+
+
+@by_name
+def test_compiles(case: Case) -> None:
+    arguments = next(iter(case.arguments("cpu")))
+    torch._dynamo.reset()
+    compiled = torch.compile(case.op, fullgraph=True, backend="aot_eager")
+    assert_same(case, compiled(*arguments), case.op(*arguments))
+
+
+@by_name
+def test_bad_input(case: Case) -> None:
+    assert case.bad
+    for make, error, text in case.bad:
+        arguments = make()
+        before = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, arguments)
+        with pytest.raises(error, match="^" + re.escape(text)):
+            case.op(*arguments)
+        for a, b in zip(*map(pytree.tree_leaves, (arguments, before)), strict=True):
+            if isinstance(a, Tensor):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", differentiable, ids=[case.name for case in differentiable])
+def test_gradients(case: Case) -> None:
+    tried = 0
+    for arguments in case.arguments("cpu"):
+        if any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            assert torch.autograd.gradcheck(case.op, arguments)
+            tried += 1
+    assert tried
