@@ -5,7 +5,7 @@ inputs; a tuple's second item and a mapping's "labels" or "label" are its labels
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -193,7 +193,7 @@ class Shuffled:
         pieces = [
             (i, rows)
             for i, batch in enumerate(self._data)
-            for rows in torch.randperm(samples_of(batch)).split(self._size)
+            for rows in torch.split(torch.randperm(samples_of(batch)), self._size)
         ]
         for j in torch.randperm(len(pieces)).tolist():
             i, rows = pieces[j]
@@ -242,16 +242,21 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Puts the models into eval mode for the block; every module's own mode comes back."""
+def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
+    """Puts the models into that mode for the block; every module's own mode comes back."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
-            model.eval()
+            model.train(training)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def evaluating(*models: nn.Module) -> AbstractContextManager[None]:
+    """Puts the models into eval mode for the block; every module's own mode comes back."""
+    return in_mode(*models, training=False)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,6 +1,5 @@
 """The outcome of a compression: a model, a report, and the way to disk and back."""
 
-import copy
 import json
 from dataclasses import dataclass, field
 from os import PathLike
@@ -94,6 +93,6 @@ def rebuild(
     """A copy of the original ``model`` with the history replayed and the tensors put back."""
     from .removal import apply_history
 
-    rebuilt = apply_history(copy.deepcopy(model), history)
+    rebuilt = apply_history(model, history)
     restore_tensors(rebuilt, tensors, description)
     return rebuilt

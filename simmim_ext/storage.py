@@ -73,7 +73,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
         for name in description["masked"]:
             layer = model.get_submodule(name)
             if not isinstance(layer, nn.Linear | MaskedLinear):
-                raise ValueError(f"{name} is a {type(layer).__name__}, not a linear layer")
+                raise TypeError(f"{name} is a {type(layer).__name__}, not a linear layer")
             bits = tensors[f"{name}.mask"].numpy()
             shape = layer.weight.shape
             mask = torch.from_numpy(np.unpackbits(bits, count=shape.numel()).astype(bool))
@@ -82,7 +82,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
             tensors[f"{name}.weight"] = torch.zeros(shape, dtype=kept.dtype)
             tensors[f"{name}.weight"][mask] = kept
             tensors[f"{name}.mask"] = mask
-            if isinstance(layer, nn.Linear):
+            if not isinstance(layer, MaskedLinear):
                 masked = MaskedLinear.from_linear(layer, mask.to(layer.weight.device))
                 set_submodule(model, name, masked.train(layer.training))
         for name, source in description["shared"].items():
@@ -91,7 +91,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
             if name in tensors and value.dtype != tensors[name].dtype:
                 value.data = value.data.to(tensors[name].dtype)
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise SimMIMError(
             f"the stored weights do not fit the model: {str(error).splitlines()[0]}; "
             "give an instance of the original architecture"

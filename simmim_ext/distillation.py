@@ -1,0 +1,266 @@
+"""Distillation: the student learns the teacher's predictive distribution (Hinton et al., 2015)."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .config import CompressConfig
+from .data import (
+    Batch,
+    ForwardFn,
+    batches,
+    check_reiterable,
+    device_of,
+    evaluating,
+    forward,
+    in_mode,
+    labels_of,
+    samples_of,
+    seeded,
+)
+from .errors import SimMIMError
+from .outputs import kl_per_sample, noise_variance, resolve_output
+from .progress import bar
+from .storage import Json, restore_tensors, tensors_of
+
+History = list[dict[str, Any]]
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Iterable[Batch],
+    *,
+    config: CompressConfig | None = None,
+    output: str = "auto",
+    forward_fn: ForwardFn | None = None,
+    progress: bool = True,
+) -> tuple[nn.Module, History]:
+    """Trains a copy of the student to predict what the teacher predicts.
+
+    The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule;
+    ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
+    taken at the input of the last nn.Linear. For "values" and "embeddings" the KL is that of
+    Gaussian outputs.
+
+    Args:
+        student: the model to train; it is not changed.
+        teacher: the model to imitate; it is not changed.
+        data: re-iterable of batches; labels are needed only with ``config.label_weight``.
+        config: epochs, lr, temperature, weights, seed, amp.
+        output: "auto", "classes", "values" or "embeddings".
+        forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's own
+            forward does not give that.
+        progress: show a progress bar where standard error is a terminal.
+
+    Returns:
+        The trained copy, in the student's modes, and for each epoch its mean loss in nats,
+        learning rate at the end and seconds.
+
+    Raises:
+        SimMIMError: the data is empty or read-once, the loss stops being finite, nothing in the
+            student can be trained.
+    """
+    config = config or CompressConfig()
+    run = Distillation(
+        copy.deepcopy(student), teacher, data, config=config, output=output, forward_fn=forward_fn
+    )
+    with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
+        while run.epoch < config.epochs:
+            run.run_epoch(advance)
+    return run.student, run.history
+
+
+class Distillation:
+    """A distillation that goes on epoch by epoch, so that its state can be kept in between.
+
+    Every epoch is seeded from the seed and its number: it depends on the state it starts from
+    and on nothing that happened earlier in the process.
+
+    Attributes:
+        student: the model in training, changed in place.
+        epoch: number of epochs done.
+        history: one dict for each of them.
+        steps: batches in an epoch.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        data: Iterable[Batch],
+        *,
+        config: CompressConfig,
+        output: str = "auto",
+        forward_fn: ForwardFn | None = None,
+    ) -> None:
+        check_reiterable(data, "train")
+        self.student = student
+        self.epoch = 0
+        self.history: History = []
+        self._teacher = teacher
+        self._data = data
+        self._config = config
+        self._forward_fn = forward_fn
+        self._device = device_of(student)
+        with seeded(config.seed):
+            first = next(batches(data, name="train"))
+            output = resolve_output(output, teacher, first, forward_fn)
+            self._noise = None if output == "classes" else noise_variance(teacher, data, forward_fn)
+            # Not every loader knows its length, and the cosine needs it.
+            self.steps = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+        trainable = [p for p in student.parameters() if p.requires_grad]
+        if not trainable and config.epochs > 0:
+            raise SimMIMError(
+                "distill: no parameter of the student requires a gradient; call "
+                "student.requires_grad_(True), or set epochs=0"
+            )
+        self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
+        self._batch_norm = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules()
+        )
+
+    def run_epoch(self, advance: Callable[[float], None] = lambda steps: None) -> None:
+        """Trains for one epoch and adds it to the history."""
+        config, begin = self._config, time.perf_counter()
+        total, samples, lr = 0.0, 0, config.lr
+        assert self._optimizer is not None
+        with (
+            seeded(config.seed, self.epoch + 1, device=self._device),
+            evaluating(self._teacher),
+            in_mode(self.student, training=True),
+        ):
+            for step, batch in enumerate(batches(self._data, device=self._device, name="train")):
+                advance(1)
+                if self._batch_norm and samples_of(batch) == 1:
+                    continue  # One sample has no batch statistics.
+                lr = self._learning_rate(step)
+                for group in self._optimizer.param_groups:
+                    group["lr"] = lr
+                loss, rows = self._loss(batch)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise SimMIMError(
+                        f"distill: the loss became {value} in epoch {self.epoch + 1}, step "
+                        f"{step + 1}; lower config.lr ({config.lr}), or check the data for NaN"
+                    )
+                self._optimizer.step()
+                total += value * rows
+                samples += rows
+        self.epoch += 1
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "loss": total / max(samples, 1),
+                "lr": lr,
+                "seconds": time.perf_counter() - begin,
+            }
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], Json]:
+        """Everything that the next epoch depends on, as tensors and JSON."""
+        weights, description = tensors_of(self.student)
+        tensors = {f"student.{name}": value for name, value in weights.items()}
+        if self._optimizer is not None:
+            for i, slots in self._optimizer.state_dict()["state"].items():
+                for key, value in slots.items():
+                    tensors[f"adam.{i}.{key}"] = value.detach().cpu().clone()
+        meta = {"student": description, "epoch": self.epoch, "history": self.history}
+        return tensors, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: Json) -> None:
+        """Takes up the state that ``state`` gave."""
+        weights = {n.removeprefix("student."): t for n, t in tensors.items() if n[0] == "s"}
+        restore_tensors(self.student, weights, meta["student"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, index, key = name.split(".")
+                slots.setdefault(int(index), {})[key] = value
+        if self._optimizer is not None:
+            state = self._optimizer.state_dict()
+            self._optimizer.load_state_dict({**state, "state": slots})
+        self.epoch, self.history = meta["epoch"], list(meta["history"])
+
+    def _learning_rate(self, step: int) -> float:
+        done = (self.epoch + min(step / self.steps, 1)) / self._config.epochs
+        return self._config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """The loss of a batch, a scalar, and the number of its samples."""
+        config = self._config
+        features: list[Tensor] = []
+        with (
+            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp),
+            _last_features(self._teacher, self.student, features, config.gram_weight > 0),
+        ):
+            with torch.no_grad():
+                teacher = forward(self._teacher, batch, self._forward_fn)
+            student = forward(self.student, batch, self._forward_fn)
+        teacher, student = teacher.float(), student.float()
+        if self._noise is None:
+            # T^2 keeps the gradient's size whatever the temperature.
+            kl = kl_per_sample(teacher, student, temperature=config.temperature)
+            loss = config.temperature**2 * kl.mean()
+        else:
+            loss = kl_per_sample(teacher, student, noise=self._noise).mean()
+        if config.label_weight > 0:
+            loss = loss + config.label_weight * self._label_loss(student, batch)
+        if config.gram_weight > 0:
+            similarity = gram(features[1]) - gram(features[0])
+            loss = loss + config.gram_weight * similarity.square().mean()
+        return loss, len(student)
+
+    def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
+        labels = labels_of(batch)
+        if labels is None or labels.shape[0] != len(student):
+            raise SimMIMError(
+                f"distill: label_weight={self._config.label_weight} needs one label for each of "
+                f"the {len(student)} samples of a batch, got "
+                f"{'none' if labels is None else labels.shape[0]}; set label_weight=0 or give "
+                "(inputs, labels)"
+            )
+        if self._noise is None:
+            return functional.cross_entropy(student, labels)
+        return kl_per_sample(labels.reshape(student.shape), student, noise=self._noise).mean()
+
+
+def gram(features: Tensor) -> Tensor:
+    """Similarities of the batch's samples [samples, samples], each row of unit length."""
+    rows = features.flatten(1).float()
+    return functional.normalize(rows @ rows.T, dim=1)
+
+
+@contextmanager
+def _last_features(
+    teacher: nn.Module, student: nn.Module, features: list[Tensor], wanted: bool
+) -> Iterator[None]:
+    """Collects the input of each model's last nn.Linear while the block runs, if wanted."""
+    if not wanted:
+        yield
+        return
+    handles = []
+    for model in (teacher, student):
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if not layers:
+            raise SimMIMError(
+                "distill: gram_weight needs an nn.Linear, at whose input samples are compared, and "
+                "the model has none; set gram_weight=0"
+            )
+        handles.append(
+            layers[-1].register_forward_pre_hook(lambda layer, args: features.append(args[0]))
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

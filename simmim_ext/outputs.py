@@ -1,0 +1,124 @@
+"""What a model's outputs are, and the metric that goes with them.
+
+Classes: the softmax distribution. Values and embeddings: outputs are seen through Gaussian
+noise whose variance is a twentieth of the teacher's mean output variance, which defines KL and
+information in nats for them as well.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .data import (
+    Batch,
+    ForwardFn,
+    batches,
+    device_of,
+    evaluating,
+    forward,
+    labels_of,
+    to_device,
+)
+from .errors import SimMIMError
+
+OUTPUTS = ("auto", "classes", "values", "embeddings")
+NOISE_FRACTION = 0.05
+
+
+def check_output(output: str) -> None:
+    """Raises ValueError unless ``output`` is one of OUTPUTS."""
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+
+
+def resolve_output(
+    output: str, model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None
+) -> str:
+    """What "auto" stands for with this model: "classes", "values" or "embeddings".
+
+    Pooled hidden states are embeddings; integer labels mean classes and floating ones values;
+    without labels a single output is a value and several are classes.
+
+    Raises:
+        SimMIMError: the outputs should be logits and are probabilities already.
+    """
+    check_output(output)
+    batch = to_device(batch, device_of(model))
+    pooled = False
+
+    def watch(module: nn.Module, args: object, result: object) -> None:
+        nonlocal pooled
+        pooled = hasattr(result, "last_hidden_state") and not hasattr(result, "logits")
+
+    handle = model.register_forward_hook(watch)
+    try:
+        with evaluating(model), torch.no_grad():
+            outputs = forward(model, batch, forward_fn)
+    finally:
+        handle.remove()
+    labels = labels_of(batch)
+    if output == "auto":
+        if pooled:
+            output = "embeddings"
+        elif labels is not None:
+            output = "values" if labels.is_floating_point() else "classes"
+        else:
+            output = "values" if outputs.shape[1] == 1 else "classes"
+    if output == "classes" and outputs.shape[1] == 1:
+        raise SimMIMError(
+            'output="classes" needs at least two outputs, got 1; pass output="values", or '
+            "forward_fn=lambda model, batch: ... that returns [samples, classes]"
+        )
+    if output == "classes" and _are_probabilities(outputs):
+        raise SimMIMError(
+            "the model returns probabilities, and logits are needed: softmax would be applied "
+            "twice; pass forward_fn=lambda model, batch: model(batch).log(), or output='values'"
+        )
+    return output
+
+
+def noise_variance(
+    teacher: nn.Module,
+    data: Iterable[Batch],
+    forward_fn: ForwardFn | None = None,
+    *,
+    limit: int = 1000,
+) -> float:
+    """Variance of the Gaussian output noise, from the teacher's outputs on ``limit`` samples.
+
+    Raises:
+        SimMIMError: the outputs do not vary.
+    """
+    device = device_of(teacher)
+    with evaluating(teacher), torch.no_grad():
+        outputs = torch.cat(
+            [forward(teacher, b, forward_fn) for b in batches(data, device=device, limit=limit)]
+        ).double()
+    variance = float(outputs.var(dim=0, correction=0).mean())
+    if not variance > 0:
+        raise SimMIMError(
+            f"the teacher's outputs do not vary over {len(outputs)} samples (variance {variance}); "
+            "give more calibration data, or check the model"
+        )
+    return NOISE_FRACTION * variance
+
+
+def kl_per_sample(
+    teacher: Tensor, student: Tensor, *, noise: float | None = None, temperature: float = 1.0
+) -> Tensor:
+    """KL(teacher || student) in nats of outputs [samples, outputs], for each sample [samples].
+
+    ``noise`` None: categorical, of the softmax at that temperature. A variance: Gaussian.
+    """
+    if noise is not None:
+        return (teacher - student).square().sum(dim=1) / (2 * noise)
+    p = torch.log_softmax(teacher / temperature, dim=1)
+    q = torch.log_softmax(student / temperature, dim=1)
+    return (p.exp() * (p - q)).sum(dim=1)
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    totals = outputs.double().sum(dim=1)
+    close = torch.allclose(totals, torch.ones_like(totals), atol=1e-2)
+    return close and bool((outputs >= 0).all())

@@ -1,0 +1,173 @@
+"""Distillation: it learns, it is the same twice, it resumes, it touches nothing of the caller's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from simmim_ext import CompressConfig, SimMIMError, distill
+from simmim_ext.data import Shuffled
+from simmim_ext.distillation import Distillation, gram
+from simmim_ext.outputs import kl_per_sample
+
+CONFIG = CompressConfig(epochs=4, lr=3e-2)
+
+
+def mlp(hidden, outputs=5, seed=0, norm=False):
+    torch.manual_seed(seed)
+    middle = [nn.BatchNorm1d(hidden)] if norm else []
+    return nn.Sequential(nn.Linear(8, hidden), *middle, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(512, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def teacher():
+    model = mlp(64)
+    with torch.no_grad():
+        model[2].weight *= 5
+    return model
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def kl(teacher, student, x):
+    with torch.no_grad():
+        return float(kl_per_sample(teacher(x), student.eval()(x)).mean())
+
+
+def test_it_learns_and_changes_nothing_of_the_callers(teacher, x):
+    student = mlp(8, seed=1)
+    student[1].eval()
+    before, original = weights(teacher), weights(student)
+    torch.manual_seed(9)
+    expected_random = torch.rand(1)
+    torch.manual_seed(9)
+    trained, history = distill(student, teacher, Shuffled([x], 64), config=CONFIG)
+    assert torch.equal(torch.rand(1), expected_random)
+    assert same(before, weights(teacher))
+    assert same(original, weights(student))
+    assert [m.training for m in trained.modules()] == [m.training for m in student.modules()]
+    assert teacher.training
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["lr"] < 0.05 * CONFIG.lr
+    assert kl(teacher, trained, x) < 0.5 * kl(teacher, student, x)
+
+
+def test_two_runs_are_identical_and_another_seed_is_not(teacher, x):
+    student, data = mlp(8, seed=1), Shuffled([x], 64)
+    first = weights(distill(student, teacher, data, config=CONFIG)[0])
+    torch.rand(7)
+    assert same(first, weights(distill(student, teacher, data, config=CONFIG)[0]))
+    other = CompressConfig(epochs=4, lr=3e-2, seed=1)
+    assert not same(first, weights(distill(student, teacher, data, config=other)[0]))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_run_taken_up_again_ends_with_the_same_weights(teacher, x, norm):
+    student, data = mlp(8, seed=1, norm=norm), Shuffled([x[:500]], 71)
+    whole, history = distill(student, teacher, data, config=CONFIG)
+    run = Distillation(copy.deepcopy(student), teacher, data, config=CONFIG)
+    for _ in range(CONFIG.epochs):
+        tensors, meta = run.state()
+        run = Distillation(copy.deepcopy(student), teacher, data, config=CONFIG)
+        run.restore(tensors, meta)
+        run.run_epoch()
+    assert same(weights(whole), weights(run.student))
+    assert [row["loss"] for row in run.history] == [row["loss"] for row in history]
+
+
+def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
+    class Stream:
+        def __iter__(self):
+            return iter([x[:32], x[32:64], x[64:65]])
+
+    trained, _ = distill(mlp(8, norm=True), teacher, Stream(), config=CompressConfig(epochs=1))
+    assert not same(weights(trained), weights(mlp(8, norm=True)))
+
+
+def test_regression_and_labels_and_gram(teacher, x):
+    y = teacher(x).detach().argmax(1)
+    data = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+    plain, labelled, similar = (
+        distill(mlp(8, seed=1), teacher, data, config=CompressConfig(epochs=1, **extra))[1][0]
+        for extra in ({}, {"label_weight": 1.0}, {"gram_weight": 10.0})
+    )
+    assert labelled["loss"] > plain["loss"]
+    assert similar["loss"] > plain["loss"]
+    one = mlp(64, outputs=1)
+    student, history = distill(mlp(8, 1, seed=1), one, [x], config=CompressConfig(epochs=60))
+    assert history[-1]["loss"] < history[0]["loss"]
+    half = CompressConfig(epochs=1, amp=True)
+    assert distill(mlp(8), teacher, data, config=half)[0][0].weight.dtype == torch.float32
+
+
+def test_gram_is_the_row_normalised_similarity_of_tung_and_mori():
+    features = torch.randn(6, 3, 2)
+    flat = features.flatten(1)
+    expected = flat @ flat.T
+    expected /= expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(gram(features), expected)
+
+
+def test_zero_epochs_train_nothing(teacher, x):
+    student = mlp(8)
+    trained, history = distill(student, teacher, [x], config=CompressConfig(epochs=0))
+    assert history == []
+    assert trained is not student
+    assert same(weights(trained), weights(student))
+
+
+def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
+    student = mlp(8)
+    with pytest.raises(SimMIMError, match="train: got a generator, which can be read only once"):
+        distill(student, teacher, (x for _ in range(2)))
+    with pytest.raises(SimMIMError, match="train: no sample came out of an empty list"):
+        distill(student, teacher, [])
+    with pytest.raises(SimMIMError, match="label_weight=1.0 needs one label for each of the 512"):
+        distill(student, teacher, [x], config=CompressConfig(label_weight=1.0))
+    with pytest.raises(SimMIMError, match="the loss became nan in epoch 1, step 1; lower"):
+        distill(student, teacher, [x * float("nan")])
+    with pytest.raises(SimMIMError, match="no parameter of the student requires a gradient"):
+        distill(student.requires_grad_(False), teacher, [x])
+    conv = nn.Sequential(nn.Conv1d(8, 5, 1), nn.Flatten())
+    with pytest.raises(SimMIMError, match="gram_weight needs an nn.Linear"):
+        distill(conv, conv, [x[..., None]], config=CompressConfig(gram_weight=1.0))
+
+
+def test_an_interrupt_leaves_modes_and_random_state(teacher, x):
+    class Interrupting:
+        def __init__(self):
+            self.passes = 0
+
+        def __len__(self):
+            return 8
+
+        def __iter__(self):
+            self.passes += 1
+            yield from x[:256].split(64)
+            if self.passes > 1:
+                raise KeyboardInterrupt
+
+    student = mlp(8)
+    before = weights(student)
+    torch.manual_seed(2)
+    expected = torch.rand(1)
+    torch.manual_seed(2)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, teacher, Interrupting(), config=CONFIG)
+    assert torch.equal(torch.rand(1), expected)
+    assert teacher.training
+    assert student.training
+    assert same(before, weights(student))
