@@ -1,0 +1,214 @@
+#include <cuda_runtime.h>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace simmim {
+constexpr size_t kSharedCapacity = 227 * 1024;  // what one block can have on an H100
+alignas(128) unsigned char simmim_shared_memory[kSharedCapacity];
+}  // namespace simmim
+
+namespace simt {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned char kPattern = 0xa5;
+
+struct Fiber {
+  enum State { ready, at_block_barrier, at_warp_barrier, finished };
+
+  dim3 index;  // threadIdx
+  State state;
+  unsigned warp_mask;  // of the warp barrier it waits at
+  uint64_t deposit;    // what it offers to its warp
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(kStackBytes);
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;  // those of the running block are the first `running`
+size_t running;
+Fiber* self;
+ucontext_t scheduler;
+const void* scheduler_stack;
+size_t scheduler_stack_bytes;
+const std::function<void()>* body;
+std::mt19937& random_source() {
+  static std::mt19937 source([] {
+    const char* seed = std::getenv("SIMT_SEED");
+    return seed == nullptr ? 0 : std::atoi(seed);
+  }());
+  return source;
+}
+
+[[noreturn]] void fail(const char* reason) {
+  std::fprintf(stderr, "simt: %s\n", reason);
+  std::exit(3);
+}
+
+void enter() {
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+  (*body)();
+  self->state = Fiber::finished;
+  __sanitizer_start_switch_fiber(nullptr, scheduler_stack, scheduler_stack_bytes);
+  swapcontext(&self->context, &scheduler);
+}
+
+void start(Fiber& fiber, dim3 index) {
+  fiber.index = index;
+  fiber.state = Fiber::ready;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.data();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  makecontext(&fiber.context, enter, 0);
+}
+
+void yield() {
+  void* fake_stack;
+  __sanitizer_start_switch_fiber(&fake_stack, scheduler_stack, scheduler_stack_bytes);
+  swapcontext(&self->context, &scheduler);
+  __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack, &scheduler_stack_bytes);
+}
+
+void resume(Fiber& fiber) {
+  self = &fiber;
+  threadIdx = fiber.index;
+  void* fake_stack;
+  __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.data(), kStackBytes);
+  swapcontext(&scheduler, &fiber.context);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+
+size_t index_of(const Fiber& fiber) {
+  return (fiber.index.z * blockDim.y + fiber.index.y) * blockDim.x + fiber.index.x;
+}
+
+// Releases a warp barrier once all lanes of its mask wait at it. Returns whether it did.
+bool release_warp(size_t first) {
+  const size_t lanes = std::min<size_t>(kWarpSize, running - first);
+  for (size_t l = 0; l < lanes; ++l) {
+    const Fiber& fiber = *fibers[first + l];
+    if (fiber.state != Fiber::at_warp_barrier) continue;
+    const unsigned mask =
+        lanes == kWarpSize ? fiber.warp_mask : fiber.warp_mask & ((1u << lanes) - 1);
+    bool all = true;
+    for (size_t m = 0; m < lanes; ++m) {
+      const Fiber& other = *fibers[first + m];
+      if (mask >> m & 1) {
+        all &= other.state == Fiber::at_warp_barrier && other.warp_mask == fiber.warp_mask;
+      }
+    }
+    if (!all) continue;
+    for (size_t m = 0; m < lanes; ++m) {
+      if (mask >> m & 1) fibers[first + m]->state = Fiber::ready;
+    }
+    return true;
+  }
+  return false;
+}
+
+void run_block() {
+  std::vector<Fiber*> ready;
+  for (;;) {
+    ready.clear();
+    size_t waiting = 0, done = 0;
+    for (size_t i = 0; i < running; ++i) {
+      waiting += fibers[i]->state == Fiber::at_block_barrier;
+      done += fibers[i]->state == Fiber::finished;
+      if (fibers[i]->state == Fiber::ready) ready.push_back(fibers[i].get());
+    }
+    if (done == running) return;
+    if (!ready.empty()) {
+      std::shuffle(ready.begin(), ready.end(), random_source());
+      for (Fiber* fiber : ready) resume(*fiber);
+      continue;
+    }
+    bool released = false;
+    for (size_t first = 0; first < running; first += kWarpSize) released |= release_warp(first);
+    if (released) continue;
+    if (waiting != running) fail("a barrier that not every thread of the block or mask reaches");
+    for (size_t i = 0; i < running; ++i) fibers[i]->state = Fiber::ready;
+  }
+}
+
+}  // namespace
+
+int lane() { return static_cast<int>(index_of(*self) % kWarpSize); }
+
+void sync_block() {
+  self->state = Fiber::at_block_barrier;
+  yield();
+}
+
+void sync_warp(unsigned mask) {
+  if (!(mask >> lane() & 1)) fail("a warp operation by a lane that its mask leaves out");
+  self->state = Fiber::at_warp_barrier;
+  self->warp_mask = mask;
+  yield();
+}
+
+void step() {
+  if (random_source()() % 8 == 0) yield();
+}
+
+uint64_t exchange(unsigned mask, uint64_t value, int source_lane) {
+  if (!(mask >> source_lane & 1)) fail("a shuffle from a lane that its mask leaves out");
+  const size_t source = index_of(*self) - lane() + source_lane;
+  self->deposit = value;
+  sync_warp(mask);
+  if (source >= running) fail("a shuffle from a lane beyond the block");
+  const uint64_t result = fibers[source]->deposit;
+  sync_warp(mask);  // nobody deposits anew before all have read
+  return result;
+}
+
+unsigned vote(unsigned mask, bool predicate) {
+  const size_t first = index_of(*self) - lane();
+  self->deposit = predicate;
+  sync_warp(mask);
+  unsigned result = 0;
+  for (size_t l = 0; l < kWarpSize && first + l < running; ++l) {
+    if ((mask >> l & 1) && fibers[first + l]->deposit != 0) result |= 1u << l;
+  }
+  sync_warp(mask);
+  return result;
+}
+
+cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const size_t blocks = size_t{grid.x} * grid.y * grid.z;
+  running = size_t{block.x} * block.y * block.z;
+  if (blocks == 0 || running == 0 || running > 1024 || grid.y > 65535 || grid.z > 65535 ||
+      config.dynamicSmemBytes > simmim::kSharedCapacity) {
+    return cudaErrorInvalidConfiguration;
+  }
+  const auto unravel = [](size_t n, dim3 size) {
+    return dim3(n % size.x, n / size.x % size.y, n / size.x / size.y);
+  };
+  body = &kernel;
+  gridDim = grid;
+  blockDim = block;
+  while (fibers.size() < running) fibers.push_back(std::make_unique<Fiber>());
+  unsigned char* shared = simmim::simmim_shared_memory;
+  ASAN_POISON_MEMORY_REGION(shared + config.dynamicSmemBytes,
+                            simmim::kSharedCapacity - config.dynamicSmemBytes);
+  std::vector<size_t> order(blocks);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::shuffle(order.begin(), order.end(), random_source());
+  for (const size_t b : order) {
+    blockIdx = unravel(b, grid);
+    memset(shared, kPattern, config.dynamicSmemBytes);
+    for (size_t i = 0; i < running; ++i) start(*fibers[i], unravel(i, block));
+    run_block();
+  }
+  ASAN_UNPOISON_MEMORY_REGION(shared, simmim::kSharedCapacity);
+  return cudaSuccess;
+}
+
+}  // namespace simt
