@@ -1,0 +1,52 @@
+# `make demo` and `make test` start from nothing but python3, make and a C++ compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*.cpp' 'tests/simt/*.h')
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
+
+.PHONY: help build demo test test-all lint format bench package clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: .venv/built  ## the environment and the extension, in place
+
+# torch first: the build needs it, and isolation would install it twice.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install 'setuptools>=77' wheel 'pybind11>=2.13' ninja numpy $(or $(TORCH),torch)
+	@touch $@
+
+.venv/built: .venv/torch $(SOURCES)
+	$(BIN)/pip install --no-build-isolation -e '.[demo,test,bench,lint]'
+	@touch $@
+
+demo: build  ## the main job: train, compress and compare on real images
+	$(BIN)/simmim demo $(ARGS)
+
+test: build  ## the tests, a few minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: build  ## with the long ones: kills, architectures, every CPU capability
+	$(BIN)/python -m pytest -m '' $(ARGS)
+	@for capability in portable avx2; do \
+	  SIMMIM_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest -q tests/test_ops.py || exit 1; done
+
+lint: build  ## ruff, mypy --strict and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: build  ## rewrite in the house style
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: build  ## every operator against its baselines
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+package: build  ## sdist and wheel
+	$(BIN)/pip install build && $(BIN)/python -m build --no-isolation
+
+clean:  ## all that make made
+	rm -rf .venv build dist *.egg-info simmim_ext/_build.py simmim_ext/_C.*.so
