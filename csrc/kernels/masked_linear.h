@@ -1,0 +1,43 @@
+// masked_linear's kernels; see simmim_ext/ops/masked_linear.py for the mathematics.
+#pragma once
+
+#include <cstdint>
+
+namespace simmim {
+
+/// masked[i] = mask[i] ? weight[i] : 0. A select and not a product: what is masked contributes
+/// nothing, whatever its value, NaN included.
+struct MaskWeightArgs {
+  const void* weight;  // [elements], any type of item_size 2, 4 or 8 bytes whose 0 is all-zero bits
+  const uint8_t* mask;  // [elements], 0 or 1
+  void* masked;         // [elements]
+  int64_t item_size;    // bytes
+};
+void mask_weight_cpu(const MaskWeightArgs& args, int64_t begin, int64_t end);
+
+/// product[o, i] = mask[o, i] ? sum_b grad[b, o] x[b, i] : 0, the sampled dense-dense product
+/// (SDDMM): only the kept entries are computed.
+struct SampledProductArgs {
+  const float* grad;    // [out_features, batch], transposed, rows padded with 0 to `width` lanes
+  const float* x;       // [in_features, batch], likewise
+  const uint8_t* mask;  // [out_features, in_features], 0 or 1
+  float* product;       // [out_features, in_features]
+  int64_t width;        // batch rounded up to a multiple of kBatchLanes
+  int64_t in_features;
+};
+constexpr int64_t kBatchLanes = 16;
+/// Serial over the rows [begin, end) of out_features.
+void sampled_product_cpu(const SampledProductArgs& args, int64_t begin, int64_t end);
+
+/// source [rows, columns] float32 -> target [columns, width], zero in the lanes beyond rows.
+struct TransposeArgs {
+  const float* source;
+  float* target;
+  int64_t rows;
+  int64_t columns;
+  int64_t width;  // a multiple of kBatchLanes
+};
+/// Serial over blocks [begin, end) of kBatchLanes source rows.
+void transpose_blocks_cpu(const TransposeArgs& args, int64_t begin, int64_t end);
+
+}  // namespace simmim

@@ -1,0 +1,62 @@
+// Argument checks that the linear operators share. Texts: operator, argument, rule, value.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace simmim {
+
+// The operator as the dispatcher calls it, for the operators that call each other.
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> dispatched(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+inline std::string dtype_name(const at::Tensor& t) {
+  return std::string(c10::getDtypeNames(t.scalar_type()).first);
+}
+
+inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()), op, ": ", name,
+                   " must be float32, float64, float16 or bfloat16, got ", dtype_name(t));
+}
+
+inline void check_mask(const char* op, const at::Tensor& mask) {
+  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, op, ": mask must be bool, got ",
+                   dtype_name(mask));
+  TORCH_CHECK_VALUE(mask.dim() == 2, op, ": mask must have shape [out_features, in_features], got ",
+                    mask.sizes());
+}
+
+inline void check_weight(const char* op, const at::Tensor& weight, const at::Tensor& mask) {
+  check_floating(op, "weight", weight);
+  check_mask(op, mask);
+  TORCH_CHECK_VALUE(weight.sizes() == mask.sizes(), op, ": mask must have weight's shape ",
+                    weight.sizes(), ", got ", mask.sizes());
+  TORCH_CHECK_VALUE(weight.device() == mask.device(), op, ": mask must be on weight's device ",
+                    weight.device(), ", got ", mask.device());
+}
+
+// t is [..., features], with the dtype and the device of like.
+inline void check_features(const char* op, const char* name, const at::Tensor& t, int64_t features,
+                           const char* features_name, const char* like_name,
+                           const at::Tensor& like) {
+  check_floating(op, name, t);
+  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", like_name,
+                   "'s dtype ", dtype_name(like), ", got ", dtype_name(t));
+  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " must be on ", like_name,
+                    "'s device ", like.device(), ", got ", t.device());
+  TORCH_CHECK_VALUE(t.dim() >= 1 && t.size(-1) == features, op, ": ", name,
+                    " must have shape [..., ", features_name, "] with ", features_name, " = ",
+                    features, ", got ", t.sizes());
+}
+
+inline void check_bias(const char* op, const std::optional<at::Tensor>& bias, int64_t out_features,
+                       const at::Tensor& weight) {
+  if (!bias.has_value()) return;
+  check_features(op, "bias", *bias, out_features, "out_features", "weight", weight);
+  TORCH_CHECK_VALUE(bias->dim() == 1, op, ": bias must have shape [out_features], got ",
+                    bias->sizes());
+}
+
+}  // namespace simmim

@@ -1,0 +1,252 @@
+// y = x (W*M)^T + b, and the two products that its gradients are:
+//
+//   masked_linear(x, W, M, b)           x (W*M)^T + b  [..., in]  -> [..., out]
+//   masked_linear_input_grad(g, W, M)   g (W*M)        [..., out] -> [..., in]
+//   masked_linear_weight_grad(g, x, M)  (g^T x)*M      [out, in]
+//
+// Each one's gradients are the others, so derivatives of every order exist.
+
+#include "../kernels/masked_linear.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "backend.h"
+#include "linear_checks.h"
+
+namespace simmim {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Up to this share of kept weights, the sampled product beats a full product that is then masked.
+constexpr double kSampledDensity = 0.45;
+constexpr int64_t kGrainElements = 1 << 15;  // a thread takes at least so many
+
+constexpr char kForward[] = "masked_linear";
+constexpr char kInputGrad[] = "masked_linear_input_grad";
+constexpr char kWeightGrad[] = "masked_linear_weight_grad";
+
+// ---------------------------------------------------------------------- the operators, dispatched
+
+using Product = Tensor(const Tensor&, const Tensor&, const Tensor&);
+
+Tensor masked_linear(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                     const OptionalTensor& bias) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&);
+  static const auto op = dispatched<Signature>("simmim_ext::masked_linear");
+  return op.call(x, weight, mask, bias);
+}
+
+Tensor masked_linear_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
+  static const auto op = dispatched<Product>("simmim_ext::masked_linear_input_grad");
+  return op.call(grad, weight, mask);
+}
+
+Tensor masked_linear_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& mask) {
+  static const auto op = dispatched<Product>("simmim_ext::masked_linear_weight_grad");
+  return op.call(grad, x, mask);
+}
+
+// ------------------------------------------------------------------------------------ CPU kernels
+
+Tensor mask_weight(const Tensor& weight, const Tensor& mask) {
+  const Tensor full = weight.contiguous(), keep = mask.contiguous();
+  Tensor masked = at::empty_like(full);
+  const MaskWeightArgs args{full.const_data_ptr(),
+                            static_cast<const uint8_t*>(keep.const_data_ptr()),
+                            masked.mutable_data_ptr(), full.element_size()};
+  at::parallel_for(0, full.numel(), kGrainElements,
+                   [&](int64_t begin, int64_t end) { mask_weight_cpu(args, begin, end); });
+  return masked;
+}
+
+/// t [batch, features] -> [features, width], the batch padded with 0 to whole vectors.
+Tensor transposed(const Tensor& t) {
+  const int64_t blocks = (t.size(0) + kBatchLanes - 1) / kBatchLanes;
+  Tensor result = at::empty({t.size(1), blocks * kBatchLanes}, t.options());
+  const TransposeArgs args{t.const_data_ptr<float>(), result.mutable_data_ptr<float>(), t.size(0),
+                           t.size(1), blocks * kBatchLanes};
+  at::parallel_for(0, blocks, 1,
+                   [&](int64_t begin, int64_t end) { transpose_blocks_cpu(args, begin, end); });
+  return result;
+}
+
+Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                   const OptionalTensor& bias) {
+  check_weight(kForward, weight, mask);
+  check_features(kForward, "x", x, weight.size(1), "in_features", "weight", weight);
+  check_bias(kForward, bias, weight.size(0), weight);
+  return at::linear(x, mask_weight(weight, mask), bias);
+}
+
+Tensor input_grad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
+  check_weight(kInputGrad, weight, mask);
+  check_features(kInputGrad, "grad", grad, weight.size(0), "out_features", "weight", weight);
+  return at::matmul(grad, mask_weight(weight, mask));
+}
+
+Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) {
+  check_mask(kWeightGrad, mask);
+  const int64_t out_features = mask.size(0), in_features = mask.size(1);
+  check_features(kWeightGrad, "x", x, in_features, "in_features", "grad", grad);
+  check_features(kWeightGrad, "grad", grad, out_features, "out_features", "x", x);
+  TORCH_CHECK_VALUE(grad.sizes().slice(0, grad.dim() - 1) == x.sizes().slice(0, x.dim() - 1),
+                    kWeightGrad, ": grad and x must have the same batch axes, got shapes ",
+                    grad.sizes(), " and ", x.sizes());
+  const int64_t batch = grad.numel() / std::max<int64_t>(out_features, 1);
+  const Tensor grad_rows = grad.reshape({batch, out_features}).contiguous();
+  const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
+  const Tensor keep = mask.contiguous();
+  if (grad.scalar_type() != at::kFloat ||
+      keep.count_nonzero().item<int64_t>() > kSampledDensity * keep.numel()) {
+    return mask_weight(at::mm(grad_rows.t(), x_rows), keep);
+  }
+  const Tensor grad_t = transposed(grad_rows), x_t = transposed(x_rows);
+  Tensor product = at::empty({out_features, in_features}, grad.options());
+  const SampledProductArgs args{grad_t.const_data_ptr<float>(),
+                                x_t.const_data_ptr<float>(),
+                                static_cast<const uint8_t*>(keep.const_data_ptr()),
+                                product.mutable_data_ptr<float>(),
+                                x_t.size(1),
+                                in_features};
+  at::parallel_for(0, out_features, 8,
+                   [&](int64_t begin, int64_t end) { sampled_product_cpu(args, begin, end); });
+  return product;
+}
+
+// --------------------------------------------------------------------------------------- autograd
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::tensor_list;
+using Guard = at::AutoDispatchBelowADInplaceOrView;
+
+struct Forward : Function<Forward> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const Tensor& mask, const OptionalTensor& bias) {
+    context->save_for_backward({x, weight, mask});
+    context->saved_data["has_bias"] = bias.has_value();
+    const Guard guard;
+    return masked_linear(x, weight, mask, bias);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &grad = grads[0], &x = saved[0], &weight = saved[1], &mask = saved[2];
+    tensor_list result(4);
+    if (context->needs_input_grad(0)) result[0] = masked_linear_input_grad(grad, weight, mask);
+    if (context->needs_input_grad(1)) result[1] = masked_linear_weight_grad(grad, x, mask);
+    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(3)) {
+      result[3] = grad.reshape({-1, weight.size(0)}).sum(0);
+    }
+    return result;
+  }
+};
+
+struct InputGrad : Function<InputGrad> {
+  static Tensor forward(AutogradContext* context, const Tensor& grad, const Tensor& weight,
+                        const Tensor& mask) {
+    context->save_for_backward({grad, weight, mask});
+    const Guard guard;
+    return masked_linear_input_grad(grad, weight, mask);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &outer = grads[0], &grad = saved[0], &weight = saved[1], &mask = saved[2];
+    tensor_list result(3);
+    if (context->needs_input_grad(0)) result[0] = masked_linear(outer, weight, mask, {});
+    if (context->needs_input_grad(1)) result[1] = masked_linear_weight_grad(grad, outer, mask);
+    return result;
+  }
+};
+
+struct WeightGrad : Function<WeightGrad> {
+  static Tensor forward(AutogradContext* context, const Tensor& grad, const Tensor& x,
+                        const Tensor& mask) {
+    context->save_for_backward({grad, x, mask});
+    const Guard guard;
+    return masked_linear_weight_grad(grad, x, mask);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &outer = grads[0], &grad = saved[0], &x = saved[1], &mask = saved[2];
+    tensor_list result(3);
+    if (context->needs_input_grad(0)) result[0] = masked_linear(x, outer, mask, {});
+    if (context->needs_input_grad(1)) result[1] = masked_linear_input_grad(grad, outer, mask);
+    return result;
+  }
+};
+
+bool requires_grad(const OptionalTensor& t) { return t.has_value() && t->requires_grad(); }
+
+/// Without a gradient to record, the operator is called as it is: recording costs microseconds.
+template <typename Recorded, typename Op, typename... Tensors>
+Tensor record(Op op, const Tensors&... tensors) {
+  if (at::GradMode::is_enabled() && (requires_grad(tensors) || ...)) {
+    return Recorded::apply(tensors...);
+  }
+  const Guard guard;
+  return op(tensors...);
+}
+
+Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                        const OptionalTensor& bias) {
+  return record<Forward>(masked_linear, x, weight, mask, bias);
+}
+
+Tensor input_grad_autograd(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
+  return record<InputGrad>(masked_linear_input_grad, grad, weight, mask);
+}
+
+Tensor weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& mask) {
+  return record<WeightGrad>(masked_linear_weight_grad, grad, x, mask);
+}
+
+// --------------------------------------------------------------------------------------- autocast
+
+/// As F.linear under autocast: computed in the lower precision. The gradients run outside autocast
+/// on what the forward saved, so the forward alone needs casting.
+template <c10::DeviceType device>
+Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                        const OptionalTensor& bias) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  return masked_linear(at::autocast::cached_cast(dtype, x, device),
+                       at::autocast::cached_cast(dtype, weight, device), mask,
+                       at::autocast::cached_cast(dtype, bias, device));
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor");
+  m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
+  m.def("masked_linear_weight_grad(Tensor grad, Tensor x, Tensor mask) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+  m.impl("masked_linear", &simmim::forward_cpu);
+  m.impl("masked_linear_input_grad", &simmim::input_grad_cpu);
+  m.impl("masked_linear_weight_grad", &simmim::weight_grad_cpu);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+  m.impl("masked_linear", simmim::no_cuda_kernel());
+  m.impl("masked_linear_input_grad", simmim::no_cuda_kernel());
+  m.impl("masked_linear_weight_grad", simmim::no_cuda_kernel());
+}
+TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
+  m.impl("masked_linear", &simmim::forward_autograd);
+  m.impl("masked_linear_input_grad", &simmim::input_grad_autograd);
+  m.impl("masked_linear_weight_grad", &simmim::weight_grad_autograd);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {
+  m.impl("masked_linear", &simmim::forward_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCUDA, m) {
+  m.impl("masked_linear", &simmim::forward_autocast<c10::DeviceType::CUDA>);
+}

@@ -1,0 +1,133 @@
+"""A linear layer with a mask on its weights, for training a pruned network."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.masked_linear import masked_linear
+
+if TYPE_CHECKING:
+    from .sparse import SparseLinear
+
+
+class MaskedLinear(nn.Module):
+    """Applies ``y = x (W*M)^T + b``; only the weights that the mask keeps count and are trained.
+
+    It is ``nn.Linear`` with a buffer more: the same parameter names and initialisation, so a
+    ``Linear``'s optimiser settings and checkpoints carry over.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether to add a learnt bias.
+        device: where parameters and mask live.
+        dtype: of the parameters.
+
+    Attributes:
+        weight: Parameter [out_features, in_features].
+        bias: Parameter [out_features], or None.
+        mask: bool buffer [out_features, in_features], True where a weight is kept; all True at
+            first. Assign in place (``layer.mask.copy_(...)``) to change it.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    mask: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        shape = (out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias",
+            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None,
+        )
+        self.register_buffer("mask", torch.ones(shape, device=device, dtype=torch.bool))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises weight and bias as ``nn.Linear`` does."""
+        if self.weight.numel() == 0:
+            return
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> MaskedLinear:
+        """A masked layer with copies of `linear`'s weight and bias.
+
+        Args:
+            linear: the layer to copy; it stays as it is.
+            mask: bool [out_features, in_features], True where a weight is kept.
+
+        Raises:
+            ValueError: the mask has another shape.
+            TypeError: the mask is not bool, or `linear` is no ``nn.Linear``.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(
+                f"MaskedLinear.from_linear: linear must be an nn.Linear, got {type(linear).__name__}"
+            )
+        check_mask("MaskedLinear.from_linear", mask, linear.weight)
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.weight = _copy(linear.weight)
+        layer.register_parameter("bias", None if linear.bias is None else _copy(linear.bias))
+        layer.register_buffer("mask", mask.detach().to(linear.weight.device, copy=True))
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        return masked_linear(x, self.weight, self.mask, self.bias)
+
+    def to_sparse(
+        self, dtype: torch.dtype | None = None, memory: str = "fast"
+    ) -> SparseLinear:
+        """The same layer packed for inference; see ``SparseLinear.from_linear``."""
+        from .sparse import SparseLinear
+
+        return SparseLinear.from_linear(self, dtype=dtype, memory=memory)
+
+    def extra_repr(self) -> str:
+        """The sizes and the share of the weights that is kept."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}, density={density(self.mask):.3g}"
+        )
+
+
+def check_mask(caller: str, mask: Tensor, weight: Tensor) -> None:
+    """Raises unless `mask` is a bool tensor of `weight`'s shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{caller}: mask must be a bool tensor, got {kind}")
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{caller}: mask must have weight's shape {list(weight.shape)},"
+            f" got {list(mask.shape)}"
+        )
+
+
+def density(mask: Tensor) -> float:
+    """The share of the weights that is kept, in 0..1; 0 for a mask without elements."""
+    return mask.count_nonzero().item() / mask.numel() if mask.numel() else 0.0
+
+
+def _copy(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
