@@ -56,4 +56,7 @@ PYBIND11_MODULE(_C, m) {
   simmim::cpu_capability();  // an unusable SIMMIM_CPU_CAPABILITY fails here, at import
 
   Bind<Tensor(const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text)>::as(m, "histogram");
+  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&, Maybe)>::as(m, "masked_linear");
+  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&)>::as(m, "masked_linear_input_grad");
+  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&)>::as(m, "masked_linear_weight_grad");
 }

@@ -45,7 +45,7 @@ def test_does_not_depend_on_threads(case: Case, threads) -> None:
         alone = case.op(*arguments)
         threads(3)
         for a, b in zip(*map(pytree.tree_leaves, (alone, case.op(*arguments))), strict=True):
-            assert torch.equal(a, b)
+            torch.testing.assert_close(a, b, rtol=0, atol=case.thread_tolerance, equal_nan=True)
 
 
 @by_name
@@ -97,7 +97,8 @@ def test_bad_input(case: Case) -> None:
 def test_gradients(case: Case) -> None:
     tried = 0
     for arguments in case.arguments("cpu"):
-        if any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+        if inputs and all(a.dtype == torch.float64 for a in inputs):
             assert torch.autograd.gradcheck(case.op, arguments)
             tried += 1
     assert tried

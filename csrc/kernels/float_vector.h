@@ -9,9 +9,6 @@
 
 #include "cpu_capability.h"
 
-// Only always_inline functions pass these vectors, so no ABI is involved.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 namespace simmim {
 
 template <int N>
@@ -39,7 +36,7 @@ template <int N>
   return Vec<N>{} + value;
 }
 
-/// The lanes of a and b alternately: the lower halves' (upper = false) or the upper halves'.
+// The lanes of a and b alternately: the lower halves' (upper = false) or the upper halves'.
 template <int N, int... lane>
 [[gnu::always_inline]] inline Vec<N> interleave(const Vec<N>& a, const Vec<N>& b, bool upper,
                                                 std::integer_sequence<int, lane...>) {
@@ -53,7 +50,7 @@ template <int N, int... lane>
 #endif
 }
 
-/// In place transpose of N vectors of N lanes: log2(N) perfect shuffles.
+// In place transpose of N vectors of N lanes: log2(N) perfect shuffles.
 template <int N>
 [[gnu::always_inline]] inline void transpose(Vec<N> (&rows)[N]) {
   constexpr auto lanes = std::make_integer_sequence<int, N>();
@@ -70,7 +67,7 @@ template <int N>
   }
 }
 
-/// The sum of all lanes, pairwise.
+// The sum of all lanes, pairwise.
 template <int N>
 [[gnu::always_inline]] inline float sum(const Vec<N>& v) {
   float lanes[N];
@@ -83,15 +80,15 @@ template <int N>
   return lanes[0];
 }
 
-/// source [rows, columns] -> target [columns, lanes], strides in floats; lanes is a multiple of N
-/// and at least rows, and the lanes beyond rows become 0.
+// source [rows, columns] -> target [columns, lanes], strides in floats; the lanes from `rows` on
+// become 0.
 template <int N>
 [[gnu::always_inline]] inline void transpose_into(const float* source, int64_t source_stride,
                                                   int64_t rows, int64_t columns, float* target,
                                                   int64_t target_stride, int64_t lanes) {
-  for (int64_t row = 0; row < lanes; row += N) {
-    const int64_t full_columns = row + N <= rows ? columns / N * N : 0;
-    for (int64_t column = 0; column < full_columns; column += N) {
+  const int64_t whole_rows = rows / N * N, whole_columns = columns / N * N;
+  for (int64_t row = 0; row < whole_rows; row += N) {
+    for (int64_t column = 0; column < whole_columns; column += N) {
       Vec<N> block[N];
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) block[i] = load<N>(source + (row + i) * source_stride + column);
@@ -99,11 +96,12 @@ template <int N>
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) store<N>(target + (column + i) * target_stride + row, block[i]);
     }
-    for (int64_t column = full_columns; column < columns; ++column) {
-      for (int64_t i = row; i < row + N; ++i) {
-        target[column * target_stride + i] = i < rows ? source[i * source_stride + column] : 0.0f;
-      }
+  }
+  for (int64_t column = 0; column < columns; ++column) {
+    for (int64_t row = column < whole_columns ? whole_rows : 0; row < rows; ++row) {
+      target[column * target_stride + row] = source[row * source_stride + column];
     }
+    for (int64_t row = rows; row < lanes; ++row) target[column * target_stride + row] = 0.0f;
   }
 }
 

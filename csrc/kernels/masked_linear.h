@@ -5,8 +5,8 @@
 
 namespace simmim {
 
-/// masked[i] = mask[i] ? weight[i] : 0. A select and not a product: what is masked contributes
-/// nothing, whatever its value, NaN included.
+// masked[i] = mask[i] ? weight[i] : 0. A select and not a product: what is masked contributes
+// nothing, whatever its value, NaN included.
 struct MaskWeightArgs {
   const void* weight;  // [elements], any type of item_size 2, 4 or 8 bytes whose 0 is all-zero bits
   const uint8_t* mask;  // [elements], 0 or 1
@@ -15,8 +15,8 @@ struct MaskWeightArgs {
 };
 void mask_weight_cpu(const MaskWeightArgs& args, int64_t begin, int64_t end);
 
-/// product[o, i] = mask[o, i] ? sum_b grad[b, o] x[b, i] : 0, the sampled dense-dense product
-/// (SDDMM): only the kept entries are computed.
+// product[o, i] = mask[o, i] ? sum_b grad[b, o] x[b, i] : 0, the sampled dense-dense product
+// (SDDMM): only the kept entries are computed.
 struct SampledProductArgs {
   const float* grad;    // [out_features, batch], transposed, rows padded with 0 to `width` lanes
   const float* x;       // [in_features, batch], likewise
@@ -26,10 +26,10 @@ struct SampledProductArgs {
   int64_t in_features;
 };
 constexpr int64_t kBatchLanes = 16;
-/// Serial over the rows [begin, end) of out_features.
+// Serial over the rows [begin, end) of out_features.
 void sampled_product_cpu(const SampledProductArgs& args, int64_t begin, int64_t end);
 
-/// source [rows, columns] float32 -> target [columns, width], zero in the lanes beyond rows.
+// source [rows, columns] float32 -> target [columns, width], zero in the lanes beyond rows.
 struct TransposeArgs {
   const float* source;
   float* target;
@@ -37,7 +37,16 @@ struct TransposeArgs {
   int64_t columns;
   int64_t width;  // a multiple of kBatchLanes
 };
-/// Serial over blocks [begin, end) of kBatchLanes source rows.
+// Serial over blocks [begin, end) of kBatchLanes source rows.
 void transpose_blocks_cpu(const TransposeArgs& args, int64_t begin, int64_t end);
+
+// Whether no value has all of its exponent bits set, as infinity and NaN have.
+struct AllFiniteArgs {
+  const void* values;
+  int64_t count;
+  int64_t item_size;  // 2, 4 or 8 bytes
+  uint64_t exponent_bits;
+};
+bool all_finite_cpu(const AllFiniteArgs& args);
 
 }  // namespace simmim

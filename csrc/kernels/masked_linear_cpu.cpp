@@ -16,7 +16,22 @@ void mask_weight(const MaskWeightArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-/// The dot products of one row of grad with `count` rows of x, all of them `width` long.
+template <typename Bits>
+bool all_finite(const AllFiniteArgs& args) {
+  constexpr int64_t kBlock = 4096;  // looked at without a branch
+  const Bits* values = static_cast<const Bits*>(args.values);
+  const Bits exponent = static_cast<Bits>(args.exponent_bits);
+  for (int64_t begin = 0; begin < args.count; begin += kBlock) {
+    Bits special = 0;
+    for (int64_t i = begin; i < std::min(begin + kBlock, args.count); ++i) {
+      special |= static_cast<Bits>((values[i] & exponent) == exponent);
+    }
+    if (special) return false;
+  }
+  return true;
+}
+
+// The dot products of one row of grad with `count` rows of x, all of them `width` long.
 template <int N, int count>
 [[gnu::always_inline]] inline void dot_products(const float* grad, const float* x,
                                                 const int32_t* columns, int64_t width,
@@ -82,6 +97,17 @@ void mask_weight_cpu(const MaskWeightArgs& args, int64_t begin, int64_t end) {
       return mask_weight<uint32_t>(args, begin, end);
     default:
       return mask_weight<uint64_t>(args, begin, end);
+  }
+}
+
+bool all_finite_cpu(const AllFiniteArgs& args) {
+  switch (args.item_size) {
+    case 2:
+      return all_finite<uint16_t>(args);
+    case 4:
+      return all_finite<uint32_t>(args);
+    default:
+      return all_finite<uint64_t>(args);
   }
 }
 

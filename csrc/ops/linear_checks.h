@@ -37,15 +37,17 @@ inline void check_weight(const char* op, const at::Tensor& weight, const at::Ten
                     weight.device(), ", got ", mask.device());
 }
 
-// t is [..., features], with the dtype and the device of like.
-inline void check_features(const char* op, const char* name, const at::Tensor& t, int64_t features,
-                           const char* features_name, const char* like_name,
-                           const at::Tensor& like) {
+inline void check_dtype_and_device(const char* op, const char* name, const at::Tensor& t,
+                                   const char* like_name, const at::Tensor& like) {
   check_floating(op, name, t);
   TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", like_name,
                    "'s dtype ", dtype_name(like), ", got ", dtype_name(t));
   TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " must be on ", like_name,
                     "'s device ", like.device(), ", got ", t.device());
+}
+
+inline void check_features(const char* op, const char* name, const at::Tensor& t, int64_t features,
+                           const char* features_name) {
   TORCH_CHECK_VALUE(t.dim() >= 1 && t.size(-1) == features, op, ": ", name,
                     " must have shape [..., ", features_name, "] with ", features_name, " = ",
                     features, ", got ", t.sizes());
@@ -54,8 +56,9 @@ inline void check_features(const char* op, const char* name, const at::Tensor& t
 inline void check_bias(const char* op, const std::optional<at::Tensor>& bias, int64_t out_features,
                        const at::Tensor& weight) {
   if (!bias.has_value()) return;
-  check_features(op, "bias", *bias, out_features, "out_features", "weight", weight);
-  TORCH_CHECK_VALUE(bias->dim() == 1, op, ": bias must have shape [out_features], got ",
+  check_dtype_and_device(op, "bias", *bias, "weight", weight);
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == out_features, op,
+                    ": bias must have shape [out_features] = [", out_features, "], got ",
                     bias->sizes());
 }
 

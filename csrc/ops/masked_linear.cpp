@@ -16,6 +16,7 @@
 
 #include "backend.h"
 #include "linear_checks.h"
+#include "masked_product.h"
 
 namespace simmim {
 namespace {
@@ -65,7 +66,7 @@ Tensor mask_weight(const Tensor& weight, const Tensor& mask) {
   return masked;
 }
 
-/// t [batch, features] -> [features, width], the batch padded with 0 to whole vectors.
+// t [batch, features] -> [features, width], the batch padded with 0 to whole vectors.
 Tensor transposed(const Tensor& t) {
   const int64_t blocks = (t.size(0) + kBatchLanes - 1) / kBatchLanes;
   Tensor result = at::empty({t.size(1), blocks * kBatchLanes}, t.options());
@@ -79,25 +80,35 @@ Tensor transposed(const Tensor& t) {
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                    const OptionalTensor& bias) {
   check_weight(kForward, weight, mask);
-  check_features(kForward, "x", x, weight.size(1), "in_features", "weight", weight);
+  check_dtype_and_device(kForward, "x", x, "weight", weight);
+  check_features(kForward, "x", x, weight.size(1), "in_features");
   check_bias(kForward, bias, weight.size(0), weight);
-  return at::linear(x, mask_weight(weight, mask), bias);
+  const Tensor masked = mask_weight(weight, mask);
+  Tensor y = at::linear(x, masked, bias).contiguous();
+  recompute_special_rows(y, x, [&] { return masked; }, [&] { return mask; }, bias);
+  return y;
 }
 
 Tensor input_grad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
   check_weight(kInputGrad, weight, mask);
-  check_features(kInputGrad, "grad", grad, weight.size(0), "out_features", "weight", weight);
-  return at::matmul(grad, mask_weight(weight, mask));
+  check_dtype_and_device(kInputGrad, "grad", grad, "weight", weight);
+  check_features(kInputGrad, "grad", grad, weight.size(0), "out_features");
+  const Tensor masked = mask_weight(weight, mask).t();
+  Tensor product = at::linear(grad, masked).contiguous();
+  recompute_special_rows(product, grad, [&] { return masked; }, [&] { return mask.t(); }, {});
+  return product;
 }
 
 Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) {
   check_mask(kWeightGrad, mask);
   const int64_t out_features = mask.size(0), in_features = mask.size(1);
-  check_features(kWeightGrad, "x", x, in_features, "in_features", "grad", grad);
-  check_features(kWeightGrad, "grad", grad, out_features, "out_features", "x", x);
+  check_floating(kWeightGrad, "grad", grad);
+  check_dtype_and_device(kWeightGrad, "x", x, "grad", grad);
+  check_features(kWeightGrad, "grad", grad, out_features, "out_features");
+  check_features(kWeightGrad, "x", x, in_features, "in_features");
   TORCH_CHECK_VALUE(grad.sizes().slice(0, grad.dim() - 1) == x.sizes().slice(0, x.dim() - 1),
-                    kWeightGrad, ": grad and x must have the same batch axes, got shapes ",
-                    grad.sizes(), " and ", x.sizes());
+                    kWeightGrad, ": grad and x must have the same batch axes, got ", grad.sizes(),
+                    " and ", x.sizes());
   const int64_t batch = grad.numel() / std::max<int64_t>(out_features, 1);
   const Tensor grad_rows = grad.reshape({batch, out_features}).contiguous();
   const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
@@ -183,7 +194,7 @@ struct WeightGrad : Function<WeightGrad> {
 
 bool requires_grad(const OptionalTensor& t) { return t.has_value() && t->requires_grad(); }
 
-/// Without a gradient to record, the operator is called as it is: recording costs microseconds.
+// Without a gradient to record, the operator is called as it is: recording costs microseconds.
 template <typename Recorded, typename Op, typename... Tensors>
 Tensor record(Op op, const Tensors&... tensors) {
   if (at::GradMode::is_enabled() && (requires_grad(tensors) || ...)) {
@@ -208,8 +219,8 @@ Tensor weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& m
 
 // --------------------------------------------------------------------------------------- autocast
 
-/// As F.linear under autocast: computed in the lower precision. The gradients run outside autocast
-/// on what the forward saved, so the forward alone needs casting.
+// As F.linear under autocast: computed in the lower precision. The gradients run outside autocast
+// on what the forward saved, so the forward alone needs casting.
 template <c10::DeviceType device>
 Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& mask,
                         const OptionalTensor& bias) {

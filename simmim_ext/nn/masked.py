@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.masked_linear import masked_linear
-
-if TYPE_CHECKING:
-    from .sparse import SparseLinear
 
 
 class MaskedLinear(nn.Module):
@@ -68,7 +64,7 @@ class MaskedLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> MaskedLinear:
+    def from_linear(cls, linear: nn.Linear | MaskedLinear, mask: Tensor) -> MaskedLinear:
         """A masked layer with copies of `linear`'s weight and bias.
 
         Args:
@@ -77,11 +73,12 @@ class MaskedLinear(nn.Module):
 
         Raises:
             ValueError: the mask has another shape.
-            TypeError: the mask is not bool, or `linear` is no ``nn.Linear``.
+            TypeError: the mask is not bool, or `linear` is another kind of layer.
         """
-        if not isinstance(linear, nn.Linear):
+        if not isinstance(linear, (nn.Linear, MaskedLinear)):
             raise TypeError(
-                f"MaskedLinear.from_linear: linear must be an nn.Linear, got {type(linear).__name__}"
+                "MaskedLinear.from_linear: linear must be an nn.Linear or a MaskedLinear,"
+                f" got {type(linear).__name__}"
             )
         check_mask("MaskedLinear.from_linear", mask, linear.weight)
         layer = cls.__new__(cls)
@@ -93,16 +90,8 @@ class MaskedLinear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features]."""
+        """Maps x [..., in_features] to y [..., out_features]."""
         return masked_linear(x, self.weight, self.mask, self.bias)
-
-    def to_sparse(
-        self, dtype: torch.dtype | None = None, memory: str = "fast"
-    ) -> SparseLinear:
-        """The same layer packed for inference; see ``SparseLinear.from_linear``."""
-        from .sparse import SparseLinear
-
-        return SparseLinear.from_linear(self, dtype=dtype, memory=memory)
 
     def extra_repr(self) -> str:
         """The sizes and the share of the weights that is kept."""
@@ -119,8 +108,7 @@ def check_mask(caller: str, mask: Tensor, weight: Tensor) -> None:
         raise TypeError(f"{caller}: mask must be a bool tensor, got {kind}")
     if mask.shape != weight.shape:
         raise ValueError(
-            f"{caller}: mask must have weight's shape {list(weight.shape)},"
-            f" got {list(mask.shape)}"
+            f"{caller}: mask must have weight's shape {list(weight.shape)}, got {list(mask.shape)}"
         )
 
 
@@ -129,5 +117,5 @@ def density(mask: Tensor) -> float:
     return mask.count_nonzero().item() / mask.numel() if mask.numel() else 0.0
 
 
-def _copy(parameter: nn.Parameter) -> nn.Parameter:
+def _copy(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)

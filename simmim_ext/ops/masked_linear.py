@@ -6,6 +6,8 @@ from torch.library import register_fake
 from ._library import operator
 
 _masked_linear = operator("masked_linear")
+_input_grad = operator("masked_linear_input_grad")
+_weight_grad = operator("masked_linear_weight_grad")
 
 
 def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,6 +33,19 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         ValueError: a shape or a device does not fit.
     """
     return _masked_linear(x, weight, mask, bias)  # type: ignore[no-any-return]
+
+
+def masked_linear_input_grad(grad: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """The gradient of `masked_linear` in x: ``grad (W*M)``, [..., out] -> [..., in]."""
+    return _input_grad(grad, weight, mask)  # type: ignore[no-any-return]
+
+
+def masked_linear_weight_grad(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """The gradient of `masked_linear` in weight: ``(grad^T x) * M``, [out, in].
+
+    Only the kept entries are computed where they are few (a sampled dense-dense product).
+    """
+    return _weight_grad(grad, x, mask)  # type: ignore[no-any-return]
 
 
 @register_fake("simmim_ext::masked_linear")

@@ -1,0 +1,46 @@
+#include "masked_product.h"
+
+#include "../kernels/masked_linear.h"
+
+namespace simmim {
+namespace {
+
+uint64_t exponent_bits(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kHalf:
+      return 0x7c00;
+    case at::kBFloat16:
+      return 0x7f80;
+    case at::kFloat:
+      return 0x7f800000;
+    default:
+      return 0x7ff0000000000000;
+  }
+}
+
+// One read of y, which is small beside the product that made it.
+bool all_finite(const at::Tensor& y) {
+  TORCH_INTERNAL_ASSERT(y.is_contiguous());
+  return all_finite_cpu({y.const_data_ptr(), y.numel(), static_cast<int64_t>(y.element_size()),
+                         exponent_bits(y.scalar_type())});
+}
+
+}  // namespace
+
+void recompute_special_rows(at::Tensor& y, const at::Tensor& x,
+                            const std::function<at::Tensor()>& weight,
+                            const std::function<at::Tensor()>& mask,
+                            const std::optional<at::Tensor>& bias) {
+  if (all_finite(y)) return;
+  const at::Tensor kept = mask(), kept_weight = weight();
+  const at::Tensor inputs = x.reshape({-1, x.size(-1)});
+  at::Tensor outputs = y.view({-1, y.size(-1)});
+  for (int64_t row = 0; row < inputs.size(0); ++row) {
+    const at::Tensor input = inputs[row];
+    if (input.isfinite().all().item<bool>()) continue;  // y overflowed, or a kept weight is special
+    const at::Tensor sums = at::where(kept, kept_weight * input, 0).sum(1);
+    outputs[row].copy_(bias.has_value() ? sums + *bias : sums);
+  }
+}
+
+}  // namespace simmim
