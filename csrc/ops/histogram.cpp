@@ -15,26 +15,21 @@ constexpr int64_t kGrain = int64_t{1} << 16;
 
 template <typename Stored>
 void count_on_cpu(const HistogramArgs<Stored>& args) {
-  // Threads take blocks of features where there are enough; else chunks of samples, each counted
-  // apart and then added: sums of integers, the same in any order.
-  constexpr int64_t kFeatureBlock = 64;
-  const int64_t blocks = (args.features + kFeatureBlock - 1) / kFeatureBlock;
+  // Threads share the features where there are enough; else also the samples, counted apart and
+  // then added: sums of integers, the same in any order.
+  constexpr int64_t kMinFeatures = 64;  // a few cache lines of every row
   const int64_t threads = threads_for(args.samples * args.features / kGrain);
-  const int64_t chunks = blocks >= threads ? 1 : (threads + blocks - 1) / blocks;
+  const int64_t blocks = std::clamp<int64_t>(args.features / kMinFeatures, 1, threads);
+  const int64_t chunks = threads / blocks;
   const int64_t size = args.features * args.binning.bins;
   std::vector<int64_t> partial((chunks - 1) * size);
-  const auto count = [&](int64_t task) {
-    const int64_t block = task / chunks * kFeatureBlock, chunk = task % chunks;
+  parallel_tasks(blocks * chunks, [&](int64_t task) {
+    const int64_t block = task / chunks, chunk = task % chunks;
     HistogramArgs<Stored> mine = args;
     if (chunk > 0) mine.counts = partial.data() + (chunk - 1) * size;
-    histogram_cpu(mine, block, std::min(block + kFeatureBlock, args.features),
+    histogram_cpu(mine, args.features * block / blocks, args.features * (block + 1) / blocks,
                   args.samples * chunk / chunks, args.samples * (chunk + 1) / chunks);
-  };
-  if (threads == 1) {
-    histogram_cpu(args, 0, args.features, 0, args.samples);
-  } else {
-    parallel_tasks(blocks * chunks, count);
-  }
+  });
   for (size_t i = 0; i < partial.size(); ++i) args.counts[i % size] += partial[i];
 }
 
