@@ -54,7 +54,8 @@ def choose_cuda() -> str | None:
 without_cuda = choose_cuda()
 if os.environ.get("SIMMIM_CUDA") == "1" and without_cuda:
     sys.exit(f"simmim_ext: SIMMIM_CUDA=1 was asked for, but {without_cuda}")
-print(f"simmim_ext: {f'CPU kernels only ({without_cuda})' if without_cuda else 'CPU and CUDA kernels'}")
+kernels = f"CPU kernels only ({without_cuda})" if without_cuda else "CPU and CUDA kernels"
+print(f"simmim_ext: {kernels}")
 
 sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
 macros = [("SIMMIM_TORCH_VERSION", f'"{torch.__version__}"')]
@@ -62,8 +63,11 @@ flags = {"cxx": ["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi
 if without_cuda is None:
     sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cu"))
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    macros += [("SIMMIM_WITH_CUDA", None), ("SIMMIM_CUDA_VERSION", f'"{nvcc[1]}"'),
-               ("SIMMIM_CUDA_ARCHITECTURES", f'"{architectures}"')]
+    macros += [
+        ("SIMMIM_WITH_CUDA", None),
+        ("SIMMIM_CUDA_VERSION", f'"{nvcc[1]}"'),
+        ("SIMMIM_CUDA_ARCHITECTURES", f'"{architectures}"'),
+    ]
     flags["nvcc"] = ["-O3"]
 extension = CppExtension if without_cuda else CUDAExtension
 
@@ -73,7 +77,15 @@ extension = CppExtension if without_cuda else CUDAExtension
 )
 major, minor = torch.__version__.split(".")[:2]
 setup(
-    ext_modules=[extension("simmim_ext._C", sources, define_macros=macros, extra_compile_args=flags)],
+    ext_modules=[
+        extension("simmim_ext._C", sources, define_macros=macros, extra_compile_args=flags)
+    ],
     cmdclass={"build_ext": BuildExtension},
-    install_requires=[f"torch=={major}.{minor}.*", "numpy", "torch-pruning>=1.6", "rich", "safetensors"],
+    install_requires=[
+        f"torch=={major}.{minor}.*",
+        "numpy",
+        "torch-pruning>=1.6",
+        "rich",
+        "safetensors",
+    ],
 )

@@ -81,8 +81,10 @@ def test_asking_for_cuda_where_it_cannot_be_built_fails_with_the_reason() -> Non
         env={**os.environ, "SIMMIM_CUDA": "1", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"},
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith(
-        "simmim_ext: SIMMIM_CUDA=1 was asked for, but "
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("simmim_ext: SIMMIM_CUDA=1 was asked for, but ")
     )
     assert reason in done.stderr
 

@@ -1,1 +1,1 @@
-"""The operators as torch sees them: one module for each family, with signature, fake and autograd."""
+"""The operators as torch sees them: a module for each family, with fakes and autograd."""

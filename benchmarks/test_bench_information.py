@@ -1,0 +1,189 @@
+"""Entropies and information against pure PyTorch and the tools people would pick instead.
+
+Answers are asserted before they are timed. Ratios compare medians taken in turn; the fraction of
+the read bandwidth is that of summing the same tensor, measured in the same turns.
+"""
+
+from __future__ import annotations
+
+import baselines
+import numpy as np
+import pytest
+import torch
+from timing import interleaved
+
+import simmim_ext as si
+
+LOW, HIGH = -4.0, 4.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def activations(samples: int, features: int) -> torch.Tensor:
+    torch.manual_seed(samples + features)
+    mixing = torch.randn(features, features) / features**0.5
+    return (torch.randn(samples, features) @ mixing).clamp_(LOW, HIGH)
+
+
+def report(benchmark, rivals, elements: int, read: str | None = None, size: int = 4) -> None:
+    """Times the rivals in turn, prints the ratios, and lets pytest-benchmark time ours."""
+    seconds = interleaved(rivals, seconds=8.0, rounds=15)
+    ours = seconds["ours"]
+    ratios = {name: taken / ours for name, taken in seconds.items() if name not in ("ours", read)}
+    figures = [f"{ratio:.1f}x {name}" for name, ratio in ratios.items()]
+    if read:
+        fraction = seconds[read] / ours
+        figures.append(f"{fraction:.2f} of read ({elements * size / seconds[read] / 1e9:.1f} GB/s)")
+        ratios["of read"] = fraction
+    benchmark.extra_info.update(ratios, elements_per_second=elements / ours)
+    print(f"\n{benchmark.name}: {elements / ours / 1e6:.4g} M/s, " + ", ".join(figures))
+    benchmark.pedantic(rivals["ours"], rounds=3)
+
+
+@pytest.mark.parametrize("bins", [16, 64, 256])
+@pytest.mark.parametrize("given", [True, False], ids=["range", "no range"])
+def test_entropy(benchmark, bins, given) -> None:
+    x = activations(65536, 512)
+    bounds = (LOW, HIGH) if given else (None, None)
+    keywords = {"bins": bins, "range": (LOW, HIGH) if given else None}
+    rivals = {
+        "ours": lambda: si.entropy(x, **keywords),
+        "torch scatter_add": lambda: baselines.entropy(x, bins, *bounds),
+        "read": lambda: x.sum(),
+    }
+    torch.testing.assert_close(rivals["ours"](), rivals["torch scatter_add"](), rtol=0, atol=1e-5)
+    if given:
+        fast_histogram = pytest.importorskip("fast_histogram")
+        columns = x.double().t().contiguous().numpy()
+
+        def by_fast_histogram() -> list[np.ndarray]:
+            return [fast_histogram.histogram1d(c, bins, (LOW, HIGH)) for c in columns]
+
+        rivals["fast-histogram, contiguous columns"] = by_fast_histogram
+    report(benchmark, rivals, x.numel(), read="read")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_entropy_dtype(benchmark, dtype) -> None:
+    single = activations(65536, 512)
+    x = single.to(dtype)
+    rivals = {
+        "ours": lambda: si.entropy(x, bins=16, range=(LOW, HIGH)),
+        "ours in float32": lambda: si.entropy(single, bins=16, range=(LOW, HIGH)),
+        "torch scatter_add": lambda: baselines.entropy(x.float(), 16, LOW, HIGH),
+    }
+    expected = baselines.entropy(x.float(), 16, LOW, HIGH)
+    torch.testing.assert_close(rivals["ours"](), expected, rtol=0, atol=1e-5)
+    report(benchmark, rivals, x.numel())
+
+
+def test_entropy_many_features(benchmark) -> None:
+    x = activations(8192, 4096)
+    rivals = {
+        "ours": lambda: si.entropy(x, bins=16, range=(LOW, HIGH)),
+        "torch scatter_add": lambda: baselines.entropy(x, 16, LOW, HIGH),
+        "read": lambda: x.sum(),
+    }
+    torch.testing.assert_close(rivals["ours"](), rivals["torch scatter_add"](), rtol=0, atol=1e-5)
+    report(benchmark, rivals, x.numel(), read="read")
+
+
+def test_smallest_call(benchmark) -> None:
+    x = torch.rand(64, 8)
+    column = x[:, 0].contiguous()
+    many = range(200)
+    rivals = {
+        "ours": lambda: [si.entropy(x, range=(0.0, 1.0)) for _ in many],
+        "torch.histc of one column": lambda: [torch.histc(column, 16, 0, 1) for _ in many],
+    }
+    report(benchmark, rivals, 200)
+
+
+@pytest.mark.parametrize("bins", [8, 16, 32])
+def test_pairwise(benchmark, bins) -> None:
+    x = activations(16384, 512)
+    x8 = x[:, :8].contiguous()
+    code = baselines.codes(x, bins, LOW, HIGH)
+    binned = si.discretize(x, bins=bins, range=(LOW, HIGH))
+    rivals = {
+        "ours": lambda: si.mutual_information(binned),
+        "torch int8 one-hot": lambda: baselines.pairwise_by_one_hot(code, bins, torch.int8),
+        "torch fp32 one-hot": lambda: baselines.pairwise_by_one_hot(code, bins, torch.float32),
+    }
+    expected = baselines.pairwise_by_scatter(code[:, :8], code, bins)
+    for call in rivals.values():
+        torch.testing.assert_close(call()[:8], expected, rtol=0, atol=2e-5)
+    metrics = pytest.importorskip("sklearn.metrics")
+    seen = metrics.mutual_info_score(code[:, 0].numpy(), code[:, 1].numpy())
+    assert abs(si.mutual_information(x8, bins=bins, range=(LOW, HIGH))[0, 1] - seen) < 1e-5
+    report(benchmark, rivals, 512 * 512)
+
+
+def test_pairwise_many_features(benchmark) -> None:
+    few, many = (
+        si.discretize(activations(8192, f), bins=16, range=(LOW, HIGH)) for f in (512, 4096)
+    )
+    rivals = {
+        "ours": lambda: si.mutual_information(many),
+        "64 times 512 features": lambda: [si.mutual_information(few) for _ in range(64)],
+    }
+    torch.testing.assert_close(si.mutual_information(many)[0, 0], si.entropy(many)[0])
+    report(benchmark, rivals, 4096 * 4096)
+
+
+def test_labels(benchmark) -> None:
+    x = activations(65536, 512)
+    labels = torch.randint(10, (65536,))
+    code = baselines.codes(x, 16, LOW, HIGH)
+    rivals = {
+        "ours": lambda: si.mutual_information(x, labels, bins=16, range=(LOW, HIGH)),
+        "torch scatter_add": lambda: baselines.label_by_scatter(
+            baselines.codes(x, 16, LOW, HIGH), labels, 16, 10
+        ),
+        "read": lambda: x.sum(),
+    }
+    expected = baselines.label_by_scatter(code, labels, 16, 10)
+    torch.testing.assert_close(rivals["ours"](), expected, rtol=0, atol=1e-5)
+    report(benchmark, rivals, x.numel(), read="read")
+
+
+def test_soft_labels(benchmark) -> None:
+    x, p = activations(16384, 512), torch.randn(16384, 10).mul(3).softmax(1)
+    rivals = {
+        "ours": lambda: si.mutual_information(x, probabilities=p, bins=16, range=(LOW, HIGH)),
+        "torch one-hot matmul": lambda: baselines.soft_label_by_one_hot(
+            baselines.codes(x, 16, LOW, HIGH), p, 16
+        ),
+    }
+    torch.testing.assert_close(*(call() for call in rivals.values()), rtol=0, atol=1e-4)
+    report(benchmark, rivals, x.numel())
+
+
+def test_conditional(benchmark) -> None:
+    x, labels = activations(8192, 256), torch.randint(10, (8192,))
+    code = baselines.codes(x, 8, LOW, HIGH)
+    binned = si.discretize(x, bins=8, range=(LOW, HIGH))
+    rivals = {
+        "ours": lambda: si.conditional_mutual_information(binned, binned, labels),
+        "torch scatter_add": lambda: baselines.conditional_by_scatter(code, labels, 8, 10),
+    }
+    torch.testing.assert_close(*(call() for call in rivals.values()), rtol=0, atol=1e-5)
+    report(benchmark, rivals, 256 * 256)
+
+
+def test_quantile(benchmark) -> None:
+    x = activations(1_000_000, 64)
+    rivals = {
+        "ours": lambda: si.discretize(x, bins=16, binning="quantile").codes,
+        "torch.quantile + bucketize": lambda: baselines.quantile_codes(x, 16),
+    }
+    counts = si.Histogram(1, bins=16, range=(0.0, 16.0))
+    counts.update(rivals["ours"]()[:1].t().float() + 0.5)
+    assert (counts.counts - 62_500).abs().max() <= 1
+    report(benchmark, rivals, x.numel())
