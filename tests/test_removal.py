@@ -1,0 +1,146 @@
+import copy
+import json
+
+import pytest
+import torch
+from models import CASES, case, mlp, snapshot
+from torch import nn
+
+from simmim_ext import SimMIMError
+from simmim_ext.graph import trace_units
+from simmim_ext.removal import apply_history, check_mask_equivalence, remove_units
+
+
+def half(groups):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        group.name: torch.randperm(group.units, generator=generator)[: group.units // 2]
+        for group in groups
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_model_with_zeroed_units_and_replays(name):
+    model, x = case(name)
+    groups = trace_units(model, x)
+    pruned, history = remove_units(model, groups, half(groups))
+    check_mask_equivalence(model, pruned, history, x)
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+
+    torch.manual_seed(99)
+    other = type(model)() if name != "mlp" else mlp()
+    fresh = apply_history(other, json.loads(json.dumps(history)))
+    fresh.load_state_dict(pruned.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(x), pruned.eval()(x))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flags_modes_and_the_callers_model(name):
+    model, x = case(name)
+    model.double().train()
+    model.get_submodule("0" if name == "mlp" else "head").eval()
+    first = next(iter(dict(model.named_parameters())))
+    model.get_parameter(first).requires_grad_(False)
+    model(x.double()).sum().backward()
+    before = snapshot(model)
+    groups = trace_units(model, x.double())
+    pruned, _ = remove_units(model, groups, half(groups))
+    assert snapshot(model) == before
+    assert {n: m.training for n, m in pruned.named_modules()} == before[2]
+    for parameter_name, parameter in pruned.named_parameters():
+        assert parameter.dtype == torch.float64
+        assert parameter.grad is None
+        assert parameter.requires_grad == (parameter_name != first)
+
+
+def test_keeps_everything_that_is_not_named():
+    model, x = case("cnn")
+    groups = trace_units(model, x)
+    pruned, history = remove_units(model, groups, {})
+    assert history == []
+    assert pruned is not model
+    pruned, history = remove_units(model, groups, {groups[1].name: [0, 3]})
+    assert {(step["module"], step["axis"]) for step in history} == {
+        ("features.4", "out"),
+        ("features.5", "out"),
+        ("hidden", "in"),
+    }
+    assert pruned.features[4].weight.shape == (2, 6, 3, 3)
+    assert pruned.hidden.weight.shape == (9, 8)
+
+
+def test_order_of_kept_units_does_not_matter():
+    model, x = case("mlp")
+    groups = trace_units(model, x)
+    a, history = remove_units(model, groups, {"0": [7, 2, 5]})
+    b, same = remove_units(model, groups, {"0": torch.tensor([2, 5, 7])})
+    assert history == same
+    assert torch.equal(a[0].weight, model[0].weight[[2, 5, 7]])
+    assert torch.equal(a[0].weight, b[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        ({"0": []}, "'0' must keep at least one unit, got none"),
+        ({"0": [1, 1]}, r"must be distinct and within 0..9, got \[1, 1\]"),
+        ({"0": [10]}, r"must be distinct and within 0..9, got \[10\]"),
+        ({"0": [-1]}, r"must be distinct and within 0..9, got \[-1\]"),
+        ({"nowhere": [0]}, "'nowhere' is no group of units"),
+    ],
+)
+def test_bad_units_are_refused(kept, text):
+    model, x = case("mlp")
+    with pytest.raises(SimMIMError, match=text):
+        remove_units(model, trace_units(model, x), kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"module": "9"}, "no layer '9' whose 'out' axis can shrink"),
+        ({"axis": "up"}, "no layer '0' whose 'up' axis can shrink"),
+        ({"module": "1"}, "no layer '1' whose 'out' axis can shrink"),
+        ({"size": 11}, "has 10 channels, the history expects 11"),
+        ({"kept": []}, "must be increasing and within 0..9"),
+        ({"kept": [3, 1]}, "must be increasing and within 0..9"),
+        ({"kept": [3, 10]}, "must be increasing and within 0..9"),
+    ],
+)
+def test_history_of_another_model_is_refused(change, text):
+    step = {"module": "0", "axis": "out", "size": 10, "kept": [1, 2]} | change
+    with pytest.raises(SimMIMError, match=text):
+        apply_history(mlp(), [step])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_wrong_index_is_found(name):
+    model, x = case(name)
+    groups = trace_units(model, x)
+    _, history = remove_units(model, groups, half(groups))
+    for i, step in enumerate(history):
+        if step["axis"] != "in":
+            continue
+        wrong = copy.deepcopy(history)
+        gone = min(set(range(step["size"])) - set(step["kept"]))
+        wrong[i]["kept"] = sorted([*step["kept"][1:], gone])
+        with pytest.raises(SimMIMError, match="removed at the wrong place"):
+            check_mask_equivalence(model, apply_history(model, wrong), history, x)
+
+
+def test_model_that_no_longer_runs_is_found():
+    model, x = case("mlp")
+    broken = apply_history(model, [{"module": "0", "axis": "out", "size": 10, "kept": [1, 2]}])
+    with pytest.raises(SimMIMError, match="the pruned model does not run"):
+        check_mask_equivalence(model, broken, [], x)
+
+
+def test_layer_norm_keeps_the_order_of_channels():
+    # torch-pruning leaves these in the order of a Python set: 8, 1 here.
+    model = nn.Sequential(nn.Linear(4, 40), nn.LayerNorm(40), nn.Linear(40, 2))
+    nn.init.normal_(model[1].weight)
+    groups = trace_units(model, torch.randn(3, 4))
+    pruned, _ = remove_units(model, groups, {"0": [1, 8, 33]})
+    assert torch.equal(pruned[1].weight, model[1].weight[[1, 8, 33]])
+    assert pruned[1].normalized_shape == (3,)
