@@ -1,0 +1,271 @@
+"""Calibration statistics: what units do and what the layers behind them make of it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .errors import SimMIMError
+from .graph import Member, UnitGroup
+from .layers import input_columns, output_rows, weighted
+from .moments import Moments
+
+# Output positions of a convolution that are looked at in each image: neighbours say the same.
+POSITIONS = 16
+
+# Bytes of second moments and activations that one pass over the data may gather.
+PASS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says on the calibration data.
+
+    Attributes:
+        rows: [samples, classes] float32 probabilities; [samples, outputs] for values.
+        noise: None for classes; for values the variance of the Gaussian noise they are seen
+            through.
+    """
+
+    rows: Tensor
+    noise: float | None = None
+
+
+@dataclass
+class LayerStatistics:
+    """What one layer that reads units is told and says.
+
+    Attributes:
+        moments: of its input columns and its outputs.
+        fisher: [outputs, outputs] E[g g^T], g the gradient of log p(y|x) with respect to the
+            layer's outputs, y drawn from the model's own prediction.
+    """
+
+    moments: Moments
+    fisher: Tensor
+
+
+@dataclass
+class GroupStatistics:
+    """Statistics of one group of units.
+
+    Attributes:
+        group: the group.
+        activations: [samples, units] float32 of every unit as its first reader sees it, the mean
+            over positions for a channel.
+        readers: statistics of each layer that reads the units, by name.
+    """
+
+    group: UnitGroup
+    activations: Tensor
+    readers: dict[str, LayerStatistics] = field(default_factory=dict)
+
+
+class Recorder:
+    """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+        self._model = model
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Records during the block; what was recorded before is dropped."""
+        for calls in self.calls.values():
+            calls.clear()
+        hooks = [
+            self._model.get_submodule(name).register_forward_hook(self._hook(calls))
+            for name, calls in self.calls.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @staticmethod
+    def _hook(calls: list[tuple[Tensor, Tensor]]) -> Any:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            calls.append((args[0].detach(), output))
+            # What follows gets a copy: an activation in place must not change the record, nor
+            # the point at which gradients are taken.
+            return output.clone()
+
+        return record
+
+
+def collect(
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    data: Iterable[Batch],
+    *,
+    samples: int,
+    seed: int = 0,
+    moments: bool = True,
+    noise: float | None = None,
+    forward_fn: ForwardFn | None = None,
+) -> tuple[Predictions, Iterator[GroupStatistics]]:
+    """Statistics of every group, in as few passes over the data as memory allows.
+
+    Args:
+        model: the network; works on a copy in eval mode.
+        groups: its groups of units.
+        data: calibration batches.
+        samples: most samples to use.
+        seed: of the labels drawn from the model's predictions and of the positions looked at.
+        moments: whether to gather the readers' statistics too, which takes a backward pass.
+        noise: None for a classifier; for values the variance of the outputs' Gaussian noise.
+        forward_fn: as in ``score``.
+
+    Returns:
+        The predictions, and the groups' statistics one by one.
+    """
+    with torch.inference_mode(False):
+        network = deepcopy(model)
+    for parameter in network.parameters():
+        parameter.requires_grad_(moments and parameter.is_floating_point())
+    passes = list(_passes(network, groups, samples, moments))
+
+    def run(part: Sequence[UnitGroup]) -> tuple[Predictions, list[GroupStatistics]]:
+        return _collect_pass(network, part, data, samples, seed, moments, noise, forward_fn)
+
+    predictions, first = run(passes[0] if passes else ())
+
+    def statistics() -> Iterator[GroupStatistics]:
+        nonlocal first
+        yield from first
+        first = []
+        for part in passes[1:]:
+            yield from run(part)[1]
+
+    return predictions, statistics()
+
+
+def _collect_pass(
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    data: Iterable[Batch],
+    samples: int,
+    seed: int,
+    moments: bool,
+    noise: float | None,
+    forward_fn: ForwardFn | None,
+) -> tuple[Predictions, list[GroupStatistics]]:
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(seed)
+    readers = {member.module: member for group in groups for member in group.consumers}
+    recorder = Recorder(model, readers)
+    layers: dict[str, LayerStatistics] = {}
+    activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    rows = []
+    for batch in batches(data, device=device, limit=samples, name="calibration"):
+        with evaluating(model), recorder.recording(), _gradients(moments):
+            outputs = forward(model, batch, forward_fn).float()
+        rows.append(outputs.detach().softmax(-1) if noise is None else outputs.detach())
+        for group in groups:
+            reader = group.consumers[0]
+            activations[group.name].append(_by_unit(model, group, reader, recorder))
+        if moments:
+            likelihood = _log_likelihood(outputs, noise, generator)
+            _add_moments(model, recorder, layers, likelihood, generator)
+    return Predictions(torch.cat(rows), noise), [
+        GroupStatistics(
+            group,
+            torch.cat(activations[group.name]),
+            {m.module: _averaged(layers[m.module]) for m in group.consumers} if moments else {},
+        )
+        for group in groups
+    ]
+
+
+@contextmanager
+def _gradients(enabled: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+        yield
+
+
+def _by_unit(model: nn.Module, group: UnitGroup, reader: Member, recorder: Recorder) -> Tensor:
+    """Mean input of the reader over the positions and columns of each unit."""
+    x = recorder.calls[reader.module][0][0]
+    layer = model.get_submodule(reader.module)
+    x = x.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else x
+    if x.dim() > 2:
+        x = x.flatten(1, -2).mean(1)
+    x = x[:, list(reader.indices)].float()
+    units = torch.tensor(reader.units, device=x.device)
+    total: Tensor = x.new_zeros(len(x), group.units).index_add_(1, units, x)
+    means: Tensor = total / torch.bincount(units, minlength=group.units)
+    return means
+
+
+def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Generator) -> Tensor:
+    """Sum of log p(y|x) over samples, y drawn from the model; its gradient is what counts."""
+    if noise is None:
+        drawn = torch.multinomial(outputs.detach().softmax(-1), 1, generator=generator)
+        return outputs.log_softmax(-1).gather(1, drawn).sum()
+    shape, device = outputs.shape, outputs.device
+    return (outputs * torch.randn(shape, generator=generator, device=device)).sum() / noise**0.5
+
+
+def _add_moments(
+    model: nn.Module,
+    recorder: Recorder,
+    layers: dict[str, LayerStatistics],
+    likelihood: Tensor,
+    generator: torch.Generator,
+) -> None:
+    outputs = [z for calls in recorder.calls.values() for _, z in calls]
+    gradients = iter(torch.autograd.grad(likelihood, outputs))
+    for name, calls in recorder.calls.items():
+        layer = model.get_submodule(name)
+        for x, z in calls:
+            at = draw_positions(layer, z, generator)
+            rows = output_rows(layer, z.detach(), at)
+            columns = input_columns(layer, x, at)
+            gradient = output_rows(layer, next(gradients), at).double()
+            if name not in layers:
+                size = rows.shape[1]
+                zero = torch.zeros(size, size, dtype=torch.float64, device=z.device)
+                empty = Moments.zeros(columns.shape[1], size, z.device)
+                layers[name] = LayerStatistics(empty, zero)
+            layers[name].moments.add_(columns, rows)
+            layers[name].fisher.addmm_(gradient.T, gradient)
+
+
+def draw_positions(layer: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Distinct flat output positions of a convolution, in increasing order; else None."""
+    if not isinstance(layer, nn.Conv2d):
+        return None
+    places = z.shape[2] * z.shape[3]
+    return torch.randperm(places, generator=generator, device=z.device)[:POSITIONS].sort().values
+
+
+def _averaged(layer: LayerStatistics) -> LayerStatistics:
+    return LayerStatistics(layer.moments, layer.fisher / max(layer.moments.samples, 1))
+
+
+def _passes(
+    model: nn.Module, groups: Sequence[UnitGroup], samples: int, moments: bool
+) -> Iterator[list[UnitGroup]]:
+    """Splits the groups so that what one pass gathers fits into PASS_BYTES, where it can."""
+    part: list[UnitGroup] = []
+    used = 0
+    for group in groups:
+        if not group.consumers:
+            raise SimMIMError(f"collect: no layer reads the units of {group.name!r}")
+        size = 4 * samples * group.units
+        for member in group.consumers if moments else ():
+            outputs, columns = weighted(model, member.module).weight.flatten(1).shape
+            size += 8 * (columns**2 + 2 * outputs**2 + columns * outputs)
+        if part and used + size > PASS_BYTES:
+            yield part
+            part, used = [], 0
+        part.append(group)
+        used += size
+    if part:
+        yield part

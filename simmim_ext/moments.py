@@ -1,0 +1,62 @@
+"""Second moments of a layer's inputs and outputs, gathered batch by batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over samples of a layer's inputs x, its outputs z and their products, in float64.
+
+    Attributes:
+        samples: number of samples (of positions, for a convolution).
+        x: [columns] sum of x.
+        z: [outputs] sum of z.
+        xx: [columns, columns] sum of x x^T.
+        xz: [columns, outputs] sum of x z^T.
+        zz: [outputs, outputs] sum of z z^T.
+    """
+
+    samples: int
+    x: Tensor
+    z: Tensor
+    xx: Tensor
+    xz: Tensor
+    zz: Tensor
+
+    @classmethod
+    def zeros(cls, columns: int, outputs: int, device: torch.device | None = None) -> "Moments":
+        """Moments of no samples."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(
+            0,
+            empty(columns),
+            empty(outputs),
+            empty(columns, columns),
+            empty(columns, outputs),
+            empty(outputs, outputs),
+        )
+
+    def add_(self, x: Tensor, z: Tensor) -> None:
+        """Adds samples: x [samples, columns], z [samples, outputs]."""
+        x, z = x.double(), z.double()
+        self.samples += len(x)
+        self.x += x.sum(0)
+        self.z += z.sum(0)
+        self.xx.addmm_(x.T, x)
+        self.xz.addmm_(x.T, z)
+        self.zz.addmm_(z.T, z)
+
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cov(x, x), Cov(x, z) and Cov(z, z)."""
+        n = self.samples
+        return (
+            self.xx / n - torch.outer(self.x, self.x) / n**2,
+            self.xz / n - torch.outer(self.x, self.z) / n**2,
+            self.zz / n - torch.outer(self.z, self.z) / n**2,
+        )
