@@ -1,0 +1,203 @@
+"""Refits the layers that lost inputs, so that they say again what they said before.
+
+From the first layer that lost inputs to the last, each is replaced by the ridge regression of
+the original's pre-activations on the smaller network's own inputs (so that errors upstream are
+corrected downstream, not added up); the last one then by the logistic regression of the
+original's predictions.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .collect import Recorder, draw_positions
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .layers import input_columns, is_grouped, output_rows, weighted
+from .moments import Moments
+from .nn import MaskedLinear
+
+# Ridge as a share of the inputs' mean variance.
+RIDGE = {nn.Linear: 1e-3, nn.Conv2d: 1e-2}
+
+# The logistic regression of the last layer: penalty per squared change of a weight, and steps.
+_REFIT_PENALTY = 1e-5
+_REFIT_STEPS = 100
+
+
+def reconstruct(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Iterable[Batch],
+    history: Iterable[Mapping[str, Any]],
+    *,
+    samples: int,
+    seed: int = 0,
+    refit_outputs: bool = False,
+    forward_fn: ForwardFn | None = None,
+) -> nn.Module:
+    """A copy of the student whose layers reproduce the teacher's pre-activations.
+
+    Args:
+        student: the model that units were removed from.
+        teacher: the original.
+        data: calibration batches.
+        history: what was removed; it says which of a layer's outputs are left.
+        samples: most calibration samples to use.
+        seed: of the positions of a convolution's output that are looked at.
+        refit_outputs: whether the layer that makes the outputs is refitted to the teacher's
+            predictions by KL divergence; a distillation that follows does that better.
+        forward_fn: as in ``score``.
+    """
+    student = deepcopy(student)
+    kept = {(step["module"], step["axis"]): step["kept"] for step in history}
+    pair = Pair(student, deepcopy(teacher), data, samples, seed, forward_fn)
+    order = layers_in_order(teacher, pair.example, forward_fn)
+    lost = [name for name in order if (name, "in") in kept]
+    if not lost:
+        return student
+    for name in order[order.index(lost[0]) :]:
+        _fit(weighted(student, name), pair.moments(name, kept.get((name, "out"))))
+    if refit_outputs and order[-1] == output_layer(student, pair.example, order, forward_fn):
+        last = student.get_submodule(order[-1])
+        assert isinstance(last, nn.Linear)
+        refit_to_predictions(last, *pair.features(order[-1]))
+    return student
+
+
+class Pair:
+    """Student and teacher run side by side over the calibration data."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        data: Iterable[Batch],
+        samples: int,
+        seed: int,
+        forward_fn: ForwardFn | None,
+    ) -> None:
+        self._models = (student, teacher)
+        self._data, self._samples, self._forward_fn = data, samples, forward_fn
+        self._seed, self._device = seed, device_of(teacher)
+        self.example = next(iter(batches(data, device=self._device, limit=2, name="calibration")))
+
+    def moments(self, name: str, kept: list[int] | None) -> Moments:
+        """Of the student layer's inputs with the teacher layer's outputs that are left."""
+        generator = torch.Generator(self._device).manual_seed(self._seed)
+        layer = self._models[0].get_submodule(name)
+        total: Moments | None = None
+        for calls, _ in self._run(name):
+            for (x, _), (_, z) in zip(*calls, strict=True):
+                at = draw_positions(layer, z, generator)
+                rows = output_rows(layer, z, at)
+                rows = rows if kept is None else rows[:, kept]
+                columns = input_columns(layer, x, at)
+                if total is None:
+                    total = Moments.zeros(columns.shape[1], rows.shape[1], z.device)
+                total.add_(columns, rows)
+        assert total is not None
+        return total
+
+    def features(self, name: str) -> tuple[Tensor, Tensor]:
+        """The student layer's inputs [rows, inputs], and the teacher's predictions."""
+        inputs, predictions = [], []
+        for (student, _), outputs in self._run(name):
+            inputs.append(student[-1][0].flatten(0, -2))
+            predictions.append(outputs.float().softmax(-1))
+        return torch.cat(inputs), torch.cat(predictions)
+
+    def _run(self, name: str) -> Iterator[tuple[tuple[Any, Any], Tensor]]:
+        recorders = [Recorder(model, [name]) for model in self._models]
+        outputs = torch.empty(0)
+        for batch in batches(self._data, device=self._device, limit=self._samples):
+            for model, recorder in zip(self._models, recorders, strict=True):
+                with torch.no_grad(), evaluating(model), recorder.recording():
+                    outputs = forward(model, batch, self._forward_fn)
+            yield (recorders[0].calls[name], recorders[1].calls[name]), outputs
+
+
+def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
+    """Linear and convolution layers that can be refitted, in the order in which they run."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not is_grouped(module)
+    ]
+    order: list[str] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda *_, n=name: order.append(n))
+        for name in names
+    ]
+    try:
+        with torch.no_grad(), evaluating(model):
+            forward(model, batch, forward_fn)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))
+
+
+def output_layer(
+    model: nn.Module, batch: Batch, names: list[str], forward_fn: ForwardFn | None
+) -> str | None:
+    """The Linear layer whose output is the model's output, if there is one."""
+    recorder = Recorder(model, names)
+    with torch.no_grad(), evaluating(model), recorder.recording():
+        outputs = forward(model, batch, forward_fn)
+    for name, calls in recorder.calls.items():
+        if calls and isinstance(model.get_submodule(name), nn.Linear | MaskedLinear):
+            made = calls[-1][1].flatten(0, -2)
+            if made.shape == outputs.shape and torch.equal(made, outputs):
+                return name
+    return None
+
+
+def _fit(layer: nn.Linear | nn.Conv2d, moments: Moments) -> None:
+    """Sets weight and bias to the ridge regression; without a bias, through the origin."""
+    if layer.bias is None:
+        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
+    else:
+        xx, xz, _ = moments.covariances()
+    ridge = next(value for kind, value in RIDGE.items() if isinstance(layer, kind))
+    scale = xx.diagonal().mean().clamp(min=1e-30)
+    weight = torch.linalg.solve(xx + ridge * scale * torch.eye(len(xx)).to(xx), xz).T
+    layer.weight.data.copy_(weight.reshape(layer.weight.shape))
+    if layer.bias is not None:
+        layer.bias.data.copy_((moments.z - weight @ moments.x) / moments.samples)
+
+
+def refit_to_predictions(
+    layer: nn.Linear | MaskedLinear, x: Tensor, predictions: Tensor, *, mask: Tensor | None = None
+) -> None:
+    """Logistic regression of the predictions on x [rows, inputs], from where the layer is.
+
+    Weights outside the mask [outputs, inputs] do not count.
+    """
+    shift = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    start = [layer.weight.detach().float(), shift.detach().float()]
+    free = [value.clone().requires_grad_(True) for value in start]
+    # A layer without a bias is fitted without one.
+    variables = free if layer.bias is not None else free[:1]
+    optimizer = torch.optim.LBFGS(
+        variables, max_iter=_REFIT_STEPS, history_size=20, line_search_fn="strong_wolfe"
+    )
+    x, predictions = x.float(), predictions.float()
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        weight = free[0] if mask is None else free[0] * mask
+        logits = x @ weight.T + free[1]
+        cross_entropy = -(predictions * logits.log_softmax(-1)).sum(-1).mean()
+        change = (free[0] - start[0]).square().sum()
+        total = cross_entropy + _REFIT_PENALTY * change
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    layer.weight.data.copy_(free[0].detach())
+    if layer.bias is not None:
+        layer.bias.data.copy_(free[1].detach())

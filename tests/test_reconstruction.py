@@ -1,0 +1,110 @@
+import pytest
+import torch
+from models import CASES, case, snapshot
+from torch import nn
+
+from simmim_ext.graph import trace_units
+from simmim_ext.reconstruction import reconstruct
+from simmim_ext.removal import remove_units
+
+
+def data(name, samples=400):
+    generator = torch.Generator().manual_seed(5)
+    shape = (12,) if name == "mlp" else (1, 8, 8)
+    return torch.randn(samples, *shape, generator=generator).split(100)
+
+
+def squared_error(student, teacher, batches):
+    with torch.no_grad():
+        x = torch.cat(list(batches))
+        return float((student.eval()(x) - teacher.eval()(x)).square().mean())
+
+
+def halved(name):
+    model, x = case(name)
+    groups = trace_units(model, x)
+    return model.eval(), *remove_units(model, groups, {g.name: range(g.units // 2) for g in groups})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_comes_closer_and_changes_nobody(name):
+    teacher, student, history = halved(name)
+    teacher.train()
+    before = snapshot(teacher), snapshot(student)
+    fitted = reconstruct(student, teacher, data(name), history, samples=400)
+    assert (snapshot(teacher), snapshot(student)) == before
+    assert {n: m.training for n, m in fitted.named_modules()} == before[1][2]
+    errors = [squared_error(model, teacher, data(name)) for model in (student, fitted)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_last_layer_is_the_ridge_regression():
+    teacher, student, history = halved("mlp")
+    fitted = reconstruct(student, teacher, data("mlp"), history, samples=400)
+    with torch.no_grad():
+        x = torch.cat(data("mlp"))
+        a, z = student[:2](x).double(), teacher(x).double()
+    ac, zc = a - a.mean(0), z - z.mean(0)
+    xx = ac.T @ ac / len(x)
+    ridge = 1e-3 * xx.diagonal().mean() * torch.eye(len(xx))
+    weight = torch.linalg.solve(xx + ridge, ac.T @ zc / len(x)).T
+    torch.testing.assert_close(fitted[2].weight.double(), weight, rtol=1e-4, atol=1e-5)
+    bias = z.mean(0) - weight @ a.mean(0)
+    torch.testing.assert_close(fitted[2].bias.double(), bias, rtol=1e-4, atol=1e-5)
+
+
+def test_refitted_outputs_lower_the_divergence():
+    teacher, student, history = halved("mlp")
+    x = torch.cat(data("mlp"))
+
+    def divergence(model):
+        with torch.no_grad():
+            p, q = teacher(x).log_softmax(1), model(x).log_softmax(1)
+            return float((p.exp() * (p - q)).sum(1).mean())
+
+    ridge, refitted = (
+        reconstruct(student, teacher, data("mlp"), history, samples=400, refit_outputs=refit)
+        for refit in (False, True)
+    )
+    assert divergence(refitted) < divergence(ridge) < divergence(student)
+
+
+def test_redundant_units_are_made_up_for_exactly():
+    teacher, _ = case("mlp")
+    with torch.no_grad():  # units 5..9 are copies of 0..4
+        teacher[0].weight[5:], teacher[0].bias[5:] = teacher[0].weight[:5], teacher[0].bias[:5]
+    groups = trace_units(teacher, data("mlp")[0])
+    student, history = remove_units(teacher, groups, {"0": range(5)})
+    fitted = reconstruct(student, teacher, data("mlp"), history, samples=400)
+    errors = [squared_error(model, teacher, data("mlp")) for model in (student, fitted)]
+    assert errors[1] < 1e-4 * errors[0]
+
+
+def test_layers_before_the_first_loss_stay_bit_for_bit():
+    teacher, x = case("cnn")
+    groups = trace_units(teacher, x)
+    student, history = remove_units(teacher, groups, {"hidden": range(5)})
+    fitted = reconstruct(student, teacher, data("cnn"), history, samples=400)
+    assert torch.equal(fitted.features[4].weight, teacher.features[4].weight)
+    assert torch.equal(fitted.hidden.weight, teacher.hidden.weight[:5])
+    assert not torch.equal(fitted.head.weight, student.head.weight)
+
+
+def test_nothing_removed_changes_nothing():
+    teacher, _ = case("mlp")
+    fitted = reconstruct(teacher, teacher, data("mlp"), [], samples=400, refit_outputs=True)
+    assert all(map(torch.equal, fitted.parameters(), teacher.parameters()))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_columns_times_weight_are_the_convolution(padding_mode):
+    from simmim_ext.layers import input_columns, output_rows
+
+    layer = nn.Conv2d(
+        3, 5, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), padding_mode=padding_mode
+    )
+    x = torch.randn(4, 3, 9, 8)
+    z = layer(x)
+    at = torch.tensor([0, 3, 17, z.shape[2] * z.shape[3] - 1])
+    made = input_columns(layer, x, at) @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(made, output_rows(layer, z, at))

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from models import case, mlp, snapshot
+from torch import nn
+
+from simmim_ext import SimMIMError
+from simmim_ext.nn import MaskedLinear
+from simmim_ext.weights import _supports, prune_weights
+
+DATA = torch.randn(400, 12, generator=torch.Generator().manual_seed(5)).split(100)
+
+
+def zeros(model):
+    return sum(int((~m.mask).sum()) for m in model.modules() if isinstance(m, MaskedLinear))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_sparsity_is_met_and_the_model_untouched(sparsity):
+    torch.manual_seed(0)
+    model = mlp()
+    before = snapshot(model)
+    sparse, layers = prune_weights(model, DATA, sparsity=sparsity, samples=400)
+    assert snapshot(model) == before
+    assert isinstance(sparse[0], MaskedLinear)
+    assert isinstance(sparse[2], MaskedLinear)
+    total = 12 * 10 + 10 * 4
+    assert sparsity * total <= zeros(sparse) < sparsity * total + 1
+    assert [layer["name"] for layer in layers] == ["0", "2"]
+    assert sum(layer["before"] - layer["after"] for layer in layers) == zeros(sparse)
+
+
+def test_beats_magnitude():
+    torch.manual_seed(0)
+    model = mlp(hidden=40)
+    x = torch.cat(DATA) @ torch.randn(12, 12)  # correlated inputs
+    sparse, _ = prune_weights(model, x.split(100), sparsity=0.7, samples=400)
+    by_size = mlp(hidden=40)
+    by_size.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        cut = torch.cat([model[i].weight.abs().flatten() for i in (0, 2)]).quantile(0.7)
+        for i in (0, 2):
+            by_size[i].weight[by_size[i].weight.abs() <= cut] = 0
+        errors = [(m(x) - model(x)).square().mean() for m in (sparse, by_size)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_elimination_is_the_exact_one():
+    # Against one weight at a time, each time with the regression solved anew.
+    torch.manual_seed(0)
+    x = torch.randn(200, 6) @ torch.randn(6, 6)
+    z = x @ torch.randn(6, 3) + torch.randn(200, 3)
+    xx, xz = (x.T @ x / 200 + 0.01 * torch.eye(6)).double(), (x.T @ z / 200).double()
+    inverse = torch.linalg.inv(xx)
+    supports = _supports((inverse @ xz).T.float(), inverse.float(), torch.tensor([2, 4, 6]))
+    for row, keep in enumerate((2, 4, 6)):
+        left = list(range(6))
+        while len(left) > keep:
+            block = torch.linalg.inv(xx[left][:, left])
+            cost = (block @ xz[left, row]).square() / block.diagonal()
+            left.pop(int(cost.argmin()))
+        assert supports[row].tolist() == left
+
+
+def test_convolutions_stay_dense_and_are_reported():
+    model, x = case("cnn")
+    data = torch.randn(200, *x.shape[1:]).split(50)
+    sparse, layers = prune_weights(model, data, sparsity=0.5, samples=200)
+    dense = {layer["name"]: layer["dense"] for layer in layers}
+    assert dense == {"features.0": True, "features.4": True, "hidden": False, "head": False}
+    assert torch.equal(sparse.features[0].weight, model.features[0].weight)
+
+
+def test_ignored_layers_stay_dense():
+    model = mlp()
+    sparse, layers = prune_weights(
+        model, DATA, sparsity=0.5, samples=400, ignored_layers=frozenset({"2"})
+    )
+    assert type(sparse[2]) is nn.Linear
+    assert [layer["dense"] for layer in layers] == [False, True]
+
+
+def test_refit_keeps_the_mask_and_lowers_the_divergence():
+    torch.manual_seed(0)
+    model, x = mlp(), torch.cat(DATA)
+
+    def divergence(student):
+        with torch.no_grad():
+            p, q = model(x).log_softmax(1), student(x).log_softmax(1)
+            return float((p.exp() * (p - q)).sum(1).mean())
+
+    plain, refitted = (
+        prune_weights(model, DATA, sparsity=0.7, samples=400, refit_outputs=refit)[0]
+        for refit in (False, True)
+    )
+    assert torch.equal(plain[2].mask, refitted[2].mask)
+    assert divergence(refitted) < divergence(plain)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"sparsity must be in \(0, 1\), got 1"):
+        prune_weights(mlp(), DATA, sparsity=1, samples=400)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    with pytest.raises(SimMIMError, match="no Linear layer to remove weights from"):
+        prune_weights(model, [torch.randn(4, 1, 6, 6)], sparsity=0.5, samples=4)
