@@ -1,0 +1,47 @@
+// Information that pairs of coded features share beyond a third variable.
+#pragma once
+
+#include <cstdint>
+
+#include "joint.h"
+
+namespace simmim {
+
+// I(X;Y|Z) = H(X,Z) + H(Y,Z) - H(X,Y,Z) - H(Z), each entropy by the estimator in `terms`.
+struct ConditionalInformationArgs {
+  CodePair codes;              // the samples sorted by z
+  const int64_t* group_begin;  // [groups + 1] where each value of z that occurs begins
+  int64_t groups;
+  double z_alphabet;         // the number of values z can take, counting those that do not occur
+  bool symmetric;            // x and y are the same features: the pairs y >= x give the rest too
+  const int64_t* x_valid;    // [x_features] valid samples
+  const int64_t* y_valid;    // [y_features]
+  const double* xz_entropy;  // [x_features] nats, over the valid samples of the feature
+  const double* yz_entropy;  // [y_features]
+  double z_entropy;          // nats, over all samples
+  EntropyTerms terms;
+  double nats_per_unit;
+  float* result;  // [x_features, y_features]
+};
+
+struct GroupedEntropyArgs {
+  const uint8_t* x;            // codes [features, samples], the samples sorted by z
+  const int64_t* group_begin;  // [groups + 1]
+  int64_t features;
+  int64_t samples;
+  int64_t groups;
+  int32_t bins;
+  double z_alphabet;
+  EntropyTerms terms;
+  double* entropy;  // [features] H(X,Z) in nats over the valid samples; 0 where fewer than two
+};
+
+void grouped_entropy_cpu(const GroupedEntropyArgs& args, int64_t feature_begin,
+                         int64_t feature_end);
+
+// Returns the first pair, as x * y_features + y, that shares fewer than two valid samples (its
+// result is left as it was), or -1.
+int64_t conditional_information_cpu(const ConditionalInformationArgs& args,
+                                    const PairBlock& block);
+
+}  // namespace simmim

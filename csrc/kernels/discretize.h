@@ -1,0 +1,48 @@
+// Values turned into codes, and the edges of bins that hold equally many samples.
+#pragma once
+
+#include <cstdint>
+
+#include "binning.h"
+
+namespace simmim {
+
+// Stored is double, float, Half or BFloat16.
+template <typename Stored>
+struct DiscretizeArgs {
+  const Stored* x;  // [samples, features], any strides
+  int64_t samples;
+  int64_t features;
+  int64_t sample_stride;   // in elements
+  int64_t feature_stride;  // in elements
+  Binning<compute_t<Stored>> binning;
+  uint8_t* codes;  // [features, samples]; kInvalidCode where a sample has no bin
+};
+
+// Samples [sample_begin, sample_end) of features [feature_begin, feature_end). Returns how many
+// have no bin.
+template <typename Stored>
+int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin,
+                       int64_t feature_end, int64_t sample_begin, int64_t sample_end);
+
+template <typename Stored>
+struct QuantileEdgesArgs {
+  const Stored* x;  // [samples, features], any strides
+  int64_t samples;
+  int64_t features;
+  int64_t sample_stride;
+  int64_t feature_stride;
+  int32_t bins;
+  bool omit_nan;
+  bool omit_infinite;
+  double* edges;  // [features, bins + 1] ascending
+};
+
+// Edge k of a feature is its k / bins quantile, interpolated linearly as numpy.quantile does; equal
+// values lie between the same edges, since edges may coincide. Returns false where a feature has
+// NaN or infinity that is not omitted; its edges are 0 then, as where nothing is left.
+template <typename Stored>
+bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_begin,
+                        int64_t feature_end);
+
+}  // namespace simmim

@@ -1,0 +1,52 @@
+// Joint histograms of pairs of coded features, and the information of every pair.
+#pragma once
+
+#include <cstdint>
+
+#include "entropy.h"
+#include "information.h"
+
+namespace simmim {
+
+// Codes of the same samples in two sets of features. A code that is no bin (kInvalidCode where
+// there are fewer than 256 bins) leaves its sample out of every pair with that feature.
+struct CodePair {
+  const uint8_t* x;  // [x_features, samples], contiguous
+  const uint8_t* y;  // [y_features, samples], contiguous
+  int64_t x_features;
+  int64_t y_features;
+  int64_t samples;
+  int32_t x_bins;  // 2..256
+  int32_t y_bins;  // 2..256
+};
+
+struct JointHistogramArgs {
+  CodePair codes;
+  int64_t* counts;  // [x_features, y_features, x_bins, y_bins], overwritten
+};
+
+struct PairwiseInformationArgs {
+  CodePair codes;
+  bool symmetric;            // x and y are the same features: the pairs y >= x give the rest too
+  const int64_t* x_valid;    // [x_features] valid samples
+  const int64_t* y_valid;    // [y_features]
+  const double* x_entropy;   // [x_features] nats, over the valid samples of the feature
+  const double* y_entropy;   // [y_features]
+  EntropyTerms terms;
+  Information information;
+  float* result;  // [x_features, y_features]
+};
+
+// Features x_begin..x_end against y_begin..y_end: the unit of work, small enough to be
+// interrupted in between and to balance over threads.
+struct PairBlock {
+  int64_t x_begin, x_end, y_begin, y_end;
+};
+
+void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block);
+
+// Joint counts stay in a scratch of at most 2 MiB. Returns the first pair, as
+// x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or -1.
+int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block);
+
+}  // namespace simmim

@@ -1,0 +1,150 @@
+#include <algorithm>
+#include <vector>
+
+#include "joint.h"
+
+namespace simmim {
+namespace {
+
+// Joint counts of one pair after another. Counters are 32-bit, one set per sample in flight while
+// they are few: consecutive samples often meet the same cell, and would wait for each other.
+class JointCounter {
+ public:
+  explicit JointCounter(const CodePair& codes)
+      : codes_(codes),
+        row_(codes.y_bins + 1),
+        cells_((codes.x_bins + 1) * (codes.y_bins + 1)),
+        copies_(cells_ <= 4096 ? 4 : 1),
+        counters_(static_cast<size_t>(cells_) * copies_),
+        counts_(static_cast<size_t>(codes.x_bins) * codes.y_bins) {}
+
+  // [x_bins, y_bins], valid until the next call.
+  const std::vector<int64_t>& count(int64_t x_feature, int64_t y_feature) {
+    std::fill(counts_.begin(), counts_.end(), 0);
+    const uint8_t* x = codes_.x + x_feature * codes_.samples;
+    const uint8_t* y = codes_.y + y_feature * codes_.samples;
+    constexpr int64_t kFlush = int64_t{1} << 31;  // before a 32-bit counter can wrap
+    for (int64_t begin = 0; begin < codes_.samples; begin += kFlush) {
+      const int64_t end = std::min(begin + kFlush, codes_.samples);
+      std::fill(counters_.begin(), counters_.end(), 0);
+      for (int64_t i = begin; i < end; i += kChunk) {
+        add(x + i, y + i, static_cast<int>(std::min(kChunk, end - i)));
+      }
+      flush();
+    }
+    return counts_;
+  }
+
+ private:
+  static constexpr int64_t kChunk = 1024;
+
+  void add(const uint8_t* x, const uint8_t* y, int samples) {
+    uint32_t cell[kChunk];
+    for (int i = 0; i < samples; ++i) {  // a code that is no bin counts in the last row or column
+      const int row = std::min<int>(x[i], codes_.x_bins);
+      const int column = std::min<int>(y[i], codes_.y_bins);
+      cell[i] = static_cast<uint32_t>(row * row_ + column);
+    }
+    uint32_t* h = counters_.data();
+    int i = 0;
+    if (copies_ == 4) {
+      for (; i + 4 <= samples; i += 4) {
+        ++h[cell[i]];
+        ++h[cells_ + cell[i + 1]];
+        ++h[2 * cells_ + cell[i + 2]];
+        ++h[3 * cells_ + cell[i + 3]];
+      }
+    }
+    for (; i < samples; ++i) ++h[cell[i]];
+  }
+
+  void flush() {
+    for (int copy = 0; copy < copies_; ++copy) {
+      const uint32_t* h = counters_.data() + static_cast<size_t>(copy) * cells_;
+      for (int row = 0; row < codes_.x_bins; ++row) {
+        int64_t* to = counts_.data() + static_cast<size_t>(row) * codes_.y_bins;
+        for (int column = 0; column < codes_.y_bins; ++column) to[column] += h[row * row_ + column];
+      }
+    }
+  }
+
+  const CodePair codes_;
+  const int row_, cells_, copies_;
+  std::vector<uint32_t> counters_;  // [copies, x_bins + 1, y_bins + 1]
+  std::vector<int64_t> counts_;     // [x_bins, y_bins]
+};
+
+struct Marginals {
+  double x, y;
+  int64_t samples;
+};
+
+// Of the samples that are valid in both features: the sums of the rows and columns of the counts.
+Marginals shared_marginals(const PairwiseInformationArgs& args, const std::vector<int64_t>& counts,
+                           std::vector<int64_t>& sums) {
+  const int x_bins = args.codes.x_bins, y_bins = args.codes.y_bins;
+  sums.assign(static_cast<size_t>(x_bins) + y_bins, 0);
+  int64_t samples = 0;
+  for (int a = 0; a < x_bins; ++a) {
+    for (int b = 0; b < y_bins; ++b) {
+      const int64_t count = counts[static_cast<size_t>(a) * y_bins + b];
+      sums[a] += count;
+      sums[x_bins + b] += count;
+      samples += count;
+    }
+  }
+  if (samples < 2) return {0, 0, samples};
+  return {entropy_of_counts(args.terms, samples, x_bins, sums.data(), x_bins),
+          entropy_of_counts(args.terms, samples, y_bins, sums.data() + x_bins, y_bins), samples};
+}
+
+}  // namespace
+
+void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block) {
+  JointCounter counter(args.codes);
+  for (int64_t x = block.x_begin; x < block.x_end; ++x) {
+    for (int64_t y = block.y_begin; y < block.y_end; ++y) {
+      const std::vector<int64_t>& counts = counter.count(x, y);
+      const int64_t pair = x * args.codes.y_features + y;
+      std::copy(counts.begin(), counts.end(),
+                args.counts + pair * static_cast<int64_t>(counts.size()));
+    }
+  }
+}
+
+int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block) {
+  const CodePair& codes = args.codes;
+  const double alphabet = static_cast<double>(codes.x_bins) * codes.y_bins;
+  JointCounter counter(codes);
+  std::vector<int64_t> sums;
+  int64_t too_few = -1;
+  for (int64_t x = block.x_begin; x < block.x_end; ++x) {
+    for (int64_t y = block.y_begin; y < block.y_end; ++y) {
+      if (args.symmetric && y < x) continue;
+      const int64_t pair = x * codes.y_features + y;
+      const bool same = args.symmetric && x == y;
+      Marginals marginals{args.x_entropy[x], args.y_entropy[y], args.x_valid[x]};
+      double joint = marginals.x;  // H(X,X), whatever the estimator
+      if (!same) {
+        const std::vector<int64_t>& counts = counter.count(x, y);
+        if (args.x_valid[x] < codes.samples || args.y_valid[y] < codes.samples) {
+          marginals = shared_marginals(args, counts, sums);
+          if (marginals.samples < 2) {
+            if (too_few < 0) too_few = pair;
+            continue;
+          }
+        }
+        joint = entropy_of_counts(args.terms, marginals.samples, alphabet, counts.data(),
+                                  static_cast<int64_t>(counts.size()));
+      }
+      args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
+      if (args.symmetric) {
+        args.result[y * codes.y_features + x] =
+            information(args.information, marginals.y, marginals.x, joint);
+      }
+    }
+  }
+  return too_few;
+}
+
+}  // namespace simmim

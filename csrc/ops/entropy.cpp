@@ -1,0 +1,50 @@
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../kernels/entropy.h"
+#include "backend.h"
+#include "information.h"
+
+namespace simmim {
+namespace {
+
+at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::optional<double> base,
+                   c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
+                   counts.scalar_type());
+  TORCH_CHECK_VALUE(counts.dim() >= 1, caller,
+                    ": counts must have shape [..., bins], got a scalar");
+  const Estimator kind = parse_estimator(estimator, caller);
+  const double unit = nats_per_unit(base, caller);
+  const at::Tensor table = counts.contiguous();
+  const int64_t bins = table.size(-1), features = bins > 0 ? table.numel() / bins : 0;
+  at::Tensor result =
+      at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
+  const int64_t* cells = table.const_data_ptr<int64_t>();
+  float* out = result.mutable_data_ptr<float>();
+  for_each_feature_range(features, bins, [&](int64_t begin, int64_t end) {
+    for (int64_t f = begin; f < end; ++f) {
+      const int64_t* mine = cells + f * bins;
+      int64_t samples = 0;
+      for (int64_t bin = 0; bin < bins; ++bin) samples += mine[bin];
+      TORCH_CHECK_VALUE(samples >= 2, caller,
+                        ": x must have at least 2 valid samples in every feature, got ", samples,
+                        " in feature ", f);
+      const EntropyTerms terms = entropy_terms(kind, samples);
+      const double nats =
+          entropy_of_counts(terms, samples, static_cast<double>(bins), mine, bins);
+      out[f] = static_cast<float>(nats / unit);
+    }
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def("entropy(Tensor counts, str estimator, float? base, str caller) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) { m.impl("entropy", &simmim::entropy); }
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) { m.impl("entropy", simmim::no_cuda_kernel()); }

@@ -1,0 +1,214 @@
+#include "information.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "../kernels/histogram.h"
+#include "parallel.h"
+
+namespace simmim {
+namespace {
+
+// The value that a name stands for, or an error that lists the names there are.
+template <typename Value, size_t kCount>
+Value parse(c10::string_view name, const std::array<std::pair<const char*, Value>, kCount>& table,
+            const std::string& caller, const char* argument) {
+  std::string names;
+  for (const auto& [known, value] : table) {
+    if (name == known) return value;
+    names += (names.empty() ? "'" : ", '") + std::string(known) + "'";
+  }
+  TORCH_CHECK_VALUE(false, caller, ": ", argument, " must be one of ", names, ", got '", name,
+                    "'");
+}
+
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = int64_t{1} << 16;
+
+}  // namespace
+
+Estimator parse_estimator(c10::string_view name, const std::string& caller) {
+  constexpr std::array<std::pair<const char*, Estimator>, 5> kNames{{
+      {"plugin", Estimator::plugin},
+      {"miller_madow", Estimator::miller_madow},
+      {"grassberger", Estimator::grassberger},
+      {"chao_shen", Estimator::chao_shen},
+      {"shrink", Estimator::shrink},
+  }};
+  return parse(name, kNames, caller, "estimator");
+}
+
+Quantity parse_quantity(c10::string_view name, const std::string& caller) {
+  constexpr std::array<std::pair<const char*, Quantity>, 3> kNames{{
+      {"joint_entropy", Quantity::joint_entropy},
+      {"conditional_entropy", Quantity::conditional_entropy},
+      {"mutual_information", Quantity::mutual_information},
+  }};
+  return parse(name, kNames, caller, "quantity");
+}
+
+Normalization parse_normalization(std::optional<c10::string_view> name, const std::string& caller) {
+  if (!name) return Normalization::none;
+  constexpr std::array<std::pair<const char*, Normalization>, 4> kNames{{
+      {"min", Normalization::minimum},
+      {"max", Normalization::maximum},
+      {"arithmetic", Normalization::arithmetic},
+      {"geometric", Normalization::geometric},
+  }};
+  return parse(*name, kNames, caller, "normalized");
+}
+
+double nats_per_unit(std::optional<double> base, const std::string& caller) {
+  if (!base) return 1;
+  TORCH_CHECK_VALUE(std::isfinite(*base) && *base > 1, caller,
+                    ": base must be a finite number above 1, got ", *base);
+  return std::log(*base);
+}
+
+Information parse_information(c10::string_view quantity, Estimator estimator,
+                              std::optional<c10::string_view> normalized,
+                              std::optional<double> base, const std::string& caller) {
+  return {parse_quantity(quantity, caller), parse_normalization(normalized, caller),
+          estimator == Estimator::plugin, nats_per_unit(base, caller)};
+}
+
+std::vector<int64_t> tabulate(EntropyTerms& terms, int64_t samples) {
+  constexpr int64_t kLargest = int64_t{1} << 16;
+  std::vector<int64_t> table(static_cast<size_t>(std::min(samples + 1, kLargest)));
+  for (size_t count = 0; count < table.size(); ++count) {
+    table[count] = compute_term(terms, static_cast<int64_t>(count));
+  }
+  terms.table = table.data();
+  terms.table_size = static_cast<int64_t>(table.size());
+  return table;
+}
+
+CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyTerms& terms,
+                           const std::string& caller, const std::string& argument) {
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, caller, ": ", argument,
+                   " must have uint8 codes, got ", codes.scalar_type());
+  TORCH_CHECK_VALUE(codes.dim() == 2, caller, ": ", argument,
+                    " must have codes of shape [features, samples], got ", codes.sizes());
+  TORCH_CHECK_VALUE(bins >= 2 && bins <= 256, caller, ": bins of ", argument,
+                    " must be between 2 and 256, got ", bins);
+  const int64_t features = codes.size(0), samples = codes.size(1);
+  TORCH_CHECK_VALUE(features >= 1 && samples >= 2, caller, ": ", argument,
+                    " must have at least 1 feature and 2 samples, got ", features,
+                    " features and ", samples, " samples");
+  CodeMarginals marginals;
+  marginals.valid.resize(features);
+  marginals.entropy.resize(features);
+  std::vector<int64_t> counts(features * bins);
+  HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(), samples, features, 1, samples,
+                              {}, counts.data()};
+  args.binning.bins = static_cast<int32_t>(bins);
+  for_each_feature_range(features, samples, [&](int64_t begin, int64_t end) {
+    histogram_cpu(args, begin, end, 0, samples);
+    for (int64_t f = begin; f < end; ++f) {
+      const int64_t* mine = counts.data() + f * bins;
+      int64_t valid = 0;
+      for (int64_t bin = 0; bin < bins; ++bin) valid += mine[bin];
+      marginals.valid[f] = valid;
+      if (valid < 2) continue;
+      marginals.entropy[f] =
+          entropy_of_counts(terms, valid, static_cast<double>(bins), mine, bins);
+    }
+  });
+  for (int64_t f = 0; f < features; ++f) {
+    if (marginals.valid[f] == samples) continue;
+    const at::Tensor mine = codes[f];
+    const at::Tensor bad = mine.masked_select(mine.ge(bins).logical_and_(mine != kInvalidCode));
+    TORCH_CHECK_VALUE(bad.numel() == 0, caller, ": codes of ", argument,
+                      " must be below bins = ", bins, " (or 255, no sample), got ",
+                      static_cast<int>(bad.numel() ? bad[0].item<uint8_t>() : 0), " in feature ",
+                      f);
+    TORCH_CHECK_VALUE(marginals.valid[f] >= 2, caller, ": ", argument,
+                      " must have at least 2 valid samples in every feature, got ",
+                      marginals.valid[f], " in feature ", f);
+  }
+  return marginals;
+}
+
+LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
+                           const std::string& argument) {
+  constexpr int64_t kClasses = 65536;
+  TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), caller, ": ",
+                   argument, " must hold integer class labels, got ", labels.scalar_type());
+  TORCH_CHECK_VALUE(labels.dim() == 1, caller, ": ", argument,
+                    " must have shape [samples] where it holds class labels, got ",
+                    labels.sizes());
+  check_same_samples(samples, labels.size(0), caller, argument);
+  TORCH_CHECK_VALUE(samples < (int64_t{1} << 32), caller, ": ", argument,
+                    " must have fewer than 2^32 samples, got ", samples);
+  const at::Tensor wide = labels.to(at::kLong).contiguous();
+  const int64_t* label = wide.const_data_ptr<int64_t>();
+
+  std::vector<int64_t> next(kClasses + 1);
+  LabelGroups groups;
+  for (int64_t i = 0; i < samples; ++i) {
+    TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < kClasses, caller, ": ", argument,
+                      " must hold labels between 0 and 65535, got ", label[i], " in sample ", i);
+    ++next[label[i] + 1];
+    groups.classes = std::max(groups.classes, label[i] + 1);
+  }
+  groups.begin.push_back(0);
+  for (int64_t c = 0; c < groups.classes; ++c) {
+    if (next[c + 1] > 0) groups.begin.push_back(groups.begin.back() + next[c + 1]);
+    next[c + 1] += next[c];
+  }
+  groups.order.resize(samples);
+  for (int64_t i = 0; i < samples; ++i) {
+    groups.order[next[label[i]]++] = static_cast<uint32_t>(i);
+  }
+  return groups;
+}
+
+void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,
+                        const std::string& other) {
+  TORCH_CHECK_VALUE(x_samples == other_samples, caller, ": ", other,
+                    " must have as many samples as x, got ", other_samples, " and ", x_samples);
+}
+
+CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins) {
+  return {x.const_data_ptr<uint8_t>(), y.const_data_ptr<uint8_t>(),
+          x.size(0),                   y.size(0),
+          x.size(1),                   static_cast<int32_t>(x_bins),
+          static_cast<int32_t>(y_bins)};
+}
+
+void for_each_pair_block(const CodePair& codes, bool symmetric,
+                         const std::function<void(const PairBlock&)>& work) {
+  // Square blocks of about 2^22 samples: a few milliseconds of work.
+  int64_t side = 1;
+  while (side < 64 && 4 * side * side * codes.samples <= (int64_t{1} << 22)) side *= 2;
+  std::vector<PairBlock> blocks;
+  for (int64_t x = 0; x < codes.x_features; x += side) {
+    const int64_t x_end = std::min(x + side, codes.x_features);
+    for (int64_t y = symmetric ? x : 0; y < codes.y_features; y += side) {
+      blocks.push_back({x, x_end, y, std::min(y + side, codes.y_features)});
+    }
+  }
+  if (static_cast<int64_t>(blocks.size()) * side * side * codes.samples < kGrain) {
+    for (const PairBlock& block : blocks) work(block);
+  } else {
+    parallel_tasks(static_cast<int64_t>(blocks.size()), [&](int64_t i) { work(blocks[i]); });
+  }
+}
+
+void for_each_feature_range(int64_t features, int64_t work_per_feature,
+                            const std::function<void(int64_t, int64_t)>& work) {
+  const int64_t range = std::min<int64_t>(64, 1 + kGrain / std::max<int64_t>(1, work_per_feature));
+  parallel_tasks((features + range - 1) / range, [&](int64_t i) {
+    work(i * range, std::min((i + 1) * range, features));
+  });
+}
+
+void FirstIndex::report(int64_t index) {
+  if (index < 0) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (first_ < 0 || index < first_) first_ = index;
+}
+
+}  // namespace simmim

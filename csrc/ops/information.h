@@ -1,0 +1,81 @@
+// What the operators that return information check and parse alike.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../kernels/entropy.h"
+#include "../kernels/information.h"
+#include "../kernels/joint.h"
+
+namespace simmim {
+
+// Error texts begin with the public function that was called: caller.
+Estimator parse_estimator(c10::string_view name, const std::string& caller);
+Quantity parse_quantity(c10::string_view name, const std::string& caller);
+Normalization parse_normalization(std::optional<c10::string_view> name, const std::string& caller);
+
+// ln(base): what a result in nats is divided by. No base means nats.
+double nats_per_unit(std::optional<double> base, const std::string& caller);
+
+Information parse_information(c10::string_view quantity, Estimator estimator,
+                              std::optional<c10::string_view> normalized,
+                              std::optional<double> base, const std::string& caller);
+
+// Each feature's valid samples and entropy in nats over them.
+struct CodeMarginals {
+  std::vector<int64_t> valid;
+  std::vector<double> entropy;
+};
+
+// Raises unless codes is uint8 [features, samples >= 2] with codes below bins (or 255, no sample)
+// and every feature has 2 valid samples. `argument` is what error texts call the codes.
+CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyTerms& terms,
+                           const std::string& caller, const std::string& argument);
+
+// Samples sorted by a class label.
+struct LabelGroups {
+  std::vector<uint32_t> order;  // [samples], stable
+  std::vector<int64_t> begin;   // [groups + 1]
+  int64_t classes = 0;          // the largest label + 1
+};
+
+// Raises unless labels is integer [samples] of 0..65,535.
+LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
+                           const std::string& argument);
+
+// x and the other argument hold the same samples.
+void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,
+                        const std::string& other);
+
+CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins);
+
+// Calls work(block) for blocks of pairs that cover all of them (where symmetric: those that reach
+// the diagonal or lie right of it), on several threads where they are worth it.
+void for_each_pair_block(const CodePair& codes, bool symmetric,
+                         const std::function<void(const PairBlock&)>& work);
+
+// Calls work(begin, end) for ranges that cover all features, likewise.
+void for_each_feature_range(int64_t features, int64_t work_per_feature,
+                            const std::function<void(int64_t, int64_t)>& work);
+
+// The smallest index that any thread reports; -1 reports nothing.
+class FirstIndex {
+ public:
+  void report(int64_t index);
+  int64_t get() const { return first_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t first_ = -1;
+};
+
+// The terms of all counts up to a size worth keeping, for kernels that meet each many times.
+std::vector<int64_t> tabulate(EntropyTerms& terms, int64_t samples);
+
+}  // namespace simmim
