@@ -14,6 +14,8 @@ namespace py = pybind11;
 using at::Tensor;
 using Maybe = const std::optional<Tensor>&;
 using Text = c10::string_view;
+using MaybeText = std::optional<c10::string_view>;
+using Base = std::optional<double>;
 
 namespace {
 
@@ -59,4 +61,19 @@ PYBIND11_MODULE(_C, m) {
   Bind<Tensor(const Tensor&, const Tensor&, const Tensor&, Maybe)>::as(m, "masked_linear");
   Bind<Tensor(const Tensor&, const Tensor&, const Tensor&)>::as(m, "masked_linear_input_grad");
   Bind<Tensor(const Tensor&, const Tensor&, const Tensor&)>::as(m, "masked_linear_weight_grad");
+  Bind<std::tuple<Tensor, Tensor>(const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text,
+                                  Text)>::as(m, "discretize");
+  Bind<Tensor(const Tensor&, int64_t, Text, Text, Text, Text)>::as(m, "quantile_edges");
+  Bind<Tensor(const Tensor&, Text, Base, Text)>::as(m, "entropy");
+  Bind<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, Text)>::as(m, "joint_histogram");
+  Bind<Tensor(const Tensor&, Text, Text, MaybeText, Base, Text)>::as(m, "joint_information");
+  Bind<Tensor(const Tensor&, Maybe, int64_t, int64_t, Text, Text, MaybeText, Base, Text)>::as(
+      m, "pairwise_information");
+  Bind<Tensor(const Tensor&, const Tensor&, int64_t, Text, Text, MaybeText, Base, Text)>::as(
+      m, "label_information");
+  Bind<Tensor(const Tensor&, const Tensor&, int64_t, MaybeText, Base, Text)>::as(
+      m, "soft_label_information");
+  Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, int64_t, std::optional<int64_t>, Text,
+              Base, Text)>::as(m, "conditional_mutual_information");
+  Bind<Tensor(const Tensor&, Base, Text)>::as(m, "predictive_information");
 }

@@ -1,7 +1,7 @@
+#include "conditional.h"
+
 #include <algorithm>
 #include <vector>
-
-#include "conditional.h"
 
 namespace simmim {
 namespace {

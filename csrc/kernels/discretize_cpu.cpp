@@ -10,7 +10,6 @@ namespace simmim {
 template <typename Stored>
 int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin,
                        int64_t feature_end, int64_t sample_begin, int64_t sample_end) {
-  constexpr int64_t kTile = 64;
   uint8_t tile[kTile][kTile];  // [samples, features]
   int64_t without_bin = 0;
   for (int64_t first = feature_begin; first < feature_end; first += kTile) {

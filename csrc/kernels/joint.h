@@ -37,6 +37,16 @@ struct PairwiseInformationArgs {
   float* result;  // [x_features, y_features]
 };
 
+struct JointInformationArgs {
+  const int64_t* counts;  // [pairs, x_bins, y_bins]
+  int64_t pairs;
+  int32_t x_bins;
+  int32_t y_bins;
+  Estimator estimator;
+  Information information;
+  float* result;  // [pairs]
+};
+
 // Features x_begin..x_end against y_begin..y_end: the unit of work, small enough to be
 // interrupted in between and to balance over threads.
 struct PairBlock {
@@ -48,5 +58,9 @@ void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block)
 // Joint counts stay in a scratch of at most 2 MiB. Returns the first pair, as
 // x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or -1.
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block);
+
+// Pairs pair_begin..pair_end. Returns likewise.
+int64_t joint_information_cpu(const JointInformationArgs& args, int64_t pair_begin,
+                              int64_t pair_end);
 
 }  // namespace simmim

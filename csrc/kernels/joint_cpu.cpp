@@ -1,7 +1,8 @@
-#include <algorithm>
-#include <vector>
-
 #include "joint.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
 
 namespace simmim {
 namespace {
@@ -79,23 +80,22 @@ struct Marginals {
   int64_t samples;
 };
 
-// Of the samples that are valid in both features: the sums of the rows and columns of the counts.
-Marginals shared_marginals(const PairwiseInformationArgs& args, const std::vector<int64_t>& counts,
-                           std::vector<int64_t>& sums) {
-  const int x_bins = args.codes.x_bins, y_bins = args.codes.y_bins;
-  sums.assign(static_cast<size_t>(x_bins) + y_bins, 0);
+// Of the samples that are valid in both features: from the sums of the rows and of the columns.
+Marginals shared_marginals(const EntropyTerms& terms, const int64_t* counts, int32_t x_bins,
+                           int32_t y_bins) {
+  int64_t rows[256] = {}, columns[256] = {};
   int64_t samples = 0;
   for (int a = 0; a < x_bins; ++a) {
     for (int b = 0; b < y_bins; ++b) {
-      const int64_t count = counts[static_cast<size_t>(a) * y_bins + b];
-      sums[a] += count;
-      sums[x_bins + b] += count;
+      const int64_t count = counts[a * y_bins + b];
+      rows[a] += count;
+      columns[b] += count;
       samples += count;
     }
   }
   if (samples < 2) return {0, 0, samples};
-  return {entropy_of_counts(args.terms, samples, x_bins, sums.data(), x_bins),
-          entropy_of_counts(args.terms, samples, y_bins, sums.data() + x_bins, y_bins), samples};
+  return {entropy_of_counts(terms, samples, x_bins, rows, x_bins),
+          entropy_of_counts(terms, samples, y_bins, columns, y_bins), samples};
 }
 
 }  // namespace
@@ -116,7 +116,6 @@ int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const Pair
   const CodePair& codes = args.codes;
   const double alphabet = static_cast<double>(codes.x_bins) * codes.y_bins;
   JointCounter counter(codes);
-  std::vector<int64_t> sums;
   int64_t too_few = -1;
   for (int64_t x = block.x_begin; x < block.x_end; ++x) {
     for (int64_t y = block.y_begin; y < block.y_end; ++y) {
@@ -128,7 +127,7 @@ int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const Pair
       if (!same) {
         const std::vector<int64_t>& counts = counter.count(x, y);
         if (args.x_valid[x] < codes.samples || args.y_valid[y] < codes.samples) {
-          marginals = shared_marginals(args, counts, sums);
+          marginals = shared_marginals(args.terms, counts.data(), codes.x_bins, codes.y_bins);
           if (marginals.samples < 2) {
             if (too_few < 0) too_few = pair;
             continue;
@@ -143,6 +142,26 @@ int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const Pair
             information(args.information, marginals.y, marginals.x, joint);
       }
     }
+  }
+  return too_few;
+}
+
+int64_t joint_information_cpu(const JointInformationArgs& args, int64_t pair_begin,
+                              int64_t pair_end) {
+  const int64_t cells = int64_t{args.x_bins} * args.y_bins;
+  int64_t too_few = -1;
+  for (int64_t pair = pair_begin; pair < pair_end; ++pair) {
+    const int64_t* counts = args.counts + pair * cells;
+    const int64_t samples = std::accumulate(counts, counts + cells, int64_t{0});
+    if (samples < 2) {
+      if (too_few < 0) too_few = pair;
+      continue;
+    }
+    const EntropyTerms terms = entropy_terms(args.estimator, samples);
+    const Marginals marginals = shared_marginals(terms, counts, args.x_bins, args.y_bins);
+    const double joint =
+        entropy_of_counts(terms, samples, static_cast<double>(cells), counts, cells);
+    args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
   }
   return too_few;
 }

@@ -34,11 +34,10 @@ struct SoftLabelInformationArgs {
   float* result;  // [features]
 };
 
-// Features feature_begin..feature_end. Return the first one with fewer than two valid samples
-// (its result is left as it was), or -1.
-int64_t label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
-                              int64_t feature_end);
-int64_t soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
-                                   int64_t feature_end);
+// Features feature_begin..feature_end, each of which has at least 2 valid samples.
+void label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
+                           int64_t feature_end);
+void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
+                                int64_t feature_end);
 
 }  // namespace simmim

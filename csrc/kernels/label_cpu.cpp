@@ -1,7 +1,7 @@
+#include "label.h"
+
 #include <algorithm>
 #include <vector>
-
-#include "label.h"
 
 namespace simmim {
 namespace {
@@ -10,11 +10,10 @@ double n_log_n(double n) { return n > 0 ? n * std::log(n) : 0; }
 
 }  // namespace
 
-int64_t label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
-                              int64_t feature_end) {
+void label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
+                           int64_t feature_end) {
   std::vector<uint8_t> sorted(static_cast<size_t>(args.samples));  // codes in order of label
   std::vector<int64_t> in_class(static_cast<size_t>(args.groups));
-  int64_t too_few = -1;
   for (int64_t feature = feature_begin; feature < feature_end; ++feature) {
     const uint8_t* codes = args.x + feature * args.samples;
     for (int64_t i = 0; i < args.samples; ++i) sorted[i] = codes[args.order[i]];
@@ -37,10 +36,6 @@ int64_t label_information_cpu(const LabelInformationArgs& args, int64_t feature_
     });
     int64_t samples = 0;
     for (int bin = 0; bin < args.bins; ++bin) samples += total[bin];
-    if (samples < 2) {
-      if (too_few < 0) too_few = feature;
-      continue;
-    }
     const double x = entropy_of_counts(args.terms, samples, args.bins, total, args.bins);
     const double y =
         entropy_of_counts(args.terms, samples, args.classes, in_class.data(), args.groups);
@@ -50,29 +45,23 @@ int64_t label_information_cpu(const LabelInformationArgs& args, int64_t feature_
         });
     args.result[feature] = information(args.information, x, y, joint);
   }
-  return too_few;
 }
 
 // H(X,Y) and H(Y) are -sum w ln w of the summed probabilities w [bins, classes] and of their sums
 // over the bins. A feature's samples are added up in order, by one thread: any split of the
 // features over threads gives the same bits.
-int64_t soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
-                                   int64_t feature_end) {
+void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
+                                int64_t feature_end) {
   constexpr int64_t kClasses = 2048;  // at a time: 4 MiB of sums
   const int64_t width = std::min(kClasses, args.classes);
   std::vector<double> sums(static_cast<size_t>(args.bins * width));
   std::vector<double> class_sums(static_cast<size_t>(width));
-  int64_t too_few = -1;
   for (int64_t feature = feature_begin; feature < feature_end; ++feature) {
     const uint8_t* codes = args.x + feature * args.samples;
     int64_t counts[256] = {};
     for (int64_t i = 0; i < args.samples; ++i) ++counts[codes[i]];
     int64_t samples = 0;
     for (int bin = 0; bin < args.bins; ++bin) samples += counts[bin];
-    if (samples < 2) {
-      if (too_few < 0) too_few = feature;
-      continue;
-    }
 
     double joint_sum = 0, class_sum = 0;
     for (int64_t first = 0; first < args.classes; first += width) {
@@ -100,7 +89,6 @@ int64_t soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t
     const double joint = y - (joint_sum - class_sum) / n;
     args.result[feature] = information(args.information, x, y, joint);
   }
-  return too_few;
 }
 
 }  // namespace simmim

@@ -54,7 +54,7 @@ void check_range(const at::Tensor& low, const at::Tensor& high, bool given, cons
 BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
                                std::optional<at::Tensor> high, std::optional<at::Tensor> edges,
                                c10::string_view nan_policy, c10::string_view outliers,
-                               c10::string_view caller)
+                               c10::string_view caller, c10::string_view argument)
     : bins(bins),
       low(std::move(low)),
       high(std::move(high)),
@@ -62,7 +62,8 @@ BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
       omit_nan(nan_policy == "omit"),
       drop_outliers(outliers == "drop"),
       clip_outliers(outliers == "clip"),
-      caller(caller) {
+      caller(caller),
+      argument(argument) {
   TORCH_CHECK_VALUE(omit_nan || nan_policy == "raise", caller,
                     ": nan_policy must be 'raise' or 'omit', got '", nan_policy, "'");
   TORCH_CHECK_VALUE(drop_outliers || clip_outliers || outliers == "raise", caller,
@@ -75,23 +76,25 @@ BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
                     ": range must be None where bins are given as edges");
 }
 
-void check_samples(const at::Tensor& x, const std::string& caller) {
-  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": x must have shape [samples, features], got ",
+void check_samples(const at::Tensor& x, const BinningRequest& request) {
+  const auto& caller = request.caller;
+  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": ", request.argument, " must have shape [samples, features], got ",
                     x.sizes());
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) || x.scalar_type() == at::kByte, caller,
-                   ": x must be float16, bfloat16, float32 or float64, got ", x.scalar_type(),
+                   ": ", request.argument, " must be float16, bfloat16, float32 or float64, got ", x.scalar_type(),
                    "; wrap integer codes as Discretized(codes, bins)");
 }
 
 ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request) {
-  check_samples(x, request.caller);
+  check_samples(x, request);
   ResolvedBinning binning;
   binning.bins = request.bins;
   binning.clip = request.clip_outliers;
   if (!at::isFloatingType(x.scalar_type())) return binning;
 
-  TORCH_CHECK_VALUE(x.size(0) > 0 || request.low || request.edges, request.caller,
-                    ": x must have at least 1 sample where range is None, got ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(0) > 0 || request.low || request.edges, request.caller, ": ",
+                    request.argument, " must have at least 1 sample where range is None, got ",
+                    x.sizes());
   if (request.edges) {
     binning.edges = request.edges->to(x.device(), at::kDouble).contiguous();
     check_edges(binning.edges, x.size(1), request);
@@ -135,12 +138,12 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
   }
   if (!request.omit_nan) {
     const at::Tensor bad = x.isnan().any(0);
-    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller, ": x has NaN in feature ", first_of(bad),
+    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller, ": ", request.argument, " has NaN in feature ", first_of(bad),
                       "; pass nan_policy='omit' to leave such samples out");
   }
   if (request.drop_outliers || request.clip_outliers) return;
   const at::Tensor infinite = x.isinf().any(0);
-  TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": x has infinity in feature ",
+  TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": ", request.argument, " has infinity in feature ",
                     first_of(infinite), "; pass outliers='drop' or 'clip'");
   if (!binning.low.defined() && !binning.edges.defined()) return;
   const at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
@@ -153,7 +156,7 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
   const at::Tensor column = x.select(1, feature);
   const at::Tensor values =
       column.masked_select(column.lt(bound(low)).logical_or_(column.gt(bound(high))));
-  TORCH_CHECK_VALUE(false, caller, ": x must lie in range [", bound(low), ", ", bound(high),
+  TORCH_CHECK_VALUE(false, caller, ": ", request.argument, " must lie in range [", bound(low), ", ", bound(high),
                     "], got ", values[0].item<double>(), " in feature ", feature,
                     "; widen range, or pass outliers='drop' or 'clip'");
 }

@@ -10,7 +10,8 @@
 
 namespace simmim {
 
-// Error texts begin with the public function that was called: caller.
+// Error texts begin with the public function that was called, caller, and call x what its caller
+// does, argument.
 struct BinningRequest {
   int64_t bins;
   std::optional<at::Tensor> low;    // [features], any floating dtype; with high, or neither:
@@ -20,10 +21,12 @@ struct BinningRequest {
   bool drop_outliers;
   bool clip_outliers;
   std::string caller;
+  std::string argument;
 
   BinningRequest(int64_t bins, std::optional<at::Tensor> low, std::optional<at::Tensor> high,
                  std::optional<at::Tensor> edges, c10::string_view nan_policy,
-                 c10::string_view outliers, c10::string_view caller);
+                 c10::string_view outliers, c10::string_view caller,
+                 c10::string_view argument = "x");
 };
 
 // The tensors behind a kernel's Binning, on x's device and in its compute dtype.
@@ -51,7 +54,7 @@ struct ResolvedBinning {
 };
 
 // x [samples, features], floating or uint8 codes, which have neither range nor edges.
-void check_samples(const at::Tensor& x, const std::string& caller);
+void check_samples(const at::Tensor& x, const BinningRequest& request);
 
 // Raises where x, request or both are not fit for binning.
 ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request);
@@ -82,7 +85,12 @@ struct StoredType<at::BFloat16> {
   using type = BFloat16;
 };
 
-// Calls body.template operator()<Stored>() for x's dtype.
+// Runs a lambda in which Stored is the type of x's elements: values, or values and codes.
+#define SIMMIM_DISPATCH_VALUES(x, name, ...)                                                     \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (x).scalar_type(), name, [&] {       \
+    using Stored = StoredType<scalar_t>::type;                                                   \
+    __VA_ARGS__();                                                                               \
+  })
 #define SIMMIM_DISPATCH_STORED(x, name, ...)                                                    \
   AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kByte, (x).scalar_type(), name, \
                                   [&] {                                                         \

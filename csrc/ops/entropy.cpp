@@ -22,18 +22,12 @@ at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::op
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
   const int64_t* cells = table.const_data_ptr<int64_t>();
+  const std::vector<int64_t> valid = valid_samples(cells, features, bins, caller, "x");
   float* out = result.mutable_data_ptr<float>();
   for_each_feature_range(features, bins, [&](int64_t begin, int64_t end) {
     for (int64_t f = begin; f < end; ++f) {
-      const int64_t* mine = cells + f * bins;
-      int64_t samples = 0;
-      for (int64_t bin = 0; bin < bins; ++bin) samples += mine[bin];
-      TORCH_CHECK_VALUE(samples >= 2, caller,
-                        ": x must have at least 2 valid samples in every feature, got ", samples,
-                        " in feature ", f);
-      const EntropyTerms terms = entropy_terms(kind, samples);
-      const double nats =
-          entropy_of_counts(terms, samples, static_cast<double>(bins), mine, bins);
+      const double nats = entropy_of_counts(entropy_terms(kind, valid[f]), valid[f],
+                                            static_cast<double>(bins), cells + f * bins, bins);
       out[f] = static_cast<float>(nats / unit);
     }
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "../kernels/histogram.h"
@@ -85,48 +86,54 @@ std::vector<int64_t> tabulate(EntropyTerms& terms, int64_t samples) {
   return table;
 }
 
-CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyTerms& terms,
-                           const std::string& caller, const std::string& argument) {
-  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, caller, ": ", argument,
-                   " must have uint8 codes, got ", codes.scalar_type());
-  TORCH_CHECK_VALUE(codes.dim() == 2, caller, ": ", argument,
-                    " must have codes of shape [features, samples], got ", codes.sizes());
+std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
+                                 const std::string& argument) {
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, caller, ": codes of ", argument,
+                   " must be uint8, got ", codes.scalar_type());
+  TORCH_CHECK_VALUE(codes.dim() == 2, caller, ": codes of ", argument,
+                    " must have shape [features, samples], got ", codes.sizes());
   TORCH_CHECK_VALUE(bins >= 2 && bins <= 256, caller, ": bins of ", argument,
                     " must be between 2 and 256, got ", bins);
   const int64_t features = codes.size(0), samples = codes.size(1);
-  TORCH_CHECK_VALUE(features >= 1 && samples >= 2, caller, ": ", argument,
-                    " must have at least 1 feature and 2 samples, got ", features,
-                    " features and ", samples, " samples");
-  CodeMarginals marginals;
-  marginals.valid.resize(features);
-  marginals.entropy.resize(features);
   std::vector<int64_t> counts(features * bins);
-  HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(), samples, features, 1, samples,
-                              {}, counts.data()};
+  HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(), samples, features, codes.stride(1),
+                              codes.stride(0), {}, counts.data()};
   args.binning.bins = static_cast<int32_t>(bins);
   for_each_feature_range(features, samples, [&](int64_t begin, int64_t end) {
     histogram_cpu(args, begin, end, 0, samples);
-    for (int64_t f = begin; f < end; ++f) {
-      const int64_t* mine = counts.data() + f * bins;
-      int64_t valid = 0;
-      for (int64_t bin = 0; bin < bins; ++bin) valid += mine[bin];
-      marginals.valid[f] = valid;
-      if (valid < 2) continue;
-      marginals.entropy[f] =
-          entropy_of_counts(terms, valid, static_cast<double>(bins), mine, bins);
-    }
   });
+  if (std::accumulate(counts.begin(), counts.end(), int64_t{0}) == features * samples) {
+    return counts;
+  }
+  const at::Tensor bad = codes.ge(bins).logical_and_(codes != kInvalidCode).nonzero();
+  if (bad.size(0) == 0) return counts;
+  const int64_t feature = bad[0][0].item<int64_t>(), sample = bad[0][1].item<int64_t>();
+  TORCH_CHECK_VALUE(false, caller, ": codes of ", argument, " must be below bins = ", bins,
+                    " (or 255, no sample), got ", codes[feature][sample].item<int64_t>(),
+                    " in feature ", feature);
+}
+
+std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int64_t bins,
+                                   const std::string& caller, const std::string& argument) {
+  std::vector<int64_t> valid(features);
   for (int64_t f = 0; f < features; ++f) {
-    if (marginals.valid[f] == samples) continue;
-    const at::Tensor mine = codes[f];
-    const at::Tensor bad = mine.masked_select(mine.ge(bins).logical_and_(mine != kInvalidCode));
-    TORCH_CHECK_VALUE(bad.numel() == 0, caller, ": codes of ", argument,
-                      " must be below bins = ", bins, " (or 255, no sample), got ",
-                      static_cast<int>(bad.numel() ? bad[0].item<uint8_t>() : 0), " in feature ",
-                      f);
-    TORCH_CHECK_VALUE(marginals.valid[f] >= 2, caller, ": ", argument,
-                      " must have at least 2 valid samples in every feature, got ",
-                      marginals.valid[f], " in feature ", f);
+    valid[f] = std::accumulate(counts + f * bins, counts + (f + 1) * bins, int64_t{0});
+    TORCH_CHECK_VALUE(valid[f] >= 2, caller, ": ", argument,
+                      " must have at least 2 valid samples in every feature, got ", valid[f],
+                      " in feature ", f);
+  }
+  return valid;
+}
+
+CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyTerms& terms,
+                           const std::string& caller, const std::string& argument) {
+  const std::vector<int64_t> counts = count_codes(codes, bins, caller, argument);
+  CodeMarginals marginals;
+  marginals.valid = valid_samples(counts.data(), codes.size(0), bins, caller, argument);
+  for (int64_t f = 0; f < codes.size(0); ++f) {
+    marginals.entropy.push_back(entropy_of_counts(terms, marginals.valid[f],
+                                                  static_cast<double>(bins),
+                                                  counts.data() + f * bins, bins));
   }
   return marginals;
 }
@@ -169,6 +176,12 @@ void check_same_samples(int64_t x_samples, int64_t other_samples, const std::str
                         const std::string& other) {
   TORCH_CHECK_VALUE(x_samples == other_samples, caller, ": ", other,
                     " must have as many samples as x, got ", other_samples, " and ", x_samples);
+}
+
+void check_shared_samples(int64_t pair, int64_t y_features, const std::string& caller) {
+  TORCH_CHECK_VALUE(pair < 0, caller, ": every pair must share at least 2 valid samples, got fewer ",
+                    "for feature ", pair / y_features, " of x and feature ", pair % y_features,
+                    " of y");
 }
 
 CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins) {

@@ -27,14 +27,22 @@ Information parse_information(c10::string_view quantity, Estimator estimator,
                               std::optional<c10::string_view> normalized,
                               std::optional<double> base, const std::string& caller);
 
-// Each feature's valid samples and entropy in nats over them.
+// Counts [features, bins] of codes. Raises unless codes is uint8 [features, samples] below bins (or
+// 255, no sample). `argument` is what error texts call the codes.
+std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
+                                 const std::string& argument);
+
+// Each feature's samples, of counts [features, bins]. Raises where one has fewer than 2.
+std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int64_t bins,
+                                   const std::string& caller, const std::string& argument);
+
+// Each feature's valid samples and its entropy in nats over them.
 struct CodeMarginals {
   std::vector<int64_t> valid;
   std::vector<double> entropy;
 };
 
-// Raises unless codes is uint8 [features, samples >= 2] with codes below bins (or 255, no sample)
-// and every feature has 2 valid samples. `argument` is what error texts call the codes.
+// Raises where count_codes and valid_samples do.
 CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyTerms& terms,
                            const std::string& caller, const std::string& argument);
 
@@ -52,6 +60,9 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
 // x and the other argument hold the same samples.
 void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,
                         const std::string& other);
+
+// Raises where pair = x * y_features + y is not -1: the features share fewer than 2 valid samples.
+void check_shared_samples(int64_t pair, int64_t y_features, const std::string& caller);
 
 CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins);
 

@@ -12,22 +12,17 @@ namespace {
 at::Tensor joint_histogram(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins,
                            c10::string_view caller_view) {
   const std::string caller(caller_view);
-  const at::Tensor x_codes = x.contiguous(), y_codes = y.contiguous();
-  check_codes(x_codes, x_bins, caller, "x");
-  check_codes(y_codes, y_bins, caller, "y");
+  count_codes(x, x_bins, caller, "x");
+  count_codes(y, y_bins, caller, "y");
   check_same_samples(x.size(1), y.size(1), caller, "y");
-  at::Tensor counts = at::empty({x.size(0), y.size(0), x_bins, y_bins}, x.options().dtype(at::kLong));
+  const at::Tensor x_codes = x.contiguous(), y_codes = y.contiguous();
+  at::Tensor counts =
+      at::empty({x.size(0), y.size(0), x_bins, y_bins}, x.options().dtype(at::kLong));
   const JointHistogramArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
                                 counts.mutable_data_ptr<int64_t>()};
   for_each_pair_block(args.codes, /*symmetric=*/false,
                       [&](const PairBlock& block) { joint_histogram_cpu(args, block); });
   return counts;
-}
-
-void check_shared_samples(int64_t pair, int64_t y_features, const std::string& caller) {
-  TORCH_CHECK_VALUE(pair < 0, caller, ": every pair must share at least 2 valid samples, got fewer ",
-                    "for feature ", pair / y_features, " of x and feature ", pair % y_features,
-                    " of y");
 }
 
 at::Tensor pairwise_information(const at::Tensor& x, const std::optional<at::Tensor>& y,
@@ -36,9 +31,11 @@ at::Tensor pairwise_information(const at::Tensor& x, const std::optional<at::Ten
                                 std::optional<c10::string_view> normalized,
                                 std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
+  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": codes of x must have shape [features, samples], got ",
+                    x.sizes());
   const at::Tensor x_codes = x.contiguous(), y_codes = y ? y->contiguous() : x_codes;
-  EntropyTerms terms = entropy_terms(parse_estimator(estimator, caller), x.size(-1));
-  const std::vector<int64_t> table = tabulate(terms, x.size(-1));
+  EntropyTerms terms = entropy_terms(parse_estimator(estimator, caller), x.size(1));
+  const std::vector<int64_t> table = tabulate(terms, x.size(1));
   const CodeMarginals x_marginals = marginals_of(x_codes, x_bins, terms, caller, "x");
   CodeMarginals y_only;
   if (y) {

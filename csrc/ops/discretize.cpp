@@ -1,0 +1,113 @@
+#include "../kernels/discretize.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <tuple>
+
+#include "backend.h"
+#include "binning.h"
+#include "information.h"
+#include "parallel.h"
+
+namespace simmim {
+namespace {
+
+// Values only: codes are discrete already.
+void check_values(const at::Tensor& x, const BinningRequest& request) {
+  TORCH_CHECK_TYPE(x.scalar_type() != at::kByte, request.caller, ": ", request.argument,
+                   " must be float16, bfloat16, float32 or float64, got Byte; wrap integer codes as "
+                   "Discretized(codes, bins)");
+  check_samples(x, request);
+}
+
+// The edges that a resolved binning amounts to, [features, bins + 1] float64.
+at::Tensor edges_of(const ResolvedBinning& binning, int64_t features) {
+  if (binning.edges.defined()) return binning.edges.expand({features, binning.bins + 1}).clone();
+  const at::Tensor low = binning.low.to(at::kDouble).unsqueeze(1);
+  const at::Tensor high = binning.high.to(at::kDouble).unsqueeze(1);
+  const at::Tensor step = at::arange(binning.bins + 1, low.options()) / binning.bins;
+  at::Tensor edges = low + (high - low) * step;
+  edges.select(1, binning.bins).copy_(binning.high);
+  return edges;
+}
+
+std::tuple<at::Tensor, at::Tensor> discretize(
+    const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
+    const std::optional<at::Tensor>& high, const std::optional<at::Tensor>& edges,
+    c10::string_view nan_policy, c10::string_view outliers, c10::string_view caller,
+    c10::string_view argument) {
+  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller, argument);
+  check_values(x, request);
+  TORCH_CHECK_VALUE(bins <= 255 || !(request.omit_nan || request.drop_outliers), request.caller,
+                    ": bins must be at most 255 where nan_policy is 'omit' or outliers is 'drop' "
+                    "(code 255 marks what was left out), got ",
+                    bins);
+  const ResolvedBinning binning = resolve_binning(x, request);
+  at::Tensor codes = at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kByte));
+  std::atomic<int64_t> without_bin{0};
+  SIMMIM_DISPATCH_VALUES(x, "discretize", [&] {
+    const DiscretizeArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
+                                      x.size(0),
+                                      x.size(1),
+                                      x.stride(0),
+                                      x.stride(1),
+                                      binning.view<compute_t<Stored>>(),
+                                      codes.mutable_data_ptr<uint8_t>()};
+    const int64_t chunk = kTile * std::max<int64_t>(1, 1024 / std::max<int64_t>(1, args.features));
+    parallel_tasks((args.samples + chunk - 1) / chunk, [&](int64_t i) {
+      without_bin += discretize_cpu(args, 0, args.features, i * chunk,
+                                    std::min((i + 1) * chunk, args.samples));
+    });
+  });
+  if (without_bin > 0 && must_count_all(x, request)) raise_uncounted(x, request, binning);
+  return {std::move(codes), edges_of(binning, x.size(1))};
+}
+
+at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view nan_policy,
+                          c10::string_view outliers, c10::string_view caller,
+                          c10::string_view argument) {
+  const BinningRequest request(bins, {}, {}, {}, nan_policy, outliers, caller, argument);
+  check_values(x, request);
+  TORCH_CHECK_VALUE(x.size(0) > 0, request.caller, ": ", request.argument,
+                    " must have at least 1 sample for quantile bins, got ", x.sizes());
+  at::Tensor edges = at::empty({x.size(1), bins + 1}, x.options().dtype(at::kDouble));
+  std::atomic<bool> clean{true};
+  SIMMIM_DISPATCH_VALUES(x, "quantile_edges", [&] {
+    const QuantileEdgesArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
+                                         x.size(0),
+                                         x.size(1),
+                                         x.stride(0),
+                                         x.stride(1),
+                                         static_cast<int32_t>(bins),
+                                         request.omit_nan,
+                                         request.drop_outliers || request.clip_outliers,
+                                         edges.mutable_data_ptr<double>()};
+    for_each_feature_range(args.features, 16 * args.samples, [&](int64_t begin, int64_t end) {
+      if (!quantile_edges_cpu(args, begin, end)) clean = false;
+    });
+  });
+  if (!clean) raise_uncounted(x, request, {});
+  return edges;
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def(
+      "discretize(Tensor x, int bins, Tensor? low, Tensor? high, Tensor? edges, str nan_policy, "
+      "str outliers, str caller, str argument) -> (Tensor codes, Tensor edges)");
+  m.def(
+      "quantile_edges(Tensor x, int bins, str nan_policy, str outliers, str caller, str argument) "
+      "-> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+  m.impl("discretize", &simmim::discretize);
+  m.impl("quantile_edges", &simmim::quantile_edges);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+  m.impl("discretize", simmim::no_cuda_kernel());
+  m.impl("quantile_edges", simmim::no_cuda_kernel());
+}

@@ -1,0 +1,77 @@
+#include "../kernels/predictive.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../kernels/entropy.h"
+#include "backend.h"
+#include "information.h"
+#include "parallel.h"
+
+namespace simmim {
+namespace {
+
+at::Tensor predictive_information(const at::Tensor& logits, std::optional<double> base,
+                                  c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  TORCH_CHECK_TYPE(at::isFloatingType(logits.scalar_type()), caller,
+                   ": logits must be float16, bfloat16, float32 or float64, got ",
+                   logits.scalar_type());
+  TORCH_CHECK_VALUE(logits.dim() == 2, caller, ": logits must have shape [samples, classes], got ",
+                    logits.sizes());
+  TORCH_CHECK_VALUE(logits.size(0) >= 2 && logits.size(1) >= 1, caller,
+                    ": logits must have at least 2 samples and 1 class, got ", logits.sizes());
+  const double unit = nats_per_unit(base, caller);
+  const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor wide = logits.to(dtype).contiguous();
+  const int64_t samples = wide.size(0), classes = wide.size(1);
+
+  // The same sixteen parts on any number of threads, added up in order: the same bits.
+  const int64_t parts = std::min<int64_t>(16, samples);
+  std::vector<double> probabilities(parts * classes);
+  std::vector<PredictiveSums> sums(parts);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "predictive_information", [&] {
+    const PredictiveInformationArgs<scalar_t> args{wide.const_data_ptr<scalar_t>(), samples,
+                                                   classes};
+    const auto add_part = [&](int64_t part) {
+      sums[part].probabilities = probabilities.data() + part * classes;
+      predictive_sums_cpu(args, samples * part / parts, samples * (part + 1) / parts, sums[part]);
+    };
+    if (samples * classes < (int64_t{1} << 14)) {
+      for (int64_t part = 0; part < parts; ++part) add_part(part);
+    } else {
+      parallel_tasks(parts, add_part);
+    }
+  });
+  double conditional = 0;
+  for (const PredictiveSums& part : sums) {
+    TORCH_CHECK_VALUE(part.bad_sample < 0, caller,
+                      ": logits must be finite (or -inf for some classes), got NaN or infinity in "
+                      "sample ",
+                      part.bad_sample);
+    conditional += part.entropy;
+  }
+  const double n = static_cast<double>(samples);
+  double marginal = 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    double p = 0;
+    for (int64_t part = 0; part < parts; ++part) p += probabilities[part * classes + c];
+    p /= n;
+    if (p > 0) marginal -= p * std::log(p);
+  }
+  const double nats = std::max(0.0, marginal - conditional / n);
+  return at::scalar_tensor(nats / unit, logits.options().dtype(at::kFloat));
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def("predictive_information(Tensor logits, float? base, str caller) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+  m.impl("predictive_information", &simmim::predictive_information);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+  m.impl("predictive_information", simmim::no_cuda_kernel());
+}

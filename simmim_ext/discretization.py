@@ -1,0 +1,235 @@
+"""Continuous features turned into codes: the form that every entropy is estimated from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ops.discretize import discretize as _discretize
+from .ops.discretize import quantile_edges
+from .ops.histogram import histogram
+
+DEFAULT_BINS = 16
+
+Range = tuple[float | Tensor, float | Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Discretized:
+    """Features that are discrete already, usable wherever x or y is.
+
+    Attributes:
+        codes: [features, samples] uint8, each below ``bins``; 255 marks a sample that a feature
+            does not have (so that ``bins`` is at most 255 then). Checked where they are used.
+        bins: 2..256, the alphabet of every feature.
+        edges: [features, bins + 1] of the bins that the codes stand for, or None.
+    """
+
+    codes: Tensor
+    bins: int
+    edges: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codes, Tensor) or self.codes.dtype != torch.uint8:
+            got = self.codes.dtype if isinstance(self.codes, Tensor) else type(self.codes).__name__
+            raise TypeError(f"Discretized: codes must be a uint8 tensor, got {got}")
+        if self.codes.dim() != 2:
+            raise ValueError(
+                "Discretized: codes must have shape [features, samples], "
+                f"got {list(self.codes.shape)}"
+            )
+        _check_bins("Discretized", self.bins)
+        expected = [self.codes.shape[0], self.bins + 1]
+        if self.edges is not None and list(self.edges.shape) != expected:
+            raise ValueError(
+                f"Discretized: edges must have shape [features, bins + 1] = {expected}, "
+                f"got {list(self.edges.shape)}"
+            )
+
+    @property
+    def features(self) -> int:
+        """How many features there are."""
+        return self.codes.shape[0]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are, valid or not."""
+        return self.codes.shape[1]
+
+
+def discretize(
+    x: Tensor,
+    *,
+    bins: int | Tensor,
+    range: Range | None = None,
+    binning: str = "uniform",
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+) -> Discretized:
+    """Bins every feature, once for any number of estimates.
+
+    Args:
+        x: [samples, features] float16/bfloat16/float32/float64, contiguous or not.
+        bins: 2..256 (at most 255 where samples may be left out), or edges, [bins + 1] or
+            [features, bins + 1]. Bins are half-open, the last one closed, as numpy.histogram.
+        range: (low, high), two floats or two [features] tensors; None: each feature's minimum and
+            maximum.
+        binning: "uniform", or "quantile" for bins that hold equally many samples; equal values
+            always share a bin.
+        nan_policy: "raise", or "omit": code 255.
+        outliers: what becomes of infinity and of values outside an explicit range: "raise",
+            "drop" (code 255) or "clip" (the first or last bin).
+
+    Returns:
+        the codes and the edges of their bins; no gradient flows through them.
+
+    Raises:
+        ValueError: naming the argument, the rule and the value, and the feature at fault.
+        TypeError: x is not floating point.
+    """
+    if isinstance(x, Discretized):
+        raise TypeError("discretize: x must be a floating-point tensor, got a Discretized")
+    return Binning("discretize", bins, range, binning, nan_policy, outliers).discretize(x)
+
+
+def _check_bins(caller: str, bins: object) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int):
+        raise TypeError(f"{caller}: bins must be an int, got {type(bins).__name__}")
+    if not 2 <= bins <= 256:
+        raise ValueError(f"{caller}: bins must be between 2 and 256, got {bins}")
+
+
+@dataclass(frozen=True)
+class Binning:
+    """The keywords by which the public function ``caller`` bins its floating-point arguments.
+
+    What is given feature by feature (a range of tensors, edges [features, bins + 1]) holds for x;
+    the other arguments take as many bins between their own minimum and maximum.
+    """
+
+    caller: str
+    bins: int | Tensor | None
+    range: Range | None = None
+    binning: str = "uniform"
+    nan_policy: str = "raise"
+    outliers: str = "raise"
+
+    def __post_init__(self) -> None:
+        caller = self.caller
+        if self.binning not in ("uniform", "quantile"):
+            raise ValueError(
+                f"{caller}: binning must be 'uniform' or 'quantile', got {self.binning!r}"
+            )
+        if self.nan_policy not in ("raise", "omit"):
+            raise ValueError(
+                f"{caller}: nan_policy must be 'raise' or 'omit', got {self.nan_policy!r}"
+            )
+        if self.outliers not in ("raise", "drop", "clip"):
+            raise ValueError(
+                f"{caller}: outliers must be 'raise', 'drop' or 'clip', got {self.outliers!r}"
+            )
+        given_edges = isinstance(self.bins, Tensor)
+        if given_edges:
+            if self.bins.dim() not in (1, 2):  # type: ignore[union-attr]
+                raise ValueError(
+                    f"{caller}: bins given as edges must have shape [bins + 1] or "
+                    f"[features, bins + 1], got {list(self.bins.shape)}"  # type: ignore[union-attr]
+                )
+            if not self.bins.is_floating_point():  # type: ignore[union-attr]
+                raise TypeError(
+                    f"{caller}: bins given as edges must be floating point, got "
+                    f"{self.bins.dtype}"  # type: ignore[union-attr]
+                )
+        elif self.bins is not None:
+            _check_bins(caller, self.bins)
+        if given_edges or self.binning == "quantile":
+            reason = "bins are edges" if given_edges else "binning is 'quantile'"
+            if self.range is not None:
+                raise ValueError(f"{caller}: range must be None where {reason}")
+            if given_edges and self.binning == "quantile":
+                raise ValueError(f"{caller}: binning must be 'uniform' where bins are edges")
+        if self.range is not None:
+            self._check_range()
+
+    def _check_range(self) -> None:
+        if not isinstance(self.range, tuple | list) or len(self.range) != 2:
+            raise ValueError(f"{self.caller}: range must be (low, high) or None, got {self.range!r}")
+        low, high = self.range
+        if isinstance(low, Tensor) != isinstance(high, Tensor):
+            raise TypeError(f"{self.caller}: range must be two floats or two tensors, got one each")
+        if not isinstance(low, Tensor | float | int) or not isinstance(high, Tensor | float | int):
+            raise TypeError(f"{self.caller}: range must be two floats or two tensors")
+
+    @property
+    def count(self) -> int:
+        """The number of bins."""
+        if self.bins is None:
+            return DEFAULT_BINS
+        return self.bins.shape[-1] - 1 if isinstance(self.bins, Tensor) else self.bins
+
+    def discretize(self, x: Tensor | Discretized, argument: str = "x") -> Discretized:
+        """The codes of x, whatever it is; ``argument`` is what error texts call it."""
+        if isinstance(x, Discretized):
+            self._check_discretized(argument)
+            return x
+        x = self._values(x, argument)
+        codes, edges = _discretize(x, *self._bins_of(x, argument), self.caller, argument)
+        return Discretized(codes, self.count, edges)
+
+    def histogram(self, x: Tensor | Discretized) -> Tensor:
+        """The counts [features, bins] int64 of x."""
+        if isinstance(x, Discretized):
+            self._check_discretized("x")
+            return histogram(x.codes.t(), x.bins, caller=self.caller)
+        x = self._values(x, "x")
+        return histogram(x, *self._bins_of(x, "x"), self.caller)
+
+    def _check_discretized(self, argument: str) -> None:
+        for name in ("bins", "range"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{self.caller}: {name} must be None where {argument} is a Discretized, which "
+                    f"brings its own bins, got {getattr(self, name)!r}"
+                )
+
+    def _values(self, x: object, argument: str) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{self.caller}: {argument} must be a tensor or a Discretized, "
+                f"got {type(x).__name__}"
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{self.caller}: {argument} must be float16, bfloat16, float32 or float64, "
+                f"got {x.dtype}; wrap integer codes as Discretized(codes, bins)"
+            )
+        if x.dim() != 2:
+            raise ValueError(
+                f"{self.caller}: {argument} must have shape [samples, features], "
+                f"got {list(x.shape)}"
+            )
+        return x.detach()
+
+    def _bins_of(
+        self, x: Tensor, argument: str
+    ) -> tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]:
+        """Arguments of the operators: bins, low, high, edges, nan_policy, outliers."""
+        low, high, edges = None, None, None
+        if self.binning == "quantile":
+            policies = (self.nan_policy, self.outliers)
+            edges = quantile_edges(x, self.count, *policies, self.caller, argument)
+        elif isinstance(self.bins, Tensor):
+            if self.bins.dim() == 1 or argument == "x":
+                edges = self.bins.detach()
+        elif self.range is not None:
+            low, high = self.range
+            if not isinstance(low, Tensor) or not isinstance(high, Tensor):
+                low, high = (
+                    torch.full((x.shape[1],), end, dtype=torch.float64, device=x.device)
+                    for end in self.range
+                )
+            elif argument != "x":
+                low, high = None, None
+        return self.count, low, high, edges, self.nan_policy, self.outliers

@@ -1,0 +1,253 @@
+"""Entropies and information of many features at once.
+
+Every function takes x [samples, features], floating point of any stride or a
+:class:`~simmim_ext.Discretized`, and returns float32 in nats (units of ``base`` where that is
+given), accumulated exactly: results do not depend on threads, on the order of the samples or on
+how the work is split, and no gradient flows through them.
+
+Keywords that all of them share:
+
+- ``bins``: 2..256 (None: 16), or edges, [bins + 1] or [features, bins + 1]; bins are half-open, the
+  last one closed, as numpy.histogram.
+- ``range``: (low, high), two floats, which hold for x, y and z alike, or two [features] tensors,
+  which hold for x; None: each feature's minimum and maximum.
+- ``binning``: "uniform", or "quantile": equally many samples in each bin, except that equal values
+  always share one.
+- ``estimator``: "plugin" (maximum likelihood), "miller_madow" (Miller 1955), "grassberger"
+  (Grassberger 2003, arXiv:physics/0307138), "chao_shen" (Chao and Shen 2003) or "shrink" (Hausser
+  and Strimmer 2009, with the bins, or pairs of bins, as its alphabet). Information combines
+  entropies by the same estimator, and may be negative where that is a corrected one.
+- ``base`` of the logarithm; None: nats.
+- ``nan_policy``: "raise", or "omit" for the samples where a feature is NaN.
+- ``outliers``: "raise", "drop" or "clip" infinity and values outside an explicit range. A pair
+  counts the samples that are valid in both of its features.
+
+Errors are ValueError or TypeError and name function, argument, rule and value. Fewer than two
+valid samples raise.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .discretization import Binning, Discretized, Range
+from .ops.conditional import conditional_mutual_information as _conditional_mutual_information
+from .ops.entropy import entropy as _entropy
+from .ops.joint import pairwise_information
+from .ops.label import label_information, soft_label_information
+from .ops.predictive import predictive_information as _predictive_information
+
+
+def entropy(
+    x: Tensor | Discretized,
+    *,
+    bins: int | Tensor | None = None,
+    range: Range | None = None,
+    binning: str = "uniform",
+    estimator: str = "plugin",
+    base: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+) -> Tensor:
+    """H(X) of every feature of x; a constant feature has exactly 0 (plug-in).
+
+    Args:
+        x: [samples, features], or a Discretized.
+        bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
+
+    Returns:
+        [features] float32.
+    """
+    counts = Binning("entropy", bins, range, binning, nan_policy, outliers).histogram(x)
+    return _entropy(counts, estimator, base, "entropy")
+
+
+def joint_entropy(
+    x: Tensor | Discretized,
+    y: Tensor | Discretized | None = None,
+    *,
+    bins: int | Tensor | None = None,
+    range: Range | None = None,
+    binning: str = "uniform",
+    estimator: str = "plugin",
+    base: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+) -> Tensor:
+    """H(X,Y) of every pair of a feature of x and one of y.
+
+    Args:
+        x: [samples, features], or a Discretized.
+        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+            None: all pairs within x, whose diagonal is H(X).
+        bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
+
+    Returns:
+        [x_features, y_features] float32, or [x_features] where y is labels.
+    """
+    binned = Binning("joint_entropy", bins, range, binning, nan_policy, outliers)
+    return _pairs("joint_entropy", binned, x, y, estimator, None, base)
+
+
+def conditional_entropy(
+    x: Tensor | Discretized,
+    y: Tensor | Discretized,
+    *,
+    bins: int | Tensor | None = None,
+    range: Range | None = None,
+    binning: str = "uniform",
+    estimator: str = "plugin",
+    base: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+) -> Tensor:
+    """H(X|Y) = H(X,Y) - H(Y) of every pair of a feature of x and one of y.
+
+    Args:
+        x: [samples, features], or a Discretized.
+        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+            None: all pairs within x, whose diagonal is 0.
+        bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
+
+    Returns:
+        [x_features, y_features] float32, or [x_features] where y is labels.
+    """
+    binned = Binning("conditional_entropy", bins, range, binning, nan_policy, outliers)
+    return _pairs("conditional_entropy", binned, x, y, estimator, None, base)
+
+
+def mutual_information(
+    x: Tensor | Discretized,
+    y: Tensor | Discretized | None = None,
+    *,
+    bins: int | Tensor | None = None,
+    range: Range | None = None,
+    binning: str = "uniform",
+    estimator: str = "plugin",
+    base: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+    probabilities: Tensor | None = None,
+    normalized: str | None = None,
+) -> Tensor:
+    """I(X;Y) = H(X) + H(Y) - H(X,Y) of every pair of a feature of x and one of y.
+
+    Args:
+        x: [samples, features], or a Discretized.
+        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+            None: all pairs within x, symmetric bit for bit, whose diagonal is H(X).
+        bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
+        probabilities: [samples, classes] floating point in place of y: soft labels, such as a
+            teacher's predictive distribution; rows sum to 1. Plug-in only.
+        normalized: None, or the information divided by the "min", "max", "arithmetic" or
+            "geometric" mean of the two entropies; 0 where one of them is 0.
+
+    Returns:
+        [x_features, y_features] float32, or [x_features] where y is labels or soft labels.
+    """
+    caller = "mutual_information"
+    binned = Binning(caller, bins, range, binning, nan_policy, outliers)
+    if probabilities is None:
+        return _pairs(caller, binned, x, y, estimator, normalized, base)
+    if y is not None:
+        raise ValueError(f"{caller}: y must be None where probabilities are given")
+    if estimator != "plugin":
+        raise ValueError(
+            f"{caller}: estimator must be 'plugin' where probabilities are given, got {estimator!r}"
+        )
+    if not isinstance(probabilities, Tensor):
+        raise TypeError(
+            f"{caller}: probabilities must be a tensor, got {type(probabilities).__name__}"
+        )
+    codes = binned.discretize(x)
+    return soft_label_information(
+        codes.codes, probabilities.detach(), codes.bins, normalized, base, caller
+    )
+
+
+def conditional_mutual_information(
+    x: Tensor | Discretized,
+    y: Tensor | Discretized | None,
+    z: Tensor | Discretized,
+    *,
+    bins: int | Tensor | None = None,
+    range: Range | None = None,
+    binning: str = "uniform",
+    estimator: str = "plugin",
+    base: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+) -> Tensor:
+    """I(X;Y|Z) of every pair of a feature of x and one of y, given one variable z.
+
+    Args:
+        x: [samples, features], or a Discretized.
+        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+            None: all pairs within x, whose diagonal is H(X|Z).
+        z: class labels, integer [samples], 0..65,535; or one feature [samples, 1], binned as the
+            others or a Discretized. A sample without z counts nowhere.
+        bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
+
+    Returns:
+        [x_features, y_features] float32, or [x_features] where y is labels.
+    """
+    caller = "conditional_mutual_information"
+    binned = Binning(caller, bins, range, binning, nan_policy, outliers)
+    x_codes = binned.discretize(x)
+    z_labels, z_bins = z, None
+    if not _is_labels(z):
+        z_codes = binned.discretize(z, "z")
+        z_labels, z_bins = z_codes.codes, z_codes.bins
+    y_labels, y_bins = y, x_codes.bins
+    if y is not None and not _is_labels(y):
+        y_codes = binned.discretize(y, "y")
+        y_labels, y_bins = y_codes.codes, y_codes.bins
+    return _conditional_mutual_information(
+        x_codes.codes, y_labels, z_labels, x_codes.bins, y_bins, z_bins, estimator, base, caller
+    )
+
+
+def predictive_information(logits: Tensor, *, base: float | None = None) -> Tensor:
+    """I(prediction; input) of a classifier: H(mean_x p(y|x)) - mean_x H(p(y|x)).
+
+    Exact over the given samples, since a classifier states its predictive distribution; it is 0
+    where every prediction is the same, and at most ln(classes).
+
+    Args:
+        logits: [samples, classes] floating point, of which softmax is p(y|x); -inf rules a class
+            out.
+        base: of the logarithm; None: nats.
+
+    Returns:
+        a float32 scalar.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"predictive_information: logits must be a tensor, got {type(logits).__name__}"
+        )
+    return _predictive_information(logits.detach(), base)
+
+
+def _is_labels(y: object) -> bool:
+    """Whether y is class labels; what is neither they nor floating point is left to the checks."""
+    return isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+
+
+def _pairs(
+    quantity: str,
+    binned: Binning,
+    x: Tensor | Discretized,
+    y: Tensor | Discretized | None,
+    estimator: str,
+    normalized: str | None,
+    base: float | None,
+) -> Tensor:
+    """The quantity for every pair, named as the public function that asks."""
+    codes = binned.discretize(x)
+    options = (quantity, estimator, normalized, base, quantity)
+    if isinstance(y, Tensor) and _is_labels(y):
+        return label_information(codes.codes, y, codes.bins, *options)
+    if y is None:
+        return pairwise_information(codes.codes, None, codes.bins, codes.bins, *options)
+    y_codes = binned.discretize(y, "y")
+    return pairwise_information(codes.codes, y_codes.codes, codes.bins, y_codes.bins, *options)

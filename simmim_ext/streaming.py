@@ -1,0 +1,215 @@
+"""Histograms that grow batch by batch: exactly the counts that all samples at once would give."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .discretization import Binning, Discretized, Range
+from .ops.entropy import entropy as _entropy
+from .ops.joint import joint_histogram, joint_information
+
+Self = TypeVar("Self", bound="_Streaming")
+
+
+class _Streaming:
+    """Counts with a fixed binning, which add up over batches, histograms and processes."""
+
+    counts: Tensor
+
+    def __init__(
+        self,
+        features: dict[str, int],
+        bins: int | Tensor,
+        range: Range | None,
+        nan_policy: str,
+        outliers: str,
+        device: torch.device | str | None,
+    ) -> None:
+        name = type(self).__name__
+        for argument, count in features.items():
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{name}: {argument} must be an int, got {type(count).__name__}")
+            if count < 1:
+                raise ValueError(f"{name}: {argument} must be at least 1, got {count}")
+        self._binning = Binning(name, bins, range, "uniform", nan_policy, outliers)
+        if range is None and not isinstance(bins, Tensor):
+            raise ValueError(
+                f"{name}: range must be given (or bins as edges): batches can't share bins whose "
+                "range depends on the samples"
+            )
+        shape = (*features.values(), *(self.bins for _ in features))
+        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    @property
+    def bins(self) -> int:
+        """The number of bins of every feature."""
+        return self._binning.count
+
+    def merge_(self: Self, other: Self) -> Self:
+        """Adds the counts of another histogram with the same bins."""
+        name = type(self).__name__
+        if type(other) is not type(self):
+            raise TypeError(f"{name}: other must be a {name}, got {type(other).__name__}")
+        self._check_state(other.state_dict(), "other")
+        self.counts += other.counts.to(self.counts.device)
+        return self
+
+    def all_reduce_(self: Self, group: Any = None) -> Self:
+        """Adds up the counts of all processes of a torch.distributed group, in every one of them."""
+        torch.distributed.all_reduce(self.counts, group=group)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors alone: "counts", and "edges" [bins + 1 or 2, or one row for each feature]."""
+        return {"counts": self.counts.clone(), "edges": self._edges()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Replaces the counts by those of a histogram with the same bins."""
+        self._check_state(state, "state")
+        self.counts = state["counts"].to(self.counts.device).clone()
+
+    def _edges(self) -> Tensor:
+        """What defines the bins: their edges, or their range."""
+        if isinstance(self._binning.bins, Tensor):
+            return self._binning.bins.detach().double().cpu()
+        assert self._binning.range is not None
+        ends = [torch.as_tensor(end, dtype=torch.float64).cpu() for end in self._binning.range]
+        return torch.stack(ends, dim=-1)
+
+    def _check_state(self, state: dict[str, Tensor], argument: str) -> None:
+        name = type(self).__name__
+        missing = {"counts", "edges"} - set(state)
+        if missing:
+            raise ValueError(f"{name}: {argument} must have {sorted(missing)}")
+        if state["counts"].shape != self.counts.shape or state["counts"].dtype != torch.int64:
+            raise ValueError(
+                f"{name}: {argument} must have int64 counts of shape {list(self.counts.shape)}, "
+                f"got {state['counts'].dtype} {list(state['counts'].shape)}"
+            )
+        if not torch.equal(state["edges"], self._edges()):
+            raise ValueError(f"{name}: {argument} must have the same bins, got other edges")
+
+
+class Histogram(_Streaming):
+    """Marginal histograms of a stream of batches.
+
+    Args:
+        features: how many features x has.
+        bins: 2..256, or edges, [bins + 1] or [features, bins + 1].
+        range: (low, high), two floats or two [features] tensors; None where bins are edges.
+        nan_policy: "raise" or "omit".
+        outliers: "raise", "drop" or "clip".
+        device: where the counts live.
+
+    Attributes:
+        counts: [features, bins] int64.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        bins: int | Tensor,
+        range: Range | None = None,
+        *,
+        nan_policy: str = "raise",
+        outliers: str = "raise",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__({"features": features}, bins, range, nan_policy, outliers, device)
+
+    def update(self, x: Tensor) -> None:
+        """Counts a batch: x [samples, features] floating point."""
+        _check_features("Histogram", "x", x, self.counts.shape[0])
+        self.counts += self._binning.histogram(x).to(self.counts.device)
+
+    def entropy(self, *, estimator: str = "plugin", base: float | None = None) -> Tensor:
+        """H(X) [features] float32 of what was counted, as :func:`simmim_ext.entropy`."""
+        return _entropy(self.counts, estimator, base, "Histogram")
+
+
+class JointHistogram(_Streaming):
+    """Joint histograms of every pair of a feature of x and one of y, of a stream of batches.
+
+    Args:
+        x_features: how many features x has.
+        y_features: how many features y has.
+        bins: 2..256, or edges [bins + 1], of x and y alike.
+        range: (low, high), two floats, of x and y alike; None where bins are edges.
+        nan_policy: "raise" or "omit".
+        outliers: "raise", "drop" or "clip".
+        device: where the counts live.
+
+    Attributes:
+        counts: [x_features, y_features, bins, bins] int64 of the samples valid in both.
+    """
+
+    def __init__(
+        self,
+        x_features: int,
+        y_features: int,
+        bins: int | Tensor,
+        range: Range | None = None,
+        *,
+        nan_policy: str = "raise",
+        outliers: str = "raise",
+        device: torch.device | str | None = None,
+    ) -> None:
+        features = {"x_features": x_features, "y_features": y_features}
+        super().__init__(features, bins, range, nan_policy, outliers, device)
+        per_feature = (isinstance(bins, Tensor) and bins.dim() == 2) or (
+            range is not None and isinstance(range[0], Tensor)
+        )
+        if per_feature:
+            raise ValueError(
+                "JointHistogram: range must be two floats, or bins edges [bins + 1], which hold for "
+                "x and y alike; discretize features that need bins of their own"
+            )
+
+    def update(self, x: Tensor | Discretized, y: Tensor | Discretized) -> None:
+        """Counts a batch: x [samples, x_features], y [samples, y_features] floating point.
+
+        Either may be a Discretized with as many bins.
+        """
+        codes = [self._codes(x, "x", 0), self._codes(y, "y", 1)]
+        counts = joint_histogram(*codes, self.bins, self.bins, "JointHistogram")
+        self.counts += counts.to(self.counts.device)
+
+    def entropy(self, *, estimator: str = "plugin", base: float | None = None) -> Tensor:
+        """H(X,Y) [x_features, y_features] float32, as :func:`simmim_ext.joint_entropy`."""
+        return joint_information(
+            self.counts, "joint_entropy", estimator, None, base, "JointHistogram"
+        )
+
+    def mutual_information(
+        self,
+        *,
+        estimator: str = "plugin",
+        normalized: str | None = None,
+        base: float | None = None,
+    ) -> Tensor:
+        """I(X;Y) [x_features, y_features] float32, as :func:`simmim_ext.mutual_information`."""
+        return joint_information(
+            self.counts, "mutual_information", estimator, normalized, base, "JointHistogram"
+        )
+
+    def _codes(self, x: Tensor | Discretized, argument: str, axis: int) -> Tensor:
+        features = self.counts.shape[axis]
+        if isinstance(x, Discretized):
+            if x.bins != self.bins or x.features != features:
+                raise ValueError(
+                    f"JointHistogram: {argument} must have {features} features of {self.bins} bins, "
+                    f"got {x.features} of {x.bins}"
+                )
+            return x.codes
+        _check_features("JointHistogram", argument, x, features)
+        return self._binning.discretize(x, argument).codes
+
+
+def _check_features(name: str, argument: str, x: object, features: int) -> None:
+    if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] != features:
+        raise ValueError(
+            f"{name}: {argument} must have shape [samples, {features}], got {list(x.shape)}"
+        )
