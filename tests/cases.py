@@ -8,11 +8,12 @@ lists calls that must fail with the text they must fail with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from case import Case
+from information_cases import INFORMATION_CASES
 from torch import Tensor
 
 from simmim_ext.ops.histogram import histogram
@@ -21,21 +22,6 @@ from simmim_ext.ops.masked_linear import (
     masked_linear_input_grad,
     masked_linear_weight_grad,
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator with what is needed to test it."""
-
-    name: str  # as registered: torch.ops.simmim_ext.<name>
-    op: Callable[..., Any]
-    reference: Callable[..., Any]  # the same arguments, plain torch or numpy
-    arguments: Callable[[str], Iterator[tuple[Any, ...]]]  # device -> argument tuples
-    bad: tuple[tuple[Callable[[], tuple[Any, ...]], type[Exception], str], ...]
-    has_cuda: bool = False  # until the CUDA kernel exists, a CUDA tensor raises
-    tolerance: float = 0.0  # absolute; 0: exact
-    thread_tolerance: float = 0.0  # where torch's own products, which vary so, do the work
-    differentiable: bool = False  # gradcheck with float64 arguments
 
 
 def histogram_reference(
@@ -238,4 +224,5 @@ CASES: tuple[Case, ...] = (
              "[5, 4]"),
         ),
     ),
+    *INFORMATION_CASES,
 )  # fmt: skip

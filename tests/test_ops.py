@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
+from case import Case
+from cases import CASES
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
