@@ -69,8 +69,13 @@ def distill(
             student can be trained.
     """
     config = config or CompressConfig()
+    check_reiterable(data, "train")
+    with seeded(config.seed):
+        first = next(batches(data, name="train"))
+        resolved = resolve_output(output, teacher, first, forward_fn)
+        noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
     run = Distillation(
-        copy.deepcopy(student), teacher, data, config=config, output=output, forward_fn=forward_fn
+        copy.deepcopy(student), teacher, data, config=config, noise=noise, forward_fn=forward_fn
     )
     with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
         while run.epoch < config.epochs:
@@ -83,6 +88,15 @@ class Distillation:
 
     Every epoch is seeded from the seed and its number: it depends on the state it starts from
     and on nothing that happened earlier in the process.
+
+    Args:
+        student: changed in place.
+        teacher: not changed.
+        data: re-iterable of batches.
+        config: as in ``distill``.
+        noise: None for classes; for values and embeddings the Gaussian output noise's variance.
+        forward_fn: as in ``distill``.
+        state: what ``state`` gave, to go on from there.
 
     Attributes:
         student: the model in training, changed in place.
@@ -98,8 +112,9 @@ class Distillation:
         data: Iterable[Batch],
         *,
         config: CompressConfig,
-        output: str = "auto",
+        noise: float | None = None,
         forward_fn: ForwardFn | None = None,
+        state: tuple[dict[str, Tensor], Json] | None = None,
     ) -> None:
         check_reiterable(data, "train")
         self.student = student
@@ -110,12 +125,14 @@ class Distillation:
         self._config = config
         self._forward_fn = forward_fn
         self._device = device_of(student)
+        self._noise = noise
         with seeded(config.seed):
-            first = next(batches(data, name="train"))
-            output = resolve_output(output, teacher, first, forward_fn)
-            self._noise = None if output == "classes" else noise_variance(teacher, data, forward_fn)
             # Not every loader knows its length, and the cosine needs it.
             self.steps = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+        if state is not None:
+            # Before the optimizer, since a restored layer may be another object.
+            weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
+            restore_tensors(student, weights, state[1]["student"])
         trainable = [p for p in student.parameters() if p.requires_grad]
         if not trainable and config.epochs > 0:
             raise SimMIMError(
@@ -123,6 +140,8 @@ class Distillation:
                 "student.requires_grad_(True), or set epochs=0"
             )
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
+        if state is not None:
+            self._restore_progress(*state)
         self._batch_norm = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules()
         )
@@ -177,10 +196,7 @@ class Distillation:
         meta = {"student": description, "epoch": self.epoch, "history": self.history}
         return tensors, meta
 
-    def restore(self, tensors: dict[str, Tensor], meta: Json) -> None:
-        """Takes up the state that ``state`` gave."""
-        weights = {n.removeprefix("student."): t for n, t in tensors.items() if n[0] == "s"}
-        restore_tensors(self.student, weights, meta["student"])
+    def _restore_progress(self, tensors: dict[str, Tensor], meta: Json) -> None:
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):

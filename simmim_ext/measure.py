@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from . import nn as nn_layers
 from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, take, to_device
-from .nn import strip
 from .storage import masked_layers, tensors_of
 
 
@@ -30,7 +30,7 @@ def count_flops(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = N
     device = device_of(model)
     sample = to_device(take(batch, slice(0, 1)), device)
     zeros = {name: int((~layer.mask).sum()) for name, layer in masked_layers(model)}
-    dense = strip(model) if zeros else model
+    dense = nn_layers.strip(model) if zeros else model
     saved = 0
 
     def count_rows(zeros_in_layer: int) -> Callable[..., None]:

@@ -26,7 +26,7 @@ def test_inputs_and_labels_of_every_kind_of_batch():
 
 @pytest.mark.parametrize("batch", ["text", (), 3, None])
 def test_a_batch_of_another_kind_is_named(batch):
-    with pytest.raises(SimMIMError, match="a batch must be a tensor, a tuple .* got"):
+    with pytest.raises(SimMIMError, match=r"a batch must be a tensor, a tuple .* got"):
         d.inputs_of(batch)
 
 
@@ -69,7 +69,7 @@ def test_split_holds_every_fifth_sample_out():
     held = torch.cat(held_out).tolist()
     assert held == [4, 9, 14, 19]
     assert sorted(held + torch.cat(fit).tolist()) == list(range(23))
-    with pytest.raises(SimMIMError, match="at least 5 samples are needed .* got 4"):
+    with pytest.raises(SimMIMError, match=r"at least 5 samples are needed .* got 4"):
         d.split([torch.rand(4, 2)])
 
 
@@ -87,7 +87,7 @@ def test_shuffled_covers_all_and_follows_the_global_generator():
     torch.manual_seed(1)
     assert first == [b.tolist() for b in data]
     assert first != [b.tolist() for b in data]
-    assert sorted(sum(first, [])) == list(range(15))
+    assert sorted(i for batch in first for i in batch) == list(range(15))
     assert len(first) == len(data) == 5
 
 
@@ -131,9 +131,16 @@ def test_forward_names_what_it_cannot_take(answer, text):
 def test_evaluating_restores_every_modules_own_mode():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     model[1].eval()
-    with pytest.raises(KeyboardInterrupt), d.evaluating(model):
+    with d.evaluating(model):
         assert not any(m.training for m in model.modules())
-        raise KeyboardInterrupt
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+    def interrupted():
+        with d.evaluating(model):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [m.training for m in model.modules()] == [True, True, False]
 
 

@@ -26,7 +26,9 @@ def test_clopper_pearson_agrees_with_scipy(k, n, confidence):
 
 
 def test_clopper_pearson_refuses_impossible_counts():
-    with pytest.raises(ValueError, match="successes must be between 0 and trials >= 1, got 3 of 2"):
+    with pytest.raises(
+        ValueError, match=r"successes must be between 0 and trials >= 1, got 3 of 2"
+    ):
         clopper_pearson(3, 2)
 
 
@@ -134,9 +136,9 @@ def test_compare_names_outputs_that_cannot_be_compared():
     with pytest.raises(SimMIMError, match=r"the teacher's outputs are \[3, 4\] and the student's"):
         compare(Column(0), Column(4, 3), [x])
     x[1, 6] = math.nan
-    with pytest.raises(SimMIMError, match="evaluate: the student's outputs are not finite"):
+    with pytest.raises(SimMIMError, match=r"evaluate: the student's outputs are not finite"):
         compare(Column(0), Column(4), [x])
-    with pytest.raises(SimMIMError, match="evaluate: no sample came out of an empty list"):
+    with pytest.raises(SimMIMError, match=r"evaluate: no sample came out of an empty list"):
         compare(Column(0), Column(4), [])
 
 
@@ -154,13 +156,13 @@ def test_auto_output_follows_labels_and_shape(batch, model, expected):
 
 
 def test_outputs_that_cannot_serve_say_what_to_do():
-    with pytest.raises(ValueError, match="output must be one of auto, classes, .* got 'text'"):
+    with pytest.raises(ValueError, match=r"output must be one of auto, classes, .* got 'text'"):
         resolve_output("text", Column(0), torch.randn(5, 4))
-    with pytest.raises(SimMIMError, match="needs at least two outputs, got 1; pass output="):
+    with pytest.raises(SimMIMError, match=r"needs at least two outputs, got 1; pass output="):
         resolve_output("classes", Column(0, 1), torch.randn(5, 4))
-    with pytest.raises(SimMIMError, match="returns probabilities, and logits are needed"):
+    with pytest.raises(SimMIMError, match=r"returns probabilities, and logits are needed"):
         resolve_output("auto", Column(0), torch.randn(5, 4).softmax(1))
-    with pytest.raises(SimMIMError, match="outputs do not vary over 5 samples"):
+    with pytest.raises(SimMIMError, match=r"outputs do not vary over 5 samples"):
         noise_variance(Column(0), [torch.ones(5, 4)])
 
 

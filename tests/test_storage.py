@@ -54,7 +54,7 @@ def test_stored_dtypes_come_back():
 
 def test_weights_of_another_model_are_refused():
     tensors, description = storage.tensors_of(model())
-    with pytest.raises(SimMIMError, match="do not fit the model: .* give an instance of the orig"):
+    with pytest.raises(SimMIMError, match=r"do not fit the model: .* give an instance of the orig"):
         storage.restore_tensors(nn.Sequential(nn.Linear(9, 6)), tensors, description)
     expected = storage.signature_of(model())
     storage.check_signature(model(1), expected, "load: x")
@@ -71,7 +71,7 @@ def test_state_that_is_no_tensor_is_named():
         def set_extra_state(self, state):
             pass
 
-    with pytest.raises(SimMIMError, match="'_extra_state' is a dict; only tensors can be saved"):
+    with pytest.raises(SimMIMError, match=r"'_extra_state' is a dict; only tensors can be saved"):
         storage.tensors_of(Extra(2, 2))
 
 
@@ -134,13 +134,13 @@ def test_every_truncation_of_the_manifest_is_refused(folder):
     whole = path.read_text()
     for length in range(0, len(whole) - 1, 7):
         path.write_text(whole[:length])
-        with pytest.raises(SimMIMError, match="manifest.json"):
+        with pytest.raises(SimMIMError, match=r"manifest.json"):
             storage.read_folder(folder, "test")
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SimMIMError, match="cannot write to .*file/x: .* choose another folder"):
+    with pytest.raises(SimMIMError, match=r"cannot write to .*file/x: .* choose another folder"):
         storage.write_folder(tmp_path / "file" / "x", {"a": torch.zeros(1)}, {"format": "test"})
 
 

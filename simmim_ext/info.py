@@ -1,0 +1,77 @@
+"""``simmim info``: versions, devices, CPU capability and the kernels that are compiled in."""
+
+import argparse
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from ._version import __version__
+
+_PACKAGES = ("numpy", "torch-pruning", "safetensors", "rich", "matplotlib", "scikit-learn")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints what ``collect`` found."""
+    found = collect()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for section, entries in found.items():
+        print(section)
+        for name, value in entries.items():
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"  {name:<22}{'-' if shown in (None, '') else shown}")
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Everything that a report of a problem should say about the installation."""
+    from . import _C
+    from .ops import _library  # noqa: F401  (checks that the extension goes with this torch)
+
+    build = dict(_C.build_info())
+    return {
+        "versions": {
+            "simmim_ext": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{package: _version(package) for package in _PACKAGES},
+        },
+        "devices": {
+            "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "cpu capability": _C.cpu_capability(),
+            "best cpu capability": _C.best_cpu_capability(),
+            "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "build": build,
+        "kernels": _kernels(build.get("cuda") is not None),
+    }
+
+
+def _kernels(cuda: bool) -> dict[str, list[str]]:
+    """Operator -> the backends that it is registered for, as torch's dispatcher has it."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {
+        name.removeprefix("simmim_ext::"): [
+            backend.lower()
+            for backend in ("CPU", "CUDA")
+            if torch._C._dispatch_has_kernel_for_dispatch_key(name, backend)
+            and (backend == "CPU" or cuda)
+        ]
+        for name in sorted(names)
+        if name.startswith("simmim_ext::")
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
