@@ -44,10 +44,13 @@ class LayerStatistics:
         moments: of its input columns and its outputs.
         fisher: [outputs, outputs] E[g g^T], g the gradient of log p(y|x) with respect to the
             layer's outputs, y drawn from the model's own prediction.
+        columns: [units * block] the group's input columns, those of each unit together; a layer
+            behind a concatenation has others too.
     """
 
     moments: Moments
     fisher: Tensor
+    columns: Tensor
 
 
 @dataclass
@@ -64,6 +67,10 @@ class GroupStatistics:
     group: UnitGroup
     activations: Tensor
     readers: dict[str, LayerStatistics] = field(default_factory=dict)
+
+
+# Moments of a layer and the sum of g g^T.
+_Layer = tuple[Moments, Tensor]
 
 
 class Recorder:
@@ -160,12 +167,16 @@ def _collect_pass(
     generator = torch.Generator(device).manual_seed(seed)
     readers = {member.module: member for group in groups for member in group.consumers}
     recorder = Recorder(model, readers)
-    layers: dict[str, LayerStatistics] = {}
+    layers: dict[str, _Layer] = {}
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     rows = []
     for batch in batches(data, device=device, limit=samples, name="calibration"):
         with evaluating(model), recorder.recording(), _gradients(moments):
             outputs = forward(model, batch, forward_fn).float()
+        if not torch.isfinite(outputs).all():
+            raise SimMIMError(
+                "calibration: the model's outputs are not finite; check the data and the weights"
+            )
         rows.append(outputs.detach().softmax(-1) if noise is None else outputs.detach())
         for group in groups:
             reader = group.consumers[0]
@@ -177,7 +188,7 @@ def _collect_pass(
         GroupStatistics(
             group,
             torch.cat(activations[group.name]),
-            {m.module: _averaged(layers[m.module]) for m in group.consumers} if moments else {},
+            {m.module: _reader(model, m, layers) for m in group.consumers} if moments else {},
         )
         for group in groups
     ]
@@ -207,7 +218,8 @@ def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Gener
     """Sum of log p(y|x) over samples, y drawn from the model; its gradient is what counts."""
     if noise is None:
         drawn = torch.multinomial(outputs.detach().softmax(-1), 1, generator=generator)
-        return outputs.log_softmax(-1).gather(1, drawn).sum()
+        chosen: Tensor = outputs.log_softmax(-1).gather(1, drawn)
+        return chosen.sum()
     shape, device = outputs.shape, outputs.device
     return (outputs * torch.randn(shape, generator=generator, device=device)).sum() / noise**0.5
 
@@ -215,7 +227,7 @@ def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Gener
 def _add_moments(
     model: nn.Module,
     recorder: Recorder,
-    layers: dict[str, LayerStatistics],
+    layers: dict[str, _Layer],
     likelihood: Tensor,
     generator: torch.Generator,
 ) -> None:
@@ -232,9 +244,10 @@ def _add_moments(
                 size = rows.shape[1]
                 zero = torch.zeros(size, size, dtype=torch.float64, device=z.device)
                 empty = Moments.zeros(columns.shape[1], size, z.device)
-                layers[name] = LayerStatistics(empty, zero)
-            layers[name].moments.add_(columns, rows)
-            layers[name].fisher.addmm_(gradient.T, gradient)
+                layers[name] = empty, zero
+            moments, fisher = layers[name]
+            moments.add_(columns, rows)
+            fisher.addmm_(gradient.T, gradient)
 
 
 def draw_positions(layer: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -245,8 +258,13 @@ def draw_positions(layer: nn.Module, z: Tensor, generator: torch.Generator) -> T
     return torch.randperm(places, generator=generator, device=z.device)[:POSITIONS].sort().values
 
 
-def _averaged(layer: LayerStatistics) -> LayerStatistics:
-    return LayerStatistics(layer.moments, layer.fisher / max(layer.moments.samples, 1))
+def _reader(model: nn.Module, member: Member, layers: dict[str, _Layer]) -> LayerStatistics:
+    moments, fisher = layers[member.module]
+    kernel = weighted(model, member.module).weight[0, 0].numel()
+    order = sorted(range(len(member.units)), key=member.units.__getitem__)
+    first = torch.tensor([member.indices[i] * kernel for i in order], device=fisher.device)
+    columns = (first[:, None] + torch.arange(kernel, device=fisher.device)).flatten()
+    return LayerStatistics(moments, fisher / moments.samples, columns)
 
 
 def _passes(

@@ -139,8 +139,7 @@ class Binning:
                 )
             if not self.bins.is_floating_point():  # type: ignore[union-attr]
                 raise TypeError(
-                    f"{caller}: bins given as edges must be floating point, got "
-                    f"{self.bins.dtype}"  # type: ignore[union-attr]
+                    f"{caller}: bins given as edges must be floating point, got {self.bins.dtype}"  # type: ignore[union-attr]
                 )
         elif self.bins is not None:
             _check_bins(caller, self.bins)
@@ -155,7 +154,9 @@ class Binning:
 
     def _check_range(self) -> None:
         if not isinstance(self.range, tuple | list) or len(self.range) != 2:
-            raise ValueError(f"{self.caller}: range must be (low, high) or None, got {self.range!r}")
+            raise ValueError(
+                f"{self.caller}: range must be (low, high) or None, got {self.range!r}"
+            )
         low, high = self.range
         if isinstance(low, Tensor) != isinstance(high, Tensor):
             raise TypeError(f"{self.caller}: range must be two floats or two tensors, got one each")

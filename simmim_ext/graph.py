@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, forward
+from .data import Batch, ForwardFn, device_of, forward, to_device
 from .errors import SimMIMError
 from .layers import Axis, is_coupled, is_supported, unsupported_reason
 from .timelimit import run_limited
@@ -89,7 +89,7 @@ def trace_units(
             be removed, and is not ignored; parameters shared between layers; a model that cannot
             be copied, run or traced in time.
     """
-    ignored = _names_of(model, ignored_layers)
+    ignored = names_of(model, ignored_layers)
     try:
         with torch.inference_mode(False):
             copy = deepcopy(model)
@@ -102,8 +102,9 @@ def trace_units(
         parameter.grad = None
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+    batch = to_device(example_inputs, device_of(model))
     try:
-        groups = run_limited(lambda: _trace(copy, example_inputs, ignored, forward_fn), time_limit)
+        groups = run_limited(lambda: _trace(copy, batch, ignored, forward_fn), time_limit)
     except TimeoutError as error:
         raise SimMIMError(
             f"trace_units: tracing did not end within {time_limit:g} s, as happens with "
@@ -228,7 +229,7 @@ def _with_grad(batch: Batch, sources: list[Any]) -> Batch:
     return batch
 
 
-def _names_of(model: nn.Module, layers: Iterable[str | nn.Module]) -> frozenset[str]:
+def names_of(model: nn.Module, layers: Iterable[str | nn.Module]) -> frozenset[str]:
     """Qualified names of the layers and of everything inside them."""
     modules = dict(model.named_modules())
     names = {id(module): name for name, module in modules.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, evaluating, forward
+from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
 from .graph import UnitGroup
 from .layers import Axis, axis_size, is_supported, shrink
@@ -58,6 +58,11 @@ def remove_units(
     history: History = []
     for (name, axis), lost in removed.items():
         size = axis_size(model.get_submodule(name), axis)
+        if max(lost, default=0) >= size:
+            raise SimMIMError(
+                f"remove_units: axis {axis!r} of {name!r} has {size} channels, the groups were "
+                "traced on a model with more; trace or score this model"
+            )
         if lost:
             left = [index for index in range(size) if index not in lost]
             history.append({"module": name, "axis": axis, "size": size, "kept": left})
@@ -110,6 +115,7 @@ def check_mask_equivalence(
     mode, with normalization over channels (LayerNorm) reduced to its affine part, since its
     statistics rightly change with the channels. To be called before any weight is refitted.
     """
+    batch = to_device(batch, device_of(model))
     masked = deepcopy(model)
     modules = dict(masked.named_modules())
     with torch.no_grad():

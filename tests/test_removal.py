@@ -144,3 +144,11 @@ def test_layer_norm_keeps_the_order_of_channels():
     pruned, _ = remove_units(model, groups, {"0": [1, 8, 33]})
     assert torch.equal(pruned[1].weight, model[1].weight[[1, 8, 33]])
     assert pruned[1].normalized_shape == (3,)
+
+
+def test_groups_of_a_larger_model_are_refused():
+    model, x = case("mlp")
+    groups = trace_units(model, x)
+    smaller, _ = remove_units(model, groups, {"0": [1, 2]})
+    with pytest.raises(SimMIMError, match="'0' has 2 channels, the groups were traced on a model"):
+        remove_units(smaller, groups, {"0": [0, 1]})

@@ -1,0 +1,112 @@
+"""torch-pruning's importances as criteria, on our groups of units."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .collect import GroupStatistics
+from .data import batches, device_of, evaluating, forward, labels_of
+from .errors import SimMIMError
+from .graph import UnitGroup
+from .ranking import Ranking, Setting, by_score
+
+
+def importance(kind: str, setting: Setting) -> Callable[[GroupStatistics], Ranking]:
+    """A criterion by one of torch-pruning's importances, at its default reduction of groups.
+
+    "taylor" takes the gradient of the cross-entropy with the labels, where the batches carry
+    them, and with the predicted classes where they do not. "activation" is the mean absolute
+    input of the layers that read a unit, over all calibration samples.
+    """
+    from torch_pruning.pruner import importance as tp
+
+    model = deepcopy(setting.model)
+    kinds: dict[str, Callable[[], Any]] = {
+        "magnitude_l1": lambda: tp.GroupMagnitudeImportance(p=1),
+        "magnitude_l2": lambda: tp.GroupMagnitudeImportance(p=2),
+        "fpgm": tp.FPGMImportance,
+        "taylor": tp.GroupTaylorImportance,
+        "activation": tp.ActivationImportance,
+    }
+    measure = kinds[kind]()
+    if kind == "taylor":
+        _set_gradients(model, setting)
+    if kind == "activation":
+        _set_activations(model, measure, setting)
+
+    def rank(stats: GroupStatistics) -> Ranking:
+        values = measure(_torch_pruning_group(model, stats.group))
+        if values is None or len(values) < stats.group.units:
+            raise SimMIMError(
+                f"score: torch-pruning has no {kind} for the units of {stats.group.name!r}; "
+                "choose another criterion"
+            )
+        # It sizes its result after the first layer it takes; behind a flatten that is longer.
+        return by_score(values[: stats.group.units])
+
+    return rank
+
+
+def _torch_pruning_group(model: nn.Module, group: UnitGroup) -> Any:
+    """Our group as torch-pruning's importances expect it."""
+    from torch_pruning.dependency import Dependency, Group, Node
+    from torch_pruning.ops import module2type
+    from torch_pruning.pruner.function import PrunerBox
+
+    converted = Group()
+    for member in group.members:
+        layer = model.get_submodule(member.module)
+        pruner = PrunerBox[module2type(layer)]
+        handler = pruner.prune_out_channels if member.axis == "out" else pruner.prune_in_channels
+        node = Node(layer, None, member.module)
+        converted.add_dep(Dependency(handler, handler, node, node), list(member.indices))
+        converted[len(converted) - 1].root_idxs = list(member.units)
+    return converted
+
+
+def _set_gradients(model: nn.Module, setting: Setting) -> None:
+    """Accumulates the loss's gradient over the calibration samples."""
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(parameter.is_floating_point())
+    for batch in _batches(setting):
+        with evaluating(model), torch.enable_grad():
+            outputs = forward(model, batch, setting.forward_fn).float()
+            labels = labels_of(batch)
+            if setting.predictions.noise is not None:
+                loss = (outputs - outputs.detach() - torch.randn_like(outputs)).square().sum()
+            else:
+                fits = labels is not None and labels.shape == outputs.shape[:1]
+                target = labels.long() if fits and labels is not None else outputs.argmax(1)
+                loss = F.cross_entropy(outputs, target, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _set_activations(model: nn.Module, measure: Any, setting: Setting) -> None:
+    """Mean of what torch-pruning's hooks record, which keep the last batch only."""
+    total: dict[nn.Module, Tensor] = {}
+    passes = 0
+    with measure.compute_importance(model):
+        for batch in _batches(setting):
+            with evaluating(model), torch.no_grad():
+                forward(model, batch, setting.forward_fn)
+            passes += 1
+            for module in model.modules():
+                latest: Any = getattr(module, "_importance", None)
+                if latest is not None:
+                    total[module] = latest + total.get(module, 0)
+    for module, value in total.items():
+        setattr(module, "_importance", value / passes)  # noqa: B010  (an attribute of theirs)
+
+
+def _batches(setting: Setting) -> Any:
+    return batches(
+        setting.calibration,
+        device=device_of(setting.model),
+        limit=setting.config.calibration_samples,
+        name="calibration",
+    )

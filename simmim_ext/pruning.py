@@ -1,0 +1,199 @@
+"""Prunes a scored model; nothing is trained."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .assessment import assess, versions
+from .config import CompressConfig
+from .data import Batch, ForwardFn, gather, split, take
+from .errors import SimMIMError
+from .graph import names_of, trace_units
+from .measure import count_bytes, count_flops, count_params
+from .outputs import noise_variance, resolve_output
+from .plan import Plan, make_plan
+from .ranking import by_score
+from .reconstruction import reconstruct
+from .removal import History, check_mask_equivalence, remove_units
+from .result import CompressionResult
+from .scoring import Scores
+from .storage import signature_of
+
+
+def prune(
+    model: nn.Module,
+    scores: Scores | Mapping[str, Tensor],
+    *,
+    constraints: Mapping[str, Any],
+    calibration: Iterable[Batch] | None = None,
+    example_inputs: Batch | None = None,
+    ignored_layers: Iterable[str | nn.Module] = (),
+    round_to: int = 1,
+    output: str = "auto",
+    forward_fn: ForwardFn | None = None,
+    config: CompressConfig | None = None,
+) -> CompressionResult:
+    """Removes the units with the lowest scores until the constraints are met.
+
+    Args:
+        model: the network that was scored; it is not changed.
+        scores: from ``score``, or any mapping of layer name to [units] scores, higher kept
+            longer, for which ``example_inputs`` must be given and ``config.allocation`` must be
+            "score" or "uniform".
+        constraints: "units", "params", "flops", "bytes" or "latency" to a fraction kept in
+            (0, 1] or, for counts, an integer > 1. Each is a ceiling.
+        calibration: batches on which the layers behind removed units are refitted (unless
+            ``config.reconstruct`` is False) and the models compared; without it neither is done.
+        example_inputs: a batch; default the one that was scored with.
+        ignored_layers: layers, or their names, that keep their outputs.
+        round_to: widths become multiples of it, or stay whole.
+        output: what the outputs are, see ``compress``; it matters with calibration only.
+        forward_fn: ``forward_fn(model, batch)`` returning outputs [samples, classes], where the
+            model's own do not serve.
+        config: allocation, reconstruction, samples and seed.
+
+    Returns:
+        The smaller model, its report and history; "fidelity" is None without calibration.
+
+    Raises:
+        ValueError: a constraint or an option that is none.
+        SimMIMError: scores that do not fit the model, a budget that cannot be met, or a removal
+            that would change more than the removed units.
+    """
+    config = config or CompressConfig()
+    ignored = names_of(model, ignored_layers)
+    scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
+    plan, student, history = prune_units(
+        model,
+        scores,
+        constraints,
+        allocation=config.allocation,
+        round_to=round_to,
+        forward_fn=forward_fn,
+    )
+    report: dict[str, Any]
+    if calibration is None:
+        report = {"teacher": _costs(model, scores.example, forward_fn)}
+        report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
+    else:
+        fit, held_out = split(gather(calibration, config.calibration_samples))
+        resolved = resolve_output(output, model, fit[0], forward_fn)
+        noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
+        if config.reconstruct:
+            student = reconstruct(
+                student,
+                model,
+                fit,
+                history,
+                samples=config.calibration_samples,
+                seed=config.seed,
+                refit_outputs=noise is None,
+                forward_fn=forward_fn,
+            )
+        report = assess(
+            model,
+            student,
+            held_out,
+            scores.example,
+            name="held-out calibration samples",
+            noise=noise,
+            forward_fn=forward_fn,
+            seed=config.seed,
+        )
+    report |= {
+        "layers": plan.layers,
+        "config": config.to_dict(),
+        "constraints": dict(constraints),
+        "versions": versions(),
+    }
+    return CompressionResult(student, report, history, signature_of(model))
+
+
+def prune_units(
+    model: nn.Module,
+    scores: Scores,
+    constraints: Mapping[str, Any],
+    *,
+    allocation: str = "information",
+    round_to: int = 1,
+    forward_fn: ForwardFn | None = None,
+) -> tuple[Plan, nn.Module, History]:
+    """Plans, removes, and proves that nothing but the planned units was removed."""
+    plan = make_plan(
+        model,
+        scores,
+        constraints,
+        scores.example,
+        allocation=allocation,
+        round_to=round_to,
+        forward_fn=forward_fn,
+    )
+    student, history = remove_units(model, scores.groups, plan.kept)
+    few = take(scores.example, slice(0, 16))
+    check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
+    return plan, student, history
+
+
+def _fitting(
+    model: nn.Module,
+    scores: Scores | Mapping[str, Tensor],
+    example: Batch | None,
+    ignored: frozenset[str],
+    config: CompressConfig,
+    forward_fn: ForwardFn | None,
+) -> Scores:
+    """The scores as Scores, without ignored layers, checked against the groups."""
+    if not isinstance(scores, Scores):
+        scores = _from_mapping(model, scores, example, config, forward_fn)
+    elif example is not None:
+        scores = dataclasses.replace(scores, example=example)
+    groups = tuple(
+        group
+        for group in scores.groups
+        if not any(m.module in ignored for m in group.members if m.axis == "out")
+    )
+    for group in groups:
+        values = scores.get(group.name)
+        if values is None or values.shape != (group.units,) or not torch.isfinite(values).all():
+            given = "none" if values is None else f"a tensor of shape {list(values.shape)}"
+            raise SimMIMError(
+                f"prune: scores must hold {group.units} finite values for {group.name!r}, got "
+                f"{given}; score this model, or put the layer in ignored_layers"
+            )
+    if not groups:
+        raise SimMIMError("prune: the model has no units that can be removed")
+    return dataclasses.replace(scores, groups=groups)
+
+
+def _from_mapping(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    example: Batch | None,
+    config: CompressConfig,
+    forward_fn: ForwardFn | None,
+) -> Scores:
+    if example is None:
+        raise ValueError("prune: scores that are not from score() need example_inputs")
+    if config.allocation == "information":
+        raise ValueError(
+            "prune: allocation='information' needs scores from score(); set "
+            "config=CompressConfig(allocation='score') or 'uniform'"
+        )
+    groups = trace_units(model, take(example, slice(0, 1)), forward_fn=forward_fn)
+    values = {name: torch.as_tensor(value) for name, value in scores.items()}
+    unknown = sorted(set(values) - {group.name for group in groups})
+    if unknown:
+        raise SimMIMError(f"prune: scores hold {unknown[0]!r}, which is no layer of units")
+    order = {name: by_score(value).order for name, value in values.items()}
+    return Scores(values, order, {}, "custom", groups, example)
+
+
+def _costs(model: nn.Module, example: Batch, forward_fn: ForwardFn | None) -> dict[str, Any]:
+    return {
+        "params": count_params(model),
+        "flops": count_flops(model, example, forward_fn),
+        "bytes": count_bytes(model),
+    }

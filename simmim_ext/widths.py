@@ -1,0 +1,122 @@
+"""Layer widths under a budget."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import SimMIMError
+
+Widths = dict[str, int]
+
+BUDGETS = ("units", "params", "flops", "bytes", "latency")
+_FRACTIONS_ONLY = ("latency",)
+
+
+def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
+    """The constraints as given, or an error that says what they must be.
+
+    Each of "units", "params", "flops", "bytes" and "latency" is a fraction of the original kept,
+    in (0, 1], or for counts an integer greater than 1.
+    """
+    if not isinstance(constraints, Mapping) or not constraints:
+        raise ValueError(
+            f"constraints must be a dict with at least one of {', '.join(BUDGETS)}, "
+            f"got {constraints!r}"
+        )
+    for name, value in constraints.items():
+        if name not in BUDGETS:
+            raise ValueError(f"constraints: {name!r} is none of {', '.join(BUDGETS)}")
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 1
+        if whole and name not in _FRACTIONS_ONLY:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            counts = "" if name in _FRACTIONS_ONLY else " or an integer greater than 1"
+            raise ValueError(
+                f"constraints: {name} must be a fraction kept in (0, 1]{counts}, got {value!r}"
+            )
+    return dict(constraints)
+
+
+def allocate(
+    priorities: Mapping[str, Tensor],
+    fits: Callable[[Widths], bool],
+    *,
+    round_to: int = 1,
+    fill: bool = True,
+) -> Widths | None:
+    """The widest layers that fit, grown in the order of the units' priorities.
+
+    All layers start at their least width (one unit, or ``round_to``), and the units of all
+    layers enter in the order of their priority as long as the whole fits; what room is left
+    then goes to single steps of whichever layers still fit, the most important first.
+
+    Args:
+        priorities: layer -> [units]; the i-th highest of a layer is the priority of its width
+            growing to i.
+        fits: whether widths are within the budget; must not turn true again as widths grow.
+        round_to: widths are multiples of it, or whole layers.
+        fill: whether to use up what room is left; senseless where ``fits`` is noisy.
+
+    Returns:
+        layer -> width, or None where not even the least widths fit.
+    """
+    ranked = {name: sorted(map(float, values), reverse=True) for name, values in priorities.items()}
+    entries = sorted(
+        (-value, place, name)
+        for name, values in ranked.items()
+        for place, value in enumerate(values)
+    )
+
+    def widths(entered: int) -> Widths:
+        counts = dict.fromkeys(ranked, 0)
+        for _, _, name in entries[:entered]:
+            counts[name] += 1
+        return {
+            name: _rounded(count, len(ranked[name]), round_to) for name, count in counts.items()
+        }
+
+    if not fits(widths(0)):
+        return None
+    low, high = 0, len(entries) + 1  # widths(low) fit, widths(high) do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(widths(middle)) else (low, middle)
+    found = widths(low)
+    return _filled(found, ranked, fits, round_to) if fill else found
+
+
+def _filled(
+    widths: Widths,
+    ranked: Mapping[str, list[float]],
+    fits: Callable[[Widths], bool],
+    round_to: int,
+) -> Widths:
+    open_layers = {name for name in widths if widths[name] < len(ranked[name])}
+    while open_layers:
+        # The next unit of highest priority; a layer that does not fit once never will again.
+        name = max(open_layers, key=lambda n: (ranked[n][widths[n]], n))
+        wider = widths | {name: min(widths[name] + round_to, len(ranked[name]))}
+        if fits(wider):
+            widths = wider
+        else:
+            open_layers.discard(name)
+        if widths[name] == len(ranked[name]):
+            open_layers.discard(name)
+    return widths
+
+
+def _rounded(count: int, units: int, round_to: int) -> int:
+    """A multiple of round_to at or below the count, at least one step, at most all units."""
+    if count >= units:
+        return units
+    return min(units, max(round_to, count // round_to * round_to))
+
+
+def unreachable(name: str, value: float | int, least: float, original: float) -> SimMIMError:
+    """The error for a budget that even the smallest model exceeds."""
+    return SimMIMError(
+        f"constraints: {name}={value} cannot be met: with every layer at its least width the model "
+        f"has {least:g} of {original:g} ({least / original:.3g}); raise the budget, or ignore "
+        "fewer layers"
+    )

@@ -1,0 +1,197 @@
+import json
+
+import pytest
+import torch
+from models import CASES, case, mlp, snapshot
+from torch import nn
+
+from simmim_ext import CompressConfig, SimMIMError, load, prune, score
+from simmim_ext.measure import count_bytes, count_flops, count_params
+
+pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
+
+
+def data(name, samples=200):
+    generator = torch.Generator().manual_seed(5)
+    shape = (12,) if name == "mlp" else (1, 8, 8)
+    return torch.randn(samples, *shape, generator=generator).split(64)
+
+
+def scored(name, **options):
+    model, _ = case(name)
+    return model, score(model, data(name), **options)
+
+
+COUNTS = {
+    "params": lambda model, x: count_params(model),
+    "flops": count_flops,
+    "bytes": lambda model, x: count_bytes(model),
+}
+
+
+@pytest.mark.parametrize("budget", COUNTS)
+@pytest.mark.parametrize("fraction", [0.3, 0.62])
+@pytest.mark.parametrize("name", CASES)
+def test_budgets_are_ceilings_nearly_reached(name, fraction, budget):
+    model, scores = scored(name)
+    x = data(name)[0]
+    result = prune(model, scores, constraints={budget: fraction})
+    limit = fraction * COUNTS[budget](model, x)
+    spent = COUNTS[budget](result.model, x)
+    assert 0.5 * limit < spent <= limit
+    wider = []  # one more unit anywhere is too much
+    for layer in result.report["layers"]:
+        if layer["after"] < layer["before"]:
+            kept = {entry["name"]: entry["after"] for entry in result.report["layers"]}
+            kept[layer["name"]] += 1
+            wider.append(COUNTS[budget](cut(model, scores, kept), x))
+    assert all(count > limit for count in wider)
+
+
+def cut(model, scores, widths):
+    from simmim_ext.removal import remove_units
+
+    kept = {name: scores.order[name][:width] for name, width in widths.items()}
+    return remove_units(model, scores.groups, kept)[0]
+
+
+@pytest.mark.parametrize(("value", "units"), [(0.5, 5), (0.39, 3), (7, 7), (1, 10), (1.0, 10)])
+def test_units(value, units):
+    model, scores = scored("mlp")
+    result = prune(model, scores, constraints={"units": value})
+    assert result.model[0].out_features == units
+    kept = sorted(scores.order["0"][:units])
+    assert torch.equal(result.model[0].weight, model[0].weight[kept])
+    assert torch.equal(result.model[2].weight, model[2].weight[:, kept])
+
+
+def test_all_constraints_hold_together():
+    model, scores = scored("cnn")
+    result = prune(model, scores, constraints={"params": 0.5, "units": 8, "flops": 0.9})
+    assert sum(layer["after"] for layer in result.report["layers"]) <= 8
+    assert count_params(result.model) <= 0.5 * count_params(model)
+
+
+def test_latency_is_within_reach_or_refused():
+    model = mlp(inputs=256, hidden=2048)
+    x = [torch.randn(64, 256)]
+    scores = score(model, x, criterion="magnitude_l2")
+    result = prune(model, scores, constraints={"latency": 0.6})
+    assert 1 < result.model[0].out_features < 2048
+    with pytest.raises(SimMIMError, match=r"latency=0.0001 cannot be met"):
+        prune(model, scores, constraints={"latency": 0.0001})
+
+
+@pytest.mark.parametrize("allocation", ["information", "score", "uniform"])
+def test_allocations(allocation):
+    model, scores = scored("cnn")
+    config = CompressConfig(allocation=allocation)
+    result = prune(model, scores, constraints={"units": 0.5}, config=config)
+    after = {layer["name"]: layer["after"] for layer in result.report["layers"]}
+    assert sum(after.values()) == 11
+    if allocation == "uniform":
+        assert after == {"features.0": 3, "features.4": 4, "hidden": 4}
+
+
+def test_caller_and_scores_are_untouched_and_report_is_json():
+    model, scores = scored("cnn")
+    model.train()
+    before = snapshot(model)
+    result = prune(model, scores, constraints={"units": 0.5}, calibration=data("cnn"))
+    assert snapshot(model) == before
+    assert result.model.training
+    report = json.loads(json.dumps(result.report))
+    assert set(report) >= {"teacher", "student", "fidelity", "layers", "config", "versions"}
+    assert report["student"]["params"] < report["teacher"]["params"]
+    assert report["fidelity"]["data"] == "held-out calibration samples"
+    for layer in report["layers"]:
+        assert 0 < layer["information"] <= 1
+
+
+def test_calibration_improves_fidelity():
+    model, scores = scored("mlp")
+    raw, fitted = (
+        prune(
+            model,
+            scores,
+            constraints={"units": 0.5},
+            calibration=data("mlp", 500),
+            config=CompressConfig(reconstruct=reconstruct),
+        )
+        for reconstruct in (False, True)
+    )
+    assert fitted.report["fidelity"]["kl"] < 0.9 * raw.report["fidelity"]["kl"]
+
+
+def test_saves_and_loads(tmp_path):
+    model, scores = scored("cnn")
+    result = prune(model, scores, constraints={"params": 0.4})
+    result.save(tmp_path / "small")
+    again = load(tmp_path / "small", case("cnn")[0])
+    x = data("cnn")[0]
+    assert torch.equal(again.eval()(x), result.model.eval()(x))
+
+
+def test_ignored_layers_keep_their_units():
+    model, scores = scored("cnn")
+    result = prune(model, scores, constraints={"units": 0.5}, ignored_layers=[model.hidden])
+    assert result.model.hidden.out_features == 9
+    assert [layer["name"] for layer in result.report["layers"]] == ["features.0", "features.4"]
+
+
+def test_scores_of_ones_own():
+    model, _ = case("mlp")
+    x = data("mlp")[0]
+    own = {"0": torch.arange(10)}
+    config = CompressConfig(allocation="score")
+    result = prune(model, own, constraints={"units": 3}, example_inputs=x, config=config)
+    assert torch.equal(result.model[0].weight, model[0].weight[[7, 8, 9]])
+    tied = prune(
+        model, {"0": [1.0] * 10}, constraints={"units": 3}, example_inputs=x, config=config
+    )
+    assert torch.equal(tied.model[0].weight, model[0].weight[:3])
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        ({"0": torch.full((10,), torch.nan)}, "must hold 10 finite values for '0'"),
+        ({"0": torch.ones(9)}, r"got a tensor of shape \[9\]"),
+        ({}, "got none"),
+        ({"0": torch.ones(10), "2": torch.ones(4)}, "scores hold '2', which is no layer of units"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(own, text):
+    config = CompressConfig(allocation="score")
+    with pytest.raises(SimMIMError, match=text):
+        prune(mlp(), own, constraints={"units": 3}, example_inputs=data("mlp")[0], config=config)
+
+
+def test_refusals():
+    model, scores = scored("mlp")
+    with pytest.raises(ValueError, match="need example_inputs"):
+        prune(model, {"0": torch.ones(10)}, constraints={"units": 3})
+    with pytest.raises(ValueError, match="allocation='information' needs scores from score"):
+        prune(model, {"0": torch.ones(10)}, constraints={"units": 3}, example_inputs=data("mlp")[0])
+    with pytest.raises(ValueError, match="allocation must be one of information, score, uniform"):
+        config = CompressConfig(allocation="best")
+        prune(model, scores, constraints={"units": 3}, config=config)
+    with pytest.raises(ValueError, match="round_to must be an integer of at least 1, got 0"):
+        prune(model, scores, constraints={"units": 3}, round_to=0)
+    with pytest.raises(SimMIMError, match=r"params=0.01 cannot be met: .* 21 of 174 \(0.121\)"):
+        prune(model, scores, constraints={"params": 0.01})
+    with pytest.raises(SimMIMError, match="units=0.3 cannot be met"):
+        prune(model, scores, constraints={"units": 0.3}, round_to=4)
+    with pytest.raises(SimMIMError, match="no units that can be removed"):
+        prune(model, scores, constraints={"units": 3}, ignored_layers=["0"])
+    with pytest.raises(SimMIMError, match="traced on a model with more"):
+        prune(mlp(hidden=6), scores, constraints={"units": 3})
+
+
+def test_widths_are_multiples():
+    model = nn.Sequential(
+        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
+    result = prune(model, score(model, data("mlp")), constraints={"units": 0.6}, round_to=8)
+    assert all(layer["after"] % 8 == 0 for layer in result.report["layers"])
+    assert sum(layer["after"] for layer in result.report["layers"]) == 32

@@ -1,0 +1,157 @@
+import warnings
+
+import pytest
+import torch
+from models import CASES, case, mlp, snapshot
+from torch import nn
+
+from simmim_ext import CompressConfig, Scores, SimMIMError, entropy, mutual_information, score
+from simmim_ext.criteria import CRITERIA, metric_root
+
+pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
+
+
+def data(name, samples=200):
+    generator = torch.Generator().manual_seed(5)
+    shape = (12,) if name == "mlp" else (1, 8, 8)
+    return torch.randn(samples, *shape, generator=generator).split(64)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("name", CASES)
+def test_every_criterion_scores_every_model(name, criterion):
+    model, _ = case(name)
+    model.train()
+    before = snapshot(model)
+    scores = score(model, data(name), criterion=criterion)
+    assert snapshot(model) == before
+    assert isinstance(scores, Scores)
+    assert scores.criterion == criterion
+    assert set(scores) == {group.name for group in scores.groups}
+    for group in scores.groups:
+        values, order = scores[group.name], scores.order[group.name]
+        assert values.shape == (group.units,)
+        assert torch.isfinite(values).all()
+        assert sorted(order) == list(range(group.units))
+        sorted_values = values[list(order)]
+        assert (sorted_values[:-1] >= sorted_values[1:] - 1e-6).all()
+        assert scores.information[group.name].shape == (group.units,)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_repeats_itself(criterion):
+    model, _ = case("cnn")
+    one = score(model, data("cnn"), criterion=criterion)
+    torch.manual_seed(12345)
+    two = score(model, data("cnn"), criterion=criterion)
+    assert one.order == two.order
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def with_dead_and_double_units():
+    torch.manual_seed(0)
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0, -1  # never speaks
+        model[0].weight[7], model[0].bias[7] = model[0].weight[2], model[0].bias[2]
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["simmim", "entropy", "relevance", "activation"])
+def test_dead_unit_comes_last(criterion):
+    model = with_dead_and_double_units()
+    order = score(model, data("mlp", 600), criterion=criterion).order["0"]
+    assert order[-1] == 3
+
+
+@pytest.mark.parametrize("criterion", ["simmim", "redundancy", "mrmr", "cmim"])
+def test_only_one_of_two_copies_is_wanted(criterion):
+    model = with_dead_and_double_units()
+    order = score(model, data("mlp", 600), criterion=criterion).order["0"]
+    assert max(order.index(2), order.index(7)) >= 7
+
+
+def test_relevance_and_entropy_are_the_public_functions():
+    model = mlp()
+    x = torch.cat(data("mlp"))
+    with torch.no_grad():
+        a, p = model[:2](x), model(x).softmax(1)
+    span = (float(a.min()), float(a.max()))
+    scores = score(model, data("mlp"), criterion="relevance")
+    expected = mutual_information(a, probabilities=p, bins=16, range=span)
+    torch.testing.assert_close(scores["0"], expected)
+    torch.testing.assert_close(scores.information["0"], expected)
+    apart = score(
+        model, data("mlp"), criterion="entropy", config=CompressConfig(bins=9, shared_range=False)
+    )
+    torch.testing.assert_close(apart["0"], entropy(a, bins=9))
+
+
+def test_criterion_of_the_config():
+    config = CompressConfig(criterion="random", seed=3)
+    one = score(mlp(), data("mlp"), config=config)
+    assert one.criterion == "random"
+    other = score(mlp(), data("mlp"), config=CompressConfig(criterion="random", seed=4))
+    assert one.order != other.order
+
+
+def test_scores_of_simmim_are_information_that_would_be_lost():
+    scores = score(mlp(), data("mlp"))
+    values = scores["0"][list(scores.order["0"])]
+    assert (values[:-1] > values[1:]).all()
+    assert values[-1] > 0
+
+
+def test_metric_is_half_fisher_half_even():
+    fisher = torch.diag(torch.tensor([6.0, 2.0, 0.0])).double()
+    root = metric_root(fisher)
+    expected = torch.diag(torch.tensor([6 / 16, 2 / 16, 0.0])) + torch.eye(3) / 6
+    torch.testing.assert_close(root @ root, expected.double())
+
+
+@pytest.mark.parametrize("criterion", ["simmim", "relevance", "cmim", "taylor"])
+def test_regression(criterion):
+    model = mlp(outputs=1)
+    scores = score(model, data("mlp"), criterion=criterion, output="values")
+    assert len(scores.order["0"]) == 10
+
+
+def test_labels_are_not_needed_and_serve_taylor():
+    model = mlp()
+    labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data("mlp")]
+    assert score(model, labelled).order == score(model, data("mlp")).order
+    a = score(model, labelled, criterion="taylor")
+    b = score(model, data("mlp"), criterion="taylor")
+    assert not torch.equal(a["0"], b["0"])
+
+
+def test_limits_samples_and_warns_of_few():
+    model = mlp()
+    config = CompressConfig(calibration_samples=100)
+    first = score(model, data("mlp"), config=config)
+    assert first.order == score(model, [torch.cat(data("mlp"))[:100]], config=config).order
+    with pytest.warns(UserWarning, match="100 calibration samples are few; give at least 1000"):
+        score(model, data("mlp"), config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(model, data("mlp", 1000))
+
+
+def test_bad_arguments_and_models_are_refused():
+    with pytest.raises(ValueError, match="criterion must be one of simmim, entropy, .* got 'l3'"):
+        score(mlp(), data("mlp"), criterion="l3")
+    with pytest.raises(SimMIMError, match="no units that can be removed"):
+        score(nn.Linear(12, 3), data("mlp"))
+    with pytest.raises(SimMIMError, match="no sample came out"):
+        score(mlp(), [])
+    broken = mlp()
+    with torch.no_grad():
+        broken[2].weight[0, 0] = float("nan")
+    with pytest.raises(SimMIMError, match="outputs are not finite"):
+        score(broken, data("mlp"), output="classes")
+    half = mlp()
+    with torch.no_grad():
+        half[0].weight[0, 0] = float("inf")
+        half[2].weight[:, 0] = 0
+    with pytest.raises(SimMIMError, match="not finite"):
+        score(half, data("mlp"), output="classes")
