@@ -1,5 +1,6 @@
 """What a model costs: parameters, operations, bytes on disk, and time measured in turn."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import nn as nn_layers
 from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, take, to_device
-from .storage import masked_layers, tensors_of
+from .storage import masked_layers, set_submodule, tensors_of
 
 
 def count_params(model: nn.Module) -> int:
@@ -27,30 +27,28 @@ def count_flops(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = N
     (torch.utils.flop_counter); elementwise work, normalisation and pooling do not count, nor do
     products with masked-out weights.
     """
-    device = device_of(model)
-    sample = to_device(take(batch, slice(0, 1)), device)
-    zeros = {name: int((~layer.mask).sum()) for name, layer in masked_layers(model)}
-    dense = nn_layers.strip(model) if zeros else model
-    saved = 0
+    sample = to_device(take(batch, slice(0, 1)), device_of(model))
+    masked = dict(masked_layers(model))
+    if masked:
+        model = copy.deepcopy(model)
+    skipped = 0
 
-    def count_rows(zeros_in_layer: int) -> Callable[..., None]:
+    def skip(zeros: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal saved
-            saved += 2 * zeros_in_layer * (args[0].numel() // args[0].shape[-1])
+            nonlocal skipped
+            skipped += 2 * zeros * (args[0].numel() // args[0].shape[-1])
 
         return hook
 
-    hooks = [
-        dense.get_submodule(name).register_forward_pre_hook(count_rows(count))
-        for name, count in zeros.items()
-    ]
-    try:
-        with evaluating(dense), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            forward(dense, sample, forward_fn)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return int(counter.get_total_flops()) - saved
+    for name, layer in masked.items():
+        # The counter knows matrix products only; a layer of that shape stands in.
+        shape, bias = (layer.in_features, layer.out_features), layer.bias is not None
+        dense = nn.Linear(*shape, bias, layer.weight.device, layer.weight.dtype)
+        dense.register_forward_pre_hook(skip(int((~layer.mask).sum())))
+        set_submodule(model, name, dense)
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(model, sample, forward_fn)
+    return int(counter.get_total_flops()) - skipped
 
 
 def count_bytes(model: nn.Module) -> int:

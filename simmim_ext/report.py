@@ -1,0 +1,124 @@
+"""What a compression came to: a table for the terminal and a picture of the units."""
+
+import math
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+from .errors import SimMIMError
+
+Report = dict[str, Any]
+
+_COLUMNS = 4
+_KEPT, _DROPPED = "#0b6e99", "#d9d4cc"
+
+
+def table(report: Report) -> Any:
+    """The original and the compressed model side by side, a rich table."""
+    from rich.table import Table
+
+    found = Table("", title="Compression by information", title_justify="left")
+    for heading in ("original", "compressed", "change"):
+        found.add_column(heading, justify="right")
+    for row in _rows(report):
+        found.add_row(*row)
+    return found
+
+
+def sentences(report: Report) -> list[str]:
+    """What the table leaves to words: how sure the figures are and what they were taken on."""
+    fidelity, latency = report["fidelity"], report["latency"]
+    lines = []
+    if fidelity["agreement"] is not None:
+        lines.append(
+            f"At least {fidelity['agreement_at_least']:.1%} agreement with the original at 95% "
+            f"confidence, on {fidelity['samples']:,} samples ({fidelity['data']})."
+        )
+    lines.append(
+        f"Latency: batch of {latency['batch']}, {latency['threads']} threads, {latency['device']}, "
+        "measured in turn."
+    )
+    return lines
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    teacher, student, fidelity = report["teacher"], report["student"], report["fidelity"]
+
+    def compared(
+        key: str, label: str, form: str, smaller: bool = True
+    ) -> tuple[str, str, str, str]:
+        old, new = teacher[key], student[key]
+        if smaller:
+            change = f"{old / new:.1f}x {'faster' if key == 'latency_ms' else 'smaller'}"
+        else:
+            change = f"{100 * (new - old):+.2f} points"
+        return label, format(old, form), format(new, form), change
+
+    if teacher["accuracy"] is not None:
+        yield compared("accuracy", "accuracy", ".2%", smaller=False)
+    yield ("KL from the original, nats", "0", *_with_interval(fidelity, "kl", ".4f"))
+    if fidelity["agreement"] is not None:
+        yield ("agreement", "100%", *_with_interval(fidelity, "agreement", ".2%"))
+    else:
+        yield "relative error", "0", f"{fidelity['relative_error']:.4f}", ""
+        yield ("cosine", "1", *_with_interval(fidelity, "cosine", ".4f"))
+    old, new = (model["predictive_information"] for model in (teacher, student))
+    yield "predictive information, nats", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"
+    yield compared("params", "parameters", ",")
+    yield compared("flops", "FLOPs a sample", ",")
+    yield compared("bytes", "bytes on disk", ",")
+    yield compared("latency_ms", "latency, ms", ".3f")
+    for layer in report["layers"]:
+        kind = "units" if "information" in layer else "weights"
+        share = f"{layer['information']:.1%} of information" if kind == "units" else ""
+        yield f"{kind} of {layer['name']}", f"{layer['before']:,}", f"{layer['after']:,}", share
+
+
+def _with_interval(fidelity: Report, key: str, form: str) -> tuple[str, str]:
+    low, high = (format(end, form) for end in fidelity[f"{key}_interval"])
+    return format(fidelity[key], form), f"95%: {low} to {high}"
+
+
+def draw(report: Report, path: str | PathLike[str]) -> None:
+    """Draws the information of every unit, kept and dropped, one panel a layer.
+
+    Raises:
+        SimMIMError: matplotlib is missing, or the report has no units.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SimMIMError(
+            "the picture needs matplotlib: pip install 'simmim_ext[report]'"
+        ) from error
+
+    layers = [layer for layer in report["layers"] if "unit_information" in layer]
+    if not layers:
+        raise SimMIMError("the report has no units to draw: its granularity is not unit")
+    columns = min(len(layers), _COLUMNS)
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(figsize=(max(7.0, 4.5 * columns), 3.6 * rows), layout="constrained")
+    for axes, layer in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, layers, strict=False
+    ):
+        _draw_layer(axes, layer)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_layer(axes: Any, layer: Report) -> None:
+    information, kept = layer["unit_information"], set(layer["kept"])
+    order = sorted(range(len(information)), key=lambda unit: -information[unit])
+    for wanted, colour, word in ((False, _DROPPED, "dropped"), (True, _KEPT, "kept")):
+        places = [i for i, unit in enumerate(order) if (unit in kept) == wanted]
+        heights = [information[order[i]] for i in places]
+        axes.bar(places, heights, width=1.0, color=colour, label=f"{word}: {len(places)} units")
+    axes.set_title(
+        f"{layer['name']}: {layer['after']} of {layer['before']} units keep "
+        f"{layer['information']:.1%} of the information",
+        fontsize=9,
+    )
+    axes.set_xlabel("units, by information")
+    axes.set_ylabel("I(unit; prediction), nats")
+    axes.margins(x=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

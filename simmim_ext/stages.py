@@ -1,0 +1,224 @@
+"""The stages of a compression, and the state that they leave behind."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .checkpoint import Checkpoint
+from .config import CompressConfig
+from .data import Batch, ForwardFn, take
+from .distillation import Distillation
+from .graph import trace_units
+from .measure import count_bytes, count_flops, count_params
+from .progress import bar
+from .pruning import prune_units
+from .reconstruction import reconstruct
+from .removal import apply_history
+from .schedule import budgets, epochs_of_steps
+from .scoring import score_groups
+from .storage import Json
+from .weights import prune_weights
+
+Constraints = Mapping[str, float | int]
+
+
+@dataclass
+class State:
+    """What a run has done so far; JSON as it stands."""
+
+    steps: int = 0
+    history: list[Json] = field(default_factory=list)
+    layers: list[Json] = field(default_factory=list)
+    stages: list[Json] = field(default_factory=list)
+    training: list[Json] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The stages of one call of ``compress``."""
+
+    teacher: nn.Module
+    fit: list[Batch]
+    train: Iterable[Batch]
+    example: Batch
+    constraints: Constraints
+    granularity: str
+    ignored: frozenset[str]
+    round_to: int
+    noise: float | None
+    forward_fn: ForwardFn | None
+    config: CompressConfig
+    progress: bool
+
+    def go(self, checkpoint: Checkpoint) -> tuple[nn.Module, State]:
+        """All steps of the schedule, from where the checkpoint left them."""
+        config, state, student = self.config, State(), self.teacher
+        steps = budgets(self.constraints, self._originals(), config.schedule, config.steps)
+        epochs = epochs_of_steps(config.epochs, config.steps)
+        kept = checkpoint.load()
+        if kept is not None:
+            state = State(**kept[1]["run"])
+            student = apply_history(self.teacher, state.history)
+        # A kept state is that of the distillation of the step pruned last.
+        for step in range(max(state.steps - 1, 0), config.steps):
+            if state.steps == step:
+                student = self._prune(student, steps[step], state, untrained=epochs[step] == 0)
+                state.steps += 1
+            settings = dataclasses.replace(
+                config, epochs=epochs[step], seed=config.seed + step, schedule="one-shot", steps=1
+            )
+            distillation = Distillation(
+                student,
+                self.teacher,
+                self.train,
+                config=settings,
+                noise=self.noise,
+                forward_fn=self.forward_fn,
+                state=None if kept is None else (kept[0], kept[1]["distillation"]),
+            )
+            kept = None
+            self._distil(distillation, epochs[step], checkpoint, state)
+            student = distillation.student
+        return student, state
+
+    def _distil(
+        self, distillation: Distillation, epochs: int, checkpoint: Checkpoint, state: State
+    ) -> None:
+        def keep() -> None:
+            tensors, progress = distillation.state()
+            run = dataclasses.asdict(state)
+            checkpoint.save(tensors, {"run": run, "distillation": progress})
+
+        keep()
+        with bar("distil", epochs * distillation.steps, enabled=self.progress) as advance:
+            advance(distillation.epoch * distillation.steps)
+            while distillation.epoch < epochs:
+                distillation.run_epoch(advance)
+                keep()
+        if epochs:
+            seconds = sum(row["seconds"] for row in distillation.history)
+            state.stages.append({"name": "distil", "seconds": seconds})
+            state.training += distillation.history
+
+    def _prune(
+        self, model: nn.Module, constraints: Constraints, state: State, *, untrained: bool
+    ) -> nn.Module:
+        if self.granularity == "unit":
+            return self._prune_units(model, constraints, state, untrained)
+        with stage(state.stages, "prune", self.progress):
+            student, state.layers = prune_weights(
+                model,
+                self.fit,
+                sparsity=constraints["sparsity"],
+                samples=self.config.calibration_samples,
+                seed=self.config.seed,
+                ignored_layers=self.ignored,
+                refit_outputs=untrained,
+                forward_fn=self.forward_fn,
+            )
+        return student
+
+    def _prune_units(
+        self, model: nn.Module, constraints: Constraints, state: State, untrained: bool
+    ) -> nn.Module:
+        """Removes units down to the constraints and refits what is left."""
+        config = self.config
+        with stage(state.stages, "score", self.progress):
+            groups = trace_units(
+                model,
+                take(self.example, slice(0, 1)),
+                ignored_layers=self.ignored,
+                forward_fn=self.forward_fn,
+            )
+            scores = score_groups(
+                model,
+                groups,
+                self.fit,
+                criterion=config.criterion,
+                config=config,
+                example=self.example,
+                noise=self.noise,
+                forward_fn=self.forward_fn,
+            )
+        with stage(state.stages, "prune", self.progress):
+            plan, student, history = prune_units(
+                model,
+                scores,
+                constraints,
+                allocation=config.allocation,
+                round_to=self.round_to,
+                forward_fn=self.forward_fn,
+            )
+        if config.reconstruct:
+            with stage(state.stages, "reconstruct", self.progress):
+                student = reconstruct(
+                    student,
+                    model,
+                    self.fit,
+                    history,
+                    samples=config.calibration_samples,
+                    seed=config.seed,
+                    refit_outputs=untrained,
+                    forward_fn=self.forward_fn,
+                )
+        state.history += history
+        layers = [
+            {
+                **layer,
+                "kept": list(plan.kept[layer["name"]]),
+                "unit_information": scores.information[layer["name"]].tolist(),
+            }
+            for layer in plan.layers
+        ]
+        state.layers = _composed(state.layers, layers)
+        return student
+
+    def _originals(self) -> dict[str, int]:
+        """Costs of the teacher, which the steps of a schedule refer to."""
+        if self.config.steps == 1:
+            return {}
+        costs: dict[str, Callable[[], int]] = {
+            "params": lambda: count_params(self.teacher),
+            "flops": lambda: count_flops(self.teacher, self.example, self.forward_fn),
+            "bytes": lambda: count_bytes(self.teacher),
+            "units": self._units,
+        }
+        return {name: costs[name]() for name in self.constraints if name in costs}
+
+    def _units(self) -> int:
+        groups = trace_units(
+            self.teacher,
+            take(self.example, slice(0, 1)),
+            ignored_layers=self.ignored,
+            forward_fn=self.forward_fn,
+        )
+        return sum(group.units for group in groups)
+
+
+def _composed(earlier: list[Json], layers: list[Json]) -> list[Json]:
+    """A step's layers as seen from the original model."""
+    before = {layer["name"]: layer for layer in earlier}
+    return [
+        {
+            **before[layer["name"]],
+            "after": layer["after"],
+            "information": before[layer["name"]]["information"] * layer["information"],
+            "kept": [before[layer["name"]]["kept"][unit] for unit in layer["kept"]],
+        }
+        if layer["name"] in before
+        else layer
+        for layer in layers
+    ]
+
+
+@contextmanager
+def stage(stages: list[Json], name: str, progress: bool) -> Iterator[None]:
+    """Shows that a stage is running and notes the seconds that it took."""
+    begin = time.perf_counter()
+    with bar(name, enabled=progress):
+        yield
+    stages.append({"name": name, "seconds": time.perf_counter() - begin})
