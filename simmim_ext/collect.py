@@ -218,10 +218,10 @@ def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Gener
     """Sum of log p(y|x) over samples, y drawn from the model; its gradient is what counts."""
     if noise is None:
         drawn = torch.multinomial(outputs.detach().softmax(-1), 1, generator=generator)
-        chosen: Tensor = outputs.log_softmax(-1).gather(1, drawn)
-        return chosen.sum()
-    shape, device = outputs.shape, outputs.device
-    return (outputs * torch.randn(shape, generator=generator, device=device)).sum() / noise**0.5
+        return outputs.log_softmax(-1).gather(1, drawn).sum()
+    drawn = torch.randn(outputs.shape, generator=generator, device=outputs.device)
+    scale: float = noise**-0.5
+    return scale * (outputs * drawn).sum()
 
 
 def _add_moments(

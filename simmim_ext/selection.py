@@ -4,8 +4,8 @@ For jointly Gaussian units T and targets Z, the information that unit j adds to 
 
     I(T_j; Z | T_S) = 1/2 log det Var(T_j | T_S) - 1/2 log det Var(T_j | T_S, Z).
 
-Taking the largest each time is forward regression with an information gain; covariances are
-conditioned on the units taken by rank-one updates, so a step costs no matrix inversion.
+Taking the largest each time is forward regression with an information gain. Covariances are
+conditioned on each unit taken by updates of its own rank, so no step inverts a whole matrix.
 """
 
 from collections.abc import Sequence
@@ -83,31 +83,33 @@ class ConditionalInformation:
         return 0.5 * (_logdet(noisy, self._noise) - _logdet(rest, 1e-12 * self._noise))
 
     def take_(self, unit: int) -> None:
-        """Conditions everything on a unit."""
-        for column in range(unit * self._block, (unit + 1) * self._block):
-            self._condition_(column)
-
-    def _condition_(self, column: int) -> None:
+        """Conditions everything on a unit, whose columns are whitened first."""
+        own = slice(unit * self._block, (unit + 1) * self._block)
         taken = self._factor[:, : self._used]
-        covariance = self._xx[:, column] - taken @ taken[column]
-        variance = covariance[column].clamp(min=0) + self._noise
-        cross = self._xz[column].clone()
-        solved = self._inverse @ cross
-        left = (variance - cross @ solved).clamp(min=1e-12 * float(variance))
-        self._inverse += torch.outer(solved, solved) / left
-        self._xz -= torch.outer(covariance, cross) / variance
-        self._solved -= torch.outer(covariance, solved) / variance
-        self._solved += torch.outer(self._xz @ solved, solved) / left
-        self._append_(covariance / variance.sqrt())
+        covariance = self._xx[:, own] - taken @ taken[own].T
+        eye = torch.eye(self._block).to(covariance)
+        root = torch.linalg.cholesky(covariance[own] + self._noise * eye)
+        column = torch.linalg.solve_triangular(root, covariance.T, upper=False).T
+        cross = torch.linalg.solve_triangular(root, self._xz[own], upper=False)
+        solved = cross @ self._inverse
+        # Woodbury: the targets' covariance loses cross^T cross.
+        left = eye * (1 + 1e-12) - solved @ cross.T
+        update = torch.linalg.solve(left, solved)
+        self._inverse += solved.T @ update
+        self._xz -= column @ cross
+        self._solved -= column @ solved
+        self._solved += self._xz @ solved.T @ update
+        blocks = column.view(-1, self._block, self._block)
+        self._within -= blocks @ blocks.mT
+        self._append_(column)
 
     def _append_(self, column: Tensor) -> None:
-        if self._used == self._factor.shape[1]:
-            room = torch.empty_like(self._xz[:, :1]).expand(-1, max(self._used, 16))
+        used = self._used + column.shape[1]
+        if used > self._factor.shape[1]:
+            room = self._factor.new_empty(len(column), max(used, 16))
             self._factor = torch.cat([self._factor, room], dim=1)
-        self._factor[:, self._used] = column
-        self._used += 1
-        blocks = column.view(-1, self._block)
-        self._within -= blocks[:, :, None] * blocks[:, None, :]
+        self._factor[:, self._used : used] = column
+        self._used = used
 
 
 def select_units(
