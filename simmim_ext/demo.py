@@ -19,7 +19,7 @@ from .data import Shuffled, seeded
 from .errors import SimMIMError
 from .images import Images, find_images
 from .progress import bar
-from .report import draw, sentences, table
+from .report import draw, figure_class, sentences, table
 from .result import CompressionResult, load
 
 _HIDDEN = 500
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, compresses, saves, and shows both models side by side."""
+    # What can be missing is found out before minutes of training rather than after.
+    figure_class()
     folder = _folder(arguments.output)
     images = find_images(arguments.data_dir, download=arguments.download)
     say(f"Data: {images.name} from {images.source}, {len(images.train):,} images to train on")
@@ -137,7 +139,6 @@ def _batches(*tensors: Tensor, size: int = 1000) -> list[Any]:
 def _folder(output: Path | None) -> Path:
     """The folder asked for, or the first of simmim_demo, simmim_demo-2, ... that is not there."""
     if output is not None:
-        # Found out now rather than after minutes of training.
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise SimMIMError(f"--output {output} is not an empty folder; name a new one")
         return output

@@ -16,6 +16,7 @@ from .errors import SimMIMError
 from .graph import trace_units
 from .information import entropy, mutual_information
 from .outputs import noise_variance, resolve_output
+from .report import figure_class
 
 # Share of the larger entropy that two units must have in common to count as one said twice.
 _DUPLICATE = 0.99
@@ -80,11 +81,7 @@ class Diagnostics:
         Raises:
             SimMIMError: matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise SimMIMError("plot needs matplotlib: pip install 'simmim_ext[report]'") from error
-        figure = Figure(figsize=(8, 3.6 * len(self.layers)), layout="constrained")
+        figure = figure_class()(figsize=(8, 3.6 * len(self.layers)), layout="constrained")
         rows = figure.subplots(len(self.layers), 2, squeeze=False)
         for (left, right), (name, layer) in zip(rows, self.layers.items(), strict=True):
             left.scatter(

@@ -79,25 +79,32 @@ def _with_interval(fidelity: Report, key: str, form: str) -> tuple[str, str]:
     return format(fidelity[key], form), f"95%: {low} to {high}"
 
 
+def figure_class() -> Any:
+    """Matplotlib's Figure, which draws without a display and without global state.
+
+    Raises:
+        SimMIMError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SimMIMError("pictures need matplotlib: pip install 'simmim_ext[report]'") from error
+    return Figure
+
+
 def draw(report: Report, path: str | PathLike[str]) -> None:
     """Draws the information of every unit, kept and dropped, one panel a layer.
 
     Raises:
         SimMIMError: matplotlib is missing, or the report has no units.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SimMIMError(
-            "the picture needs matplotlib: pip install 'simmim_ext[report]'"
-        ) from error
-
+    new_figure = figure_class()
     layers = [layer for layer in report["layers"] if "unit_information" in layer]
     if not layers:
         raise SimMIMError("the report has no units to draw: its granularity is not unit")
     columns = min(len(layers), _COLUMNS)
     rows = math.ceil(len(layers) / columns)
-    figure = Figure(figsize=(max(7.0, 4.5 * columns), 3.6 * rows), layout="constrained")
+    figure = new_figure(figsize=(max(7.0, 4.5 * columns), 3.6 * rows), layout="constrained")
     for axes, layer in zip(
         figure.subplots(rows, columns, squeeze=False).flat, layers, strict=False
     ):

@@ -117,7 +117,7 @@ class Run:
                 samples=self.config.calibration_samples,
                 seed=self.config.seed,
                 ignored_layers=self.ignored,
-                refit_outputs=untrained,
+                refit_outputs=untrained and self.noise is None,
                 forward_fn=self.forward_fn,
             )
         return student
@@ -162,7 +162,7 @@ class Run:
                     history,
                     samples=config.calibration_samples,
                     seed=config.seed,
-                    refit_outputs=untrained,
+                    refit_outputs=untrained and self.noise is None,
                     forward_fn=self.forward_fn,
                 )
         state.history += history
