@@ -7,21 +7,17 @@ lists calls that must fail with the text they must fail with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from case import Case
 from information_cases import INFORMATION_CASES
+from linear_cases import LINEAR_CASES
 from torch import Tensor
 
 from simmim_ext.ops.histogram import histogram
-from simmim_ext.ops.masked_linear import (
-    masked_linear,
-    masked_linear_input_grad,
-    masked_linear_weight_grad,
-)
 
 
 def histogram_reference(
@@ -95,34 +91,6 @@ def _with(x: Tensor, row: int, column: int, value: float) -> Tensor:
     return x
 
 
-# batch axes, in_features, out_features: none a multiple of a vector, and the empty and the smallest
-LINEAR_SHAPES = (((5,), 37, 19), ((2, 3), 7, 5), ((1,), 1, 1), ((0,), 4, 3), ((65,), 130, 9))
-
-
-def masked_reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.nn.functional.linear(x, weight.where(mask, 0), bias)
-
-
-def _masked_operands(*names: str) -> Callable[[str], Iterator[tuple[Any, ...]]]:
-    """Arguments by name, x, grad, weight, mask and bias, over shapes, densities and dtypes."""
-
-    def arguments(device: str) -> Iterator[tuple[Any, ...]]:
-        generator = torch.Generator().manual_seed(0)
-        for dtype, density in ((torch.float64, 0.5), (torch.float32, 0.2), (torch.float32, 0.9)):
-            for batch, features, out in LINEAR_SHAPES[: 4 if dtype == torch.float64 else None]:
-                shapes = {"x": (*batch, features), "grad": (*batch, out), "bias": (out,)}
-                mask = torch.rand(out, features, generator=generator) < density
-                yield tuple(
-                    mask.to(device) if name == "mask"
-                    else torch.randn(
-                        shapes.get(name, (out, features)), generator=generator, dtype=dtype
-                    ).to(device).requires_grad_()
-                    for name in names
-                )  # fmt: skip
-
-    return arguments
-
-
 CASES: tuple[Case, ...] = (
     Case(
         name="histogram",
@@ -165,64 +133,6 @@ CASES: tuple[Case, ...] = (
              "histogram: outliers must be 'raise', 'drop' or 'clip', got 'keep'"),
         ),
     ),
-    Case(
-        name="masked_linear",
-        op=masked_linear,
-        reference=masked_reference,
-        arguments=_masked_operands("x", "weight", "mask", "bias"),
-        tolerance=1e-4,
-        thread_tolerance=1e-5,
-        differentiable=True,
-        bad=(
-            (lambda: (torch.rand(2, 4), torch.rand(3, 4), torch.ones(4, 3).bool()), ValueError,
-             "masked_linear: mask must have weight's shape [3, 4], got [4, 3]"),
-            (lambda: (torch.rand(2, 4), torch.rand(3, 4), torch.ones(3, 4)), TypeError,
-             "masked_linear: mask must be bool, got float32"),
-            (lambda: (torch.rand(2, 4), torch.rand(4), torch.ones(4).bool()), ValueError,
-             "masked_linear: mask must have shape [out_features, in_features], got [4]"),
-            (lambda: (torch.rand(2, 5), torch.rand(3, 4), torch.ones(3, 4).bool()), ValueError,
-             "masked_linear: x must have shape [..., in_features] with in_features = 4, "
-             "got [2, 5]"),
-            (lambda: (torch.rand(2, 4).double(), torch.rand(3, 4), torch.ones(3, 4).bool()),
-             TypeError, "masked_linear: x must have weight's dtype float32, got float64"),
-            (lambda: (torch.rand(2, 4).int(), torch.rand(3, 4), torch.ones(3, 4).bool()),
-             TypeError,
-             "masked_linear: x must be float32, float64, float16 or bfloat16, got int32"),
-            (lambda: (torch.rand(2, 4), torch.rand(3, 4) + 0j, torch.ones(3, 4).bool()), TypeError,
-             "masked_linear: weight must be float32, float64, float16 or bfloat16, got complex64"),
-            (lambda: (torch.rand(2, 4), torch.rand(3, 4), torch.ones(3, 4).bool(), torch.rand(4)),
-             ValueError, "masked_linear: bias must have shape [out_features] = [3], got [4]"),
-        ),
-    ),
-    Case(
-        name="masked_linear_input_grad",
-        op=masked_linear_input_grad,
-        reference=lambda grad, weight, mask: grad @ weight.where(mask, 0),
-        arguments=_masked_operands("grad", "weight", "mask"),
-        tolerance=1e-4,
-        thread_tolerance=1e-5,
-        differentiable=True,
-        bad=(
-            (lambda: (torch.rand(2, 4), torch.rand(3, 4), torch.ones(3, 4).bool()), ValueError,
-             "masked_linear_input_grad: grad must have shape [..., out_features] with "
-             "out_features = 3, got [2, 4]"),
-        ),
-    ),
-    Case(
-        name="masked_linear_weight_grad",
-        op=masked_linear_weight_grad,
-        reference=lambda grad, x, mask: (
-            torch.einsum("bo,bi->oi", grad.flatten(0, -2), x.flatten(0, -2)).where(mask, 0)
-        ),
-        arguments=_masked_operands("grad", "x", "mask"),
-        tolerance=1e-4,
-        thread_tolerance=1e-5,
-        differentiable=True,
-        bad=(
-            (lambda: (torch.rand(2, 3), torch.rand(5, 4), torch.ones(3, 4).bool()), ValueError,
-             "masked_linear_weight_grad: grad and x must have the same batch axes, got [2, 3] and "
-             "[5, 4]"),
-        ),
-    ),
+    *LINEAR_CASES,
     *INFORMATION_CASES,
 )  # fmt: skip

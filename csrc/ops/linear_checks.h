@@ -40,10 +40,11 @@ inline void check_weight(const char* op, const at::Tensor& weight, const at::Ten
 inline void check_dtype_and_device(const char* op, const char* name, const at::Tensor& t,
                                    const char* like_name, const at::Tensor& like) {
   check_floating(op, name, t);
-  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have ", like_name,
-                   "'s dtype ", dtype_name(like), ", got ", dtype_name(t));
-  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " must be on ", like_name,
-                    "'s device ", like.device(), ", got ", t.device());
+  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name,
+                   " must have the dtype of ", like_name, ", ", dtype_name(like), ", got ",
+                   dtype_name(t));
+  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " must be on the device of ",
+                    like_name, ", ", like.device(), ", got ", t.device());
 }
 
 inline void check_features(const char* op, const char* name, const at::Tensor& t, int64_t features,
@@ -53,13 +54,17 @@ inline void check_features(const char* op, const char* name, const at::Tensor& t
                     features, ", got ", t.sizes());
 }
 
-inline void check_bias(const char* op, const std::optional<at::Tensor>& bias, int64_t out_features,
-                       const at::Tensor& weight) {
-  if (!bias.has_value()) return;
-  check_dtype_and_device(op, "bias", *bias, "weight", weight);
-  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == out_features, op,
+inline void check_bias_shape(const char* op, const at::Tensor& bias, int64_t out_features) {
+  TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == out_features, op,
                     ": bias must have shape [out_features] = [", out_features, "], got ",
-                    bias->sizes());
+                    bias.sizes());
+}
+
+inline void check_bias(const char* op, const std::optional<at::Tensor>& bias, int64_t out_features,
+                       const char* like_name, const at::Tensor& like) {
+  if (!bias.has_value()) return;
+  check_dtype_and_device(op, "bias", *bias, like_name, like);
+  check_bias_shape(op, *bias, out_features);
 }
 
 }  // namespace simmim

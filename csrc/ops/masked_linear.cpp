@@ -82,7 +82,7 @@ Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
   check_weight(kForward, weight, mask);
   check_dtype_and_device(kForward, "x", x, "weight", weight);
   check_features(kForward, "x", x, weight.size(1), "in_features");
-  check_bias(kForward, bias, weight.size(0), weight);
+  check_bias(kForward, bias, weight.size(0), "weight", weight);
   const Tensor masked = mask_weight(weight, mask);
   Tensor y = at::linear(x, masked, bias).contiguous();
   recompute_special_rows(y, x, [&] { return masked; }, [&] { return mask; }, bias);

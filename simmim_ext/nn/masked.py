@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.masked_linear import masked_linear
+
+if TYPE_CHECKING:
+    from .sparse import SparseLinear
 
 
 class MaskedLinear(nn.Module):
@@ -92,6 +96,21 @@ class MaskedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in_features] to y [..., out_features]."""
         return masked_linear(x, self.weight, self.mask, self.bias)
+
+    def to_sparse(self, dtype: torch.dtype | None = None, memory: str = "fast") -> SparseLinear:
+        """The same layer packed for inference; see ``SparseLinear.from_linear``."""
+        from .sparse import SparseLinear
+
+        return SparseLinear.from_linear(self, dtype=dtype, memory=memory)
+
+    def to_dense(self) -> nn.Linear:
+        """The same layer as a plain ``nn.Linear``, its masked weights 0."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta")
+        linear.weight = nn.Parameter(
+            self.weight.detach().where(self.mask, 0), self.weight.requires_grad
+        )
+        linear.register_parameter("bias", None if self.bias is None else _copy(self.bias))
+        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         """The sizes and the share of the weights that is kept."""

@@ -35,3 +35,8 @@ def operator(name: str) -> Callable[..., Any]:
         return traced(*args) if torch.compiler.is_compiling() else eager(*args)
 
     return call
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use: portable, avx2, avx512 or amx."""
+    return str(_C.cpu_capability())

@@ -1,0 +1,37 @@
+"""Timing that a busy machine cannot bend: rivals take turns, and medians are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+
+def interleaved(
+    rivals: Mapping[str, Callable[[], Any]], *, rounds: int = 30, seconds: float = 2.0
+) -> dict[str, float]:
+    """The median seconds of one call of each rival.
+
+    In each round every rival runs once, in an order that rotates, so that what disturbs the machine
+    disturbs them alike. A call on another device must synchronise itself.
+
+    Args:
+        rivals: name -> a call without arguments.
+        rounds: how many; at least 5 are run.
+        seconds: after so long no further round begins.
+    """
+    names = list(rivals)
+    for name in names:  # caches, lazy initialisation, threads
+        rivals[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    for turn in range(rounds):
+        if turn >= 5 and time.perf_counter() > end:
+            break
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            call = rivals[name]
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: median(taken) for name, taken in times.items()}

@@ -1,0 +1,34 @@
+// A weight matrix as it is stored: one bit for each weight, and the values of the kept ones.
+// For float32 that is density + 1/32 of the dense size, on any machine.
+#pragma once
+
+#include <cstdint>
+
+namespace simmim {
+
+// Weight i, row by row, is kept where bit i % 8 of byte i / 8 is set.
+inline bool is_kept(const uint8_t* bitmap, int64_t i) { return bitmap[i / 8] >> (i % 8) & 1; }
+
+inline int64_t bitmap_bytes(int64_t weights) { return (weights + 7) / 8; }
+
+// mask [weights], 0 or 1 -> bitmap, its bytes [begin, end). Bits beyond the last weight are 0.
+struct PackBitsArgs {
+  const uint8_t* mask;
+  uint8_t* bitmap;
+  int64_t weights;
+};
+void pack_bits_cpu(const PackBitsArgs& args, int64_t begin, int64_t end);
+
+// How many of the weights [begin, end) are kept.
+int64_t count_kept_cpu(const uint8_t* bitmap, int64_t begin, int64_t end);
+
+// Writes the weights [begin, end), 0 where none is kept.
+struct DecompressArgs {
+  const uint8_t* bitmap;
+  const void* values;  // of the kept weights from `begin` on, in any type of item_size 2, 4 or 8
+  void* weights;       // [end - begin]
+  int64_t item_size;   // bytes
+};
+void decompress_cpu(const DecompressArgs& args, int64_t begin, int64_t end);
+
+}  // namespace simmim

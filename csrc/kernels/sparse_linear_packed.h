@@ -1,0 +1,74 @@
+// What lies in a packed weight, by layout.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "sparse_linear.h"
+
+namespace simmim {
+
+// Rows and columns are cut into tiles; the rows of a tile are sorted by their count of weights and
+// taken in groups of kGroupRows (SELL-C-sigma: Kreutzer et al., SIAM J. Sci. Comput. 36(5), 2014).
+// A run is `groups` groups that have `count` weights in each row. Within a group the rows take
+// turns, weight by weight. A short row is filled up with value 0 at column kTileColumns, a group
+// short of rows with row kTileRows, a scratch row.
+constexpr int64_t kGroupRows = 4;
+struct ElementRun {
+  uint16_t count, groups;
+};
+struct ElementTile {
+  int64_t first_run, end_run, first_row, first_weight;
+};
+struct ElementWeight {
+  const ElementTile* tiles;  // [row tiles, column tiles]
+  const ElementRun* runs;
+  const uint16_t* rows;     // within the tile
+  const float* values;      // [groups][count][kGroupRows]
+  const uint16_t* columns;  // within the tile, as values
+};
+
+struct GatherWeight {
+  const int64_t* first;  // [out_features + 1]
+  const float* values;
+  const uint16_t* narrow_columns;  // null where in_features exceeds 65,536:
+  const int32_t* wide_columns;     // then these
+};
+
+struct BlockWeight {
+  const int64_t* first;    // [row blocks + 1]
+  const float* values;     // [blocks, kBlockRows], 0 beyond the last row
+  const int32_t* columns;  // [blocks]
+};
+
+// Reads a packed weight.
+class Packed {
+ public:
+  explicit Packed(const void* bytes) : bytes_(static_cast<const uint8_t*>(bytes)) {
+    std::memcpy(&header_, bytes, sizeof header_);
+  }
+  const PackedHeader& header() const { return header_; }
+  ElementWeight element() const {
+    return {section<ElementTile>(0), section<ElementRun>(1), section<uint16_t>(2),
+            section<float>(3), section<uint16_t>(4)};
+  }
+  GatherWeight gather() const {
+    return {section<int64_t>(0), section<float>(1), section<uint16_t>(2), section<int32_t>(3)};
+  }
+  BlockWeight block() const {
+    return {section<int64_t>(0), section<float>(1), section<int32_t>(2)};
+  }
+
+ private:
+  template <typename T>
+  const T* section(int i) const {
+    const int64_t offset = header_.sections[i];
+    return offset == 0 ? nullptr : reinterpret_cast<const T*>(bytes_ + offset);
+  }
+
+  const uint8_t* bytes_;
+  PackedHeader header_;
+};
+
+}  // namespace simmim

@@ -1,0 +1,297 @@
+// Linear layers on compressed weights: a bitmap of the kept weights and their values.
+#include "../kernels/compressed_linear.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "backend.h"
+#include "linear_checks.h"
+#include "masked_product.h"
+
+namespace simmim {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr char kCompress[] = "compress_weight";
+constexpr char kDecompress[] = "decompress_weight";
+constexpr char kLinear[] = "compressed_linear";
+
+constexpr int64_t kBlockBytes = 1 << 18;  // of decompressed weights: what the L2 cache holds
+
+// -------------------------------------------------------------------------------- compressed form
+
+struct Compressed {
+  Tensor bitmap, values;
+  int64_t out_features, in_features;
+
+  Compressed(const char* op, const Tensor& bitmap, const Tensor& values, int64_t out_features,
+             int64_t in_features)
+      : bitmap(bitmap.contiguous()),
+        values(values.contiguous()),
+        out_features(out_features),
+        in_features(in_features) {
+    check_floating(op, "values", values);
+    TORCH_CHECK_TYPE(bitmap.scalar_type() == at::kByte, op, ": bitmap must be uint8, got ",
+                     dtype_name(bitmap));
+    TORCH_CHECK_VALUE(out_features >= 0 && in_features >= 0, op,
+                      ": out_features and in_features must not be negative, got ", out_features,
+                      " and ", in_features);
+    const int64_t bytes = bitmap_bytes(out_features * in_features);
+    TORCH_CHECK_VALUE(bitmap.dim() == 1 && bitmap.size(0) == bytes, op,
+                      ": bitmap must have shape [ceil(out_features * in_features / 8)] = [", bytes,
+                      "], got ", bitmap.sizes());
+    TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must have shape [kept weights], got ",
+                      values.sizes());
+  }
+
+  const uint8_t* bits() const { return bitmap.const_data_ptr<uint8_t>(); }
+
+  // Where the values of each block of `rows` rows begin; the last entry is their number.
+  std::vector<int64_t> first_values(const char* op, int64_t rows) const {
+    std::vector<int64_t> first = {0};
+    for (int64_t row = 0; row < out_features; row += rows) {
+      first.push_back(first.back() +
+                      count_kept_cpu(bits(), row * in_features,
+                                     std::min(row + rows, out_features) * in_features));
+    }
+    TORCH_CHECK_VALUE(first.back() == values.size(0), op,
+                      ": values must have one entry for each of ", first.back(),
+                      " bits set in bitmap, got ", values.sizes());
+    return first;
+  }
+
+  // Rows [row, row + weights.size(0)), whose values begin at `first_value`.
+  void decompress_rows(int64_t row, int64_t first_value, const Tensor& weights) const {
+    const auto* begin = static_cast<const uint8_t*>(values.const_data_ptr());
+    const DecompressArgs args{bits(), begin + first_value * values.element_size(),
+                              weights.mutable_data_ptr(), values.element_size()};
+    decompress_cpu(args, row * in_features, (row + weights.size(0)) * in_features);
+  }
+};
+
+std::tuple<Tensor, Tensor> compress_cpu(const Tensor& weight, const Tensor& mask) {
+  check_weight(kCompress, weight, mask);
+  const Tensor keep = mask.contiguous();
+  Tensor bitmap = at::empty({bitmap_bytes(keep.numel())}, keep.options().dtype(at::kByte));
+  const PackBitsArgs args{static_cast<const uint8_t*>(keep.const_data_ptr()),
+                          bitmap.mutable_data_ptr<uint8_t>(), keep.numel()};
+  at::parallel_for(0, bitmap.numel(), 1 << 15,
+                   [&](int64_t begin, int64_t end) { pack_bits_cpu(args, begin, end); });
+  return {bitmap, at::masked_select(weight, keep)};
+}
+
+Tensor decompress_cpu_op(const Tensor& bitmap, const Tensor& values, int64_t out_features,
+                         int64_t in_features) {
+  const Compressed weight(kDecompress, bitmap, values, out_features, in_features);
+  constexpr int64_t kRows = 64;
+  const std::vector<int64_t> first = weight.first_values(kDecompress, kRows);
+  Tensor dense = at::empty({out_features, in_features}, values.options());
+  at::parallel_for(0, first.size() - 1, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t row = block * kRows;
+      weight.decompress_rows(row, first[block],
+                             dense.narrow(0, row, std::min(kRows, out_features - row)));
+    }
+  });
+  return dense;
+}
+
+// ------------------------------------------------------------------------------------------ linear
+
+Tensor decompress_weight(const Tensor& bitmap, const Tensor& values, int64_t out_features,
+                         int64_t in_features) {
+  using Signature = Tensor(const Tensor&, const Tensor&, int64_t, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::decompress_weight");
+  return op.call(bitmap, values, out_features, in_features);
+}
+
+Tensor decompress_mask(const Tensor& bitmap, const Tensor& values, int64_t out_features,
+                       int64_t in_features) {
+  return decompress_weight(bitmap, at::ones_like(values), out_features, in_features).to(at::kBool);
+}
+
+Tensor compressed_linear(const Tensor& x, const Tensor& bitmap, const Tensor& values,
+                         const OptionalTensor& weight, const OptionalTensor& bias,
+                         int64_t out_features, int64_t in_features) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                           const OptionalTensor&, int64_t, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::compressed_linear");
+  return op.call(x, bitmap, values, weight, bias, out_features, in_features);
+}
+
+// Decompresses a block of rows at a time, which stays in the cache while it is multiplied.
+Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const OptionalTensor& bias) {
+  const int64_t row_bytes = std::max<int64_t>(weight.in_features * weight.values.element_size(), 1);
+  const int64_t rows = std::max<int64_t>(kBlockBytes / row_bytes, 16);
+  const std::vector<int64_t> first = weight.first_values(kLinear, rows);
+  const Tensor inputs = x.reshape({-1, weight.in_features});
+  Tensor y = at::empty({inputs.size(0), weight.out_features}, x.options());
+  Tensor scratch =
+      at::empty({std::min(rows, weight.out_features), weight.in_features}, weight.values.options());
+  for (int64_t block = 0; block + 1 < static_cast<int64_t>(first.size()); ++block) {
+    const int64_t row = block * rows, count = std::min(rows, weight.out_features - row);
+    const Tensor dense = scratch.narrow(0, 0, count);
+    weight.decompress_rows(row, first[block], dense);
+    Tensor outputs = y.narrow(1, row, count);
+    if (bias.has_value()) {
+      at::addmm_out(outputs, bias->narrow(0, row, count), inputs, dense.t());
+    } else {
+      at::mm_out(outputs, inputs, dense.t());
+    }
+  }
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight.out_features;
+  return y.view(shape);
+}
+
+Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
+                  const OptionalTensor& weight, const OptionalTensor& bias, int64_t out_features,
+                  int64_t in_features) {
+  const Compressed compressed(kLinear, bitmap, values, out_features, in_features);
+  check_features(kLinear, "x", x, in_features, "in_features");
+  check_floating(kLinear, "x", x);
+  const bool is_half = values.scalar_type() == at::kHalf || values.scalar_type() == at::kBFloat16;
+  if (!(is_half && x.scalar_type() == at::kFloat)) {
+    check_dtype_and_device(kLinear, "x", x, "values", values);
+  }
+  check_bias(kLinear, bias, out_features, "values", values);
+  const Tensor input = x.to(values.scalar_type());
+  Tensor y;
+  if (weight.has_value()) {
+    check_dtype_and_device(kLinear, "weight", *weight, "values", values);
+    TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({out_features, in_features}), kLinear,
+                      ": weight must have shape [out_features, in_features] = [", out_features,
+                      ", ", in_features, "], got ", weight->sizes());
+    y = at::linear(input, *weight, bias).contiguous();
+  } else {
+    y = linear_by_blocks(input, compressed, bias);
+  }
+  recompute_special_rows(
+      y, input, [&] { return decompress_cpu_op(bitmap, values, out_features, in_features); },
+      [&] { return decompress_mask(bitmap, values, out_features, in_features); }, bias);
+  return y.to(x.scalar_type());
+}
+
+// --------------------------------------------------------------------------------------- autograd
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+// Of x and bias; what is compressed is not trained.
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& bitmap,
+                        const Tensor& values, const OptionalTensor& weight,
+                        const OptionalTensor& bias, int64_t out_features, int64_t in_features) {
+    context->save_for_backward({bitmap, values});
+    context->saved_data["out_features"] = out_features;
+    context->saved_data["in_features"] = in_features;
+    context->saved_data["bias_edge"] = bias.has_value() ? 3 + weight.has_value() : -1;
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return compressed_linear(x, bitmap, values, weight, bias, out_features, in_features);
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    using Product = Tensor(const Tensor&, const Tensor&, const Tensor&);
+    static const auto input_grad = dispatched<Product>("simmim_ext::masked_linear_input_grad");
+    const auto saved = context->get_saved_variables();
+    const Tensor &bitmap = saved[0], &values = saved[1];
+    const int64_t out_features = context->saved_data["out_features"].toInt();
+    const int64_t in_features = context->saved_data["in_features"].toInt();
+    const int64_t bias_edge = context->saved_data["bias_edge"].toInt();
+    tensor_list result(7);
+    if (context->needs_input_grad(0)) {
+      const Tensor weight = decompress_weight(bitmap, values, out_features, in_features);
+      const Tensor mask = decompress_mask(bitmap, values, out_features, in_features);
+      result[0] = input_grad.call(grads[0].to(values.scalar_type()), weight, mask)
+                      .to(grads[0].scalar_type());
+    }
+    if (bias_edge >= 0 && context->needs_input_grad(bias_edge)) {
+      result[4] = grads[0].reshape({-1, out_features}).sum(0).to(values.scalar_type());
+    }
+    return result;
+  }
+};
+
+Tensor linear_autograd(const Tensor& x, const Tensor& bitmap, const Tensor& values,
+                       const OptionalTensor& weight, const OptionalTensor& bias,
+                       int64_t out_features, int64_t in_features) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !values.requires_grad() && !(weight.has_value() && weight->requires_grad()), kLinear,
+      ": values and weight must not require a gradient; train a MaskedLinear");
+  if (at::GradMode::is_enabled() &&
+      (x.requires_grad() || (bias.has_value() && bias->requires_grad()))) {
+    return Linear::apply(x, bitmap, values, weight, bias, out_features, in_features);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return compressed_linear(x, bitmap, values, weight, bias, out_features, in_features);
+}
+
+// (De)compressing is linear in the values, but nothing needs its gradient.
+std::tuple<Tensor, Tensor> compress_autograd(const Tensor& weight, const Tensor& mask) {
+  using Signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&);
+  static const auto op = dispatched<Signature>("simmim_ext::compress_weight");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(weight, mask);
+}
+
+Tensor decompress_autograd(const Tensor& bitmap, const Tensor& values, int64_t out_features,
+                           int64_t in_features) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return decompress_weight(bitmap, values, out_features, in_features);
+}
+
+// --------------------------------------------------------------------------------------- autocast
+
+template <c10::DeviceType device>
+Tensor linear_autocast(const Tensor& x, const Tensor& bitmap, const Tensor& values,
+                       const OptionalTensor& weight, const OptionalTensor& bias,
+                       int64_t out_features, int64_t in_features) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device); };
+  return compressed_linear(cast(x), bitmap, cast(values), cast(weight), cast(bias), out_features,
+                           in_features);
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def("compress_weight(Tensor weight, Tensor mask) -> (Tensor bitmap, Tensor values)");
+  m.def(
+      "decompress_weight(Tensor bitmap, Tensor values, int out_features, int in_features) -> "
+      "Tensor");
+  m.def(
+      "compressed_linear(Tensor x, Tensor bitmap, Tensor values, Tensor? weight, Tensor? bias, int "
+      "out_features, int in_features) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+  m.impl("compress_weight", &simmim::compress_cpu);
+  m.impl("decompress_weight", &simmim::decompress_cpu_op);
+  m.impl("compressed_linear", &simmim::linear_cpu);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+  m.impl("compress_weight", simmim::no_cuda_kernel());
+  m.impl("decompress_weight", simmim::no_cuda_kernel());
+  m.impl("compressed_linear", simmim::no_cuda_kernel());
+}
+TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
+  m.impl("compress_weight", &simmim::compress_autograd);
+  m.impl("decompress_weight", &simmim::decompress_autograd);
+  m.impl("compressed_linear", &simmim::linear_autograd);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {
+  m.impl("compressed_linear", &simmim::linear_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCUDA, m) {
+  m.impl("compressed_linear", &simmim::linear_autocast<c10::DeviceType::CUDA>);
+}

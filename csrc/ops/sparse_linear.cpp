@@ -1,0 +1,163 @@
+// Linear layers on weights that are packed once for one kernel.
+#include "../kernels/sparse_linear.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include <cstring>
+
+#include "backend.h"
+#include "linear_checks.h"
+
+namespace simmim {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr char kPack[] = "pack_sparse_weight";
+constexpr char kLinear[] = "sparse_linear";
+
+Layout parse_layout(c10::string_view name) {
+  if (name == "element") return Layout::element;
+  if (name == "gather") return Layout::gather;
+  if (name == "block") return Layout::block;
+  TORCH_CHECK_VALUE(false, kPack, ": layout must be 'element', 'gather' or 'block', got '", name,
+                    "'");
+}
+
+Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
+  check_weight(kPack, weight, mask);
+  const Tensor full = weight.detach().to(at::kFloat).contiguous(), keep = mask.contiguous();
+  const auto* bits = static_cast<const uint8_t*>(keep.const_data_ptr());
+  const Layout layout = parse_layout(layout_name);
+  TORCH_CHECK_VALUE(
+      layout != Layout::block || is_block_mask_cpu(bits, weight.size(0), weight.size(1)), kPack,
+      ": mask must keep or mask whole columns of ", kBlockRows,
+      " rows for layout 'block'; use layout 'element'");
+  const std::vector<uint8_t> packed =
+      pack_sparse_cpu({full.const_data_ptr<float>(), bits, weight.size(0), weight.size(1), layout});
+  Tensor result = at::empty({static_cast<int64_t>(packed.size())}, keep.options().dtype(at::kByte));
+  std::memcpy(result.mutable_data_ptr(), packed.data(), packed.size());
+  return result;
+}
+
+PackedHeader read_header(const Tensor& packed) {
+  PackedHeader header{};
+  const bool readable = packed.scalar_type() == at::kByte && packed.dim() == 1 &&
+                        packed.is_contiguous() &&
+                        packed.size(0) >= static_cast<int64_t>(sizeof header);
+  if (readable) std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  TORCH_CHECK_VALUE(
+      readable && header.magic == PackedHeader::kMagic && header.bytes == packed.size(0), kLinear,
+      ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
+      packed.sizes());
+  return header;
+}
+
+void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x) {
+  args.lanes = element_lanes_cpu(args.batch);
+  const int64_t batch_tiles = divide_up(args.batch, args.lanes);
+  const int64_t column_tiles = divide_up(header.in_features, kTileColumns);
+  const Tensor tiles =
+      at::empty({batch_tiles * column_tiles * kPackedTileColumns * args.lanes}, x.options());
+  const PackInputArgs pack{args.x, tiles.mutable_data_ptr<float>(), args.batch, header.in_features,
+                           args.lanes};
+  at::parallel_for(0, batch_tiles * column_tiles, 4,
+                   [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
+  args.x = tiles.const_data_ptr<float>();
+  at::parallel_for(0, batch_tiles * divide_up(header.out_features, kTileRows), 1,
+                   [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
+}
+
+Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                  int64_t out_features) {
+  const PackedHeader header = read_header(packed);
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16 ||
+                       x.scalar_type() == at::kHalf,
+                   kLinear, ": x must be float32, float16 or bfloat16, got ", dtype_name(x));
+  TORCH_CHECK_VALUE(out_features == header.out_features, kLinear, ": out_features must be ",
+                    header.out_features, ", as packed, got ", out_features);
+  check_features(kLinear, "x", x, header.in_features, "in_features");
+  if (bias.has_value()) {
+    check_floating(kLinear, "bias", *bias);
+    check_bias_shape(kLinear, *bias, out_features);
+  }
+  const Tensor input = x.to(at::kFloat).contiguous();
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = out_features;
+  Tensor y = at::empty(shape, input.options());
+  const Tensor addend = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
+  const SparseLinearArgs args{packed.const_data_ptr(),
+                              input.const_data_ptr<float>(),
+                              addend.defined() ? addend.const_data_ptr<float>() : nullptr,
+                              y.mutable_data_ptr<float>(),
+                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
+                              0};
+  switch (header.layout) {
+    case Layout::element:
+      run_element(args, header, input);
+      break;
+    case Layout::gather:
+      at::parallel_for(0, out_features, 64,
+                       [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
+      break;
+    case Layout::block:
+      at::parallel_for(0, divide_up(out_features, kBlockRows), 4,
+                       [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+      break;
+  }
+  return y.to(x.scalar_type());
+}
+
+Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                     int64_t out_features) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::sparse_linear");
+  return op.call(x, packed, bias, out_features);
+}
+
+// A packed weight serves inference alone.
+Tensor linear_autograd(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                       int64_t out_features) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !at::GradMode::is_enabled() ||
+          !(x.requires_grad() || (bias.has_value() && bias->requires_grad())),
+      kLinear, ": has no gradient; use compressed_linear, or torch.no_grad()");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return sparse_linear(x, packed, bias, out_features);
+}
+
+// The packed weight keeps its precision; the result has autocast's, as linear's does.
+template <c10::DeviceType device>
+Tensor linear_autocast(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                       int64_t out_features) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  return sparse_linear(x, packed, bias, out_features).to(at::autocast::get_autocast_dtype(device));
+}
+
+}  // namespace
+}  // namespace simmim
+
+TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
+  m.def("pack_sparse_weight(Tensor weight, Tensor mask, str layout) -> Tensor");
+  m.def("sparse_linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+  m.impl("pack_sparse_weight", &simmim::pack_cpu);
+  m.impl("sparse_linear", &simmim::linear_cpu);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+  m.impl("pack_sparse_weight", simmim::no_cuda_kernel());
+  m.impl("sparse_linear", simmim::no_cuda_kernel());
+}
+TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) { m.impl("sparse_linear", &simmim::linear_autograd); }
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {
+  m.impl("sparse_linear", &simmim::linear_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(simmim_ext, AutocastCUDA, m) {
+  m.impl("sparse_linear", &simmim::linear_autocast<c10::DeviceType::CUDA>);
+}

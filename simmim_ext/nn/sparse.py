@@ -1,0 +1,288 @@
+"""A linear layer with few weights, packed for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops._library import cpu_capability
+from ..ops.compressed_linear import compress_weight, compressed_linear, decompress_weight
+from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
+from .choice import Choice, choose
+from .masked import MaskedLinear, check_mask
+from .pattern import Pattern, recognise
+
+MEMORY = ("fast", "small")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class _Kernel(NamedTuple):
+    """A kernel, with what it needs besides the compressed form."""
+
+    limit: int | None  # the largest batch it serves
+    name: str
+    weight: Tensor | None = None  # dense: [out, in]; compact: [rows, columns]; else packed [bytes]
+    rows: Tensor | None = None  # compact: the rows and columns that are kept
+    columns: Tensor | None = None
+
+
+class SparseLinear(nn.Module):
+    """``y = x W^T + b`` with few weights kept, for inference; made by `from_linear`.
+
+    Kept weights behave as in ``nn.Linear``, NaN and infinity included; a masked weight contributes
+    nothing, whatever x holds. Differentiable in x.
+
+    What is saved is the portable compressed form: a bit for each weight, and the kept weights'
+    values, density + 1/32 of the dense size for float32. The packed kernels are made from it on the
+    machine at hand, whenever the layer is made, loaded, copied, unpickled, or moved to another
+    dtype. ``torch.export`` exports an equivalent of standard operators on the compressed form.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether there is a bias.
+        device: where the layer lives; its kernels run on the CPU.
+        dtype: of values and bias: float32 (default), float64, float16 or bfloat16.
+        memory: "fast" keeps what its kernels need beside the compressed form; "small" keeps the
+            compressed form only, and decompresses it block by block in each call.
+
+    Attributes:
+        bitmap: uint8 buffer [ceil(out_features * in_features / 8)].
+        values: buffer [kept weights].
+        bias: buffer [out_features], or None.
+    """
+
+    bitmap: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        memory: str = "fast",
+    ) -> None:
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in DTYPES:
+            raise TypeError(f"SparseLinear: dtype must be one of {DTYPES}, got {dtype}")
+        if memory not in MEMORY:
+            raise ValueError(f"SparseLinear: memory must be 'fast' or 'small', got {memory!r}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.memory = memory
+        bytes_ = (in_features * out_features + 7) // 8
+        self.register_buffer("bitmap", torch.zeros(bytes_, dtype=torch.uint8, device=device))
+        self.register_buffer("values", torch.empty(0, dtype=dtype, device=device))
+        self.register_buffer(
+            "bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None
+        )
+        self._pack()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear | MaskedLinear,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory: str = "fast",
+    ) -> SparseLinear:
+        """Packs a layer.
+
+        Args:
+            linear: the layer to pack; it stays as it is.
+            mask: bool [out_features, in_features], True where a weight is kept. None: a
+                MaskedLinear's own mask, a Linear's nonzero weights.
+            dtype: of values and bias; None: the layer's own. With bfloat16 weights, float32 inputs
+                give float32 outputs.
+            memory: "fast" or "small"; see the class.
+
+        Raises:
+            ValueError: the mask has another shape, or `memory` is unknown.
+            TypeError: the mask is not bool, `linear` is another kind of layer, or `dtype` is none
+                of float32, float64, float16 and bfloat16.
+        """
+        caller = "SparseLinear.from_linear"
+        if not isinstance(linear, (nn.Linear, MaskedLinear)):
+            raise TypeError(
+                f"{caller}: linear must be an nn.Linear or a MaskedLinear,"
+                f" got {type(linear).__name__}"
+            )
+        weight = linear.weight.detach()
+        if mask is None:
+            mask = linear.mask if isinstance(linear, MaskedLinear) else weight != 0
+        check_mask(caller, mask, weight)
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            dtype=dtype or weight.dtype,
+            memory=memory,
+        )
+        layer.bitmap, layer.values = compress_weight(weight.to(layer.values.dtype), mask)
+        if linear.bias is not None:
+            layer.bias = linear.bias.detach().to(layer.values.dtype, copy=True)
+        layer._pack()
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x [..., in_features] to y [..., out_features], of x's dtype."""
+        if torch.compiler.is_exporting():
+            return self._forward_exported(x)
+        kernel = self._kernel_for(x)
+        if kernel.name == "compact":
+            return self._forward_compact(x, kernel)
+        packed = kernel.name not in ("dense", "compressed")
+        if packed and not (x.requires_grad and torch.is_grad_enabled()):
+            return sparse_linear(x, cast(Tensor, kernel.weight), self.bias, self.out_features)
+        return compressed_linear(
+            x,
+            self.bitmap,
+            self.values,
+            None if packed else kernel.weight,
+            self.bias,
+            self.out_features,
+            self.in_features,
+        )
+
+    def to_dense(self) -> nn.Linear:
+        """The same layer as a plain ``nn.Linear``, its masked weights 0."""
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device="meta",
+            dtype=self.values.dtype,
+        )
+        linear.weight = nn.Parameter(self._decompressed(self.values))
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.clone())
+        return linear.train(self.training)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the layer holds in memory: compressed form, bias and packed kernels."""
+        packed = {id(item): item for kernel in self._kernels for item in kernel[2:]}
+        held = [*self.buffers(), *packed.values()]
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    @property
+    def choice(self) -> Choice:
+        """Which kernels serve which batch sizes, and why."""
+        return self._choice
+
+    def extra_repr(self) -> str:
+        """The sizes, and what was chosen."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}, memory={self.memory!r}, {self._choice}"
+        )
+
+    def _kernel_for(self, x: Tensor) -> _Kernel:
+        if len(self._kernels) > 1:
+            batch = x.numel() // max(self.in_features, 1)
+            for kernel in self._kernels[:-1]:
+                if batch <= cast(int, kernel.limit):
+                    return kernel
+        return self._kernels[-1]
+
+    def _forward_compact(self, x: Tensor, kernel: _Kernel) -> Tensor:
+        """A dense layer on the kept columns, whose outputs are the kept rows."""
+        weight, rows, columns = cast(tuple[Tensor, Tensor, Tensor], kernel[2:])
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                "SparseLinear: x must have shape [..., in_features] with in_features ="
+                f" {self.in_features}, got {list(x.shape)}"
+            )
+        bias = self.values.new_zeros(self.out_features) if self.bias is None else self.bias
+        y = F.linear(x.index_select(-1, columns).to(weight.dtype), weight, bias[rows])
+        if rows.numel() < self.out_features:
+            y = bias.to(y.dtype).expand(*x.shape[:-1], -1).index_copy(-1, rows, y)
+        return y.to(x.dtype) if y.dtype == weight.dtype else y  # else it is autocast's
+
+    def _forward_exported(self, x: Tensor) -> Tensor:
+        """The same in standard operators, for runtimes that lack this library's."""
+        lanes = torch.arange(8, dtype=torch.uint8, device=self.bitmap.device)
+        bits = self.bitmap.unsqueeze(1) >> lanes
+        shape = self.out_features, self.in_features
+        mask = (bits & 1).flatten()[: shape[0] * shape[1]].bool().view(shape)
+        weight = self.values.new_zeros(shape).masked_scatter(mask, self.values)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, weight.to(x.dtype), bias)
+
+    def _pack(self) -> None:
+        """Chooses the kernels, and makes what they need from the compressed form."""
+        weights = self.out_features * self.in_features
+        if self.bitmap.device.type != "cpu":
+            density = self.values.numel() / max(weights, 1)
+            reason = f"there are no kernels for {self.bitmap.device.type}"
+            self._choice = Choice("unknown", density, ((None, "compressed"),), reason)
+            self._kernels: tuple[_Kernel, ...] = (_Kernel(None, "compressed"),)
+            return
+        weight = self._decompressed(self.values)
+        mask = self._decompressed(torch.ones_like(self.values)).bool()
+        pattern = recognise(mask)
+        if self.memory == "small":
+            kernels = ((None, "compressed"),)
+            self._choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
+        else:
+            exact = self.values.dtype != torch.float64
+            self._choice = choose(pattern, weights, cpu_capability(), exact)
+        made = {
+            name: _make_kernel(name, weight, mask, pattern)
+            for name in {name for _, name in self._choice.kernels}
+        }
+        self._kernels = tuple(
+            made[name]._replace(limit=limit) for limit, name in self._choice.kernels
+        )
+
+    def _decompressed(self, values: Tensor) -> Tensor:
+        return decompress_weight(self.bitmap, values, self.out_features, self.in_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._pack()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Packed kernels are this machine's: a copy makes its own.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_kernels", "_choice")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._pack()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        errors, before = args[-1], dict(self._buffers)
+        known = len(errors)
+        self._buffers.update({k: None if v is None else v.clone() for k, v in before.items()})
+        values = state_dict.get(prefix + "values")
+        if values is not None:  # as many as its own bitmap keeps, whatever ours does
+            self.values = self.values.new_empty(values.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if len(errors) == known:
+            try:
+                return self._pack()
+            except ValueError as error:
+                errors.append(f"{prefix}values and {prefix}bitmap do not fit: {error}")
+        self._buffers.update(before)  # all or nothing: bitmap and values belong together
+
+
+def _make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> _Kernel:
+    if name == "compressed":
+        return _Kernel(None, name)
+    if name == "dense":
+        return _Kernel(None, name, weight)
+    if name == "compact":
+        kept = weight.index_select(0, pattern.rows).index_select(1, pattern.columns)
+        return _Kernel(None, name, kept, pattern.rows, pattern.columns)
+    return _Kernel(None, name, pack_sparse_weight(weight, mask, name))

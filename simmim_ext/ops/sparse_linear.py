@@ -1,0 +1,62 @@
+"""Linear layers on weights packed for one kernel of this machine."""
+
+import torch
+from torch import Tensor
+from torch.library import get_ctx, register_fake
+
+from ._library import operator
+
+_pack_sparse_weight = operator("pack_sparse_weight")
+_sparse_linear = operator("sparse_linear")
+
+
+def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
+    """Packs the weights that a mask keeps for `sparse_linear`.
+
+    Args:
+        weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32.
+        mask: [out_features, in_features] bool, True where a weight is kept.
+        layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
+            smaller batches, "block" for masks of whole columns of 16 rows.
+
+    Returns:
+        packed [bytes] uint8, for this build and machine alone.
+
+    Raises:
+        TypeError: weight is not floating, or mask not bool.
+        ValueError: mask has another shape or does not fit the layout, or the layout is unknown.
+    """
+    return _pack_sparse_weight(weight, mask, layout)  # type: ignore[no-any-return]
+
+
+def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """Computes ``y = x W^T + b`` for a W that `pack_sparse_weight` packed.
+
+    Accumulates in float32. Only kept weights see x: NaN and infinity reach an output through them
+    alone. For inference: it has no gradient.
+
+    Args:
+        x: [..., in_features] float32, float16 or bfloat16.
+        packed: what `pack_sparse_weight` returned.
+        bias: [out_features] of any floating dtype, or None.
+        out_features: size of each output sample, as packed.
+
+    Returns:
+        y [..., out_features], of x's dtype.
+
+    Raises:
+        TypeError: x or bias is of another dtype.
+        ValueError: a shape does not fit, or packed is something else.
+        NotImplementedError: a gradient is required.
+    """
+    return _sparse_linear(x, packed, bias, out_features)  # type: ignore[no-any-return]
+
+
+@register_fake("simmim_ext::pack_sparse_weight")
+def _(weight, mask, layout):  # type: ignore[no-untyped-def]
+    return mask.new_empty(get_ctx().new_dynamic_size(), dtype=torch.uint8)
+
+
+@register_fake("simmim_ext::sparse_linear")
+def _(x, packed, bias, out_features):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], out_features))
