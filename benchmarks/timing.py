@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -13,8 +14,8 @@ def interleaved(
 ) -> dict[str, float]:
     """The median seconds of one call of each rival.
 
-    In each round every rival runs once, in an order that rotates, so that what disturbs the machine
-    disturbs them alike. A call on another device must synchronise itself.
+    In each round every rival runs once, in an order that is drawn anew, so that what disturbs the
+    machine, and the caches that one rival leaves to the next, meet them all alike. A call on another device must synchronise itself.
 
     Args:
         rivals: name -> a call without arguments.
@@ -25,11 +26,12 @@ def interleaved(
     for name in names:  # caches, lazy initialisation, threads
         rivals[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
     end = time.perf_counter() + seconds
     for turn in range(rounds):
         if turn >= 5 and time.perf_counter() > end:
             break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in order.sample(names, len(names)):
             call = rivals[name]
             begin = time.perf_counter()
             call()
