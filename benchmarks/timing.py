@@ -15,7 +15,8 @@ def interleaved(
     """The median seconds of one call of each rival.
 
     In each round every rival runs once, in an order that is drawn anew, so that what disturbs the
-    machine, and the caches that one rival leaves to the next, meet them all alike. A call on another device must synchronise itself.
+    machine, and the caches that one rival leaves to the next, meet them all alike. A call on
+    another device must synchronise itself.
 
     Args:
         rivals: name -> a call without arguments.
