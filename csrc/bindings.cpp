@@ -9,12 +9,14 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "kernels/cpu_capability.h"
+#include "ops/interrupt.h"
 
 namespace py = pybind11;
 using at::Tensor;
 using Maybe = const std::optional<Tensor>&;
 using Text = c10::string_view;
 using MaybeText = std::optional<c10::string_view>;
+using MaybeInt = std::optional<int64_t>;
 using Base = std::optional<double>;
 
 namespace {
@@ -50,6 +52,11 @@ py::dict build_info() {
 
 }  // namespace
 
+void simmim::check_interrupt() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return simmim::name_of(simmim::cpu_capability()); });
@@ -73,13 +80,13 @@ PYBIND11_MODULE(_C, m) {
   Bind<Tensor(const Tensor&, Text, Base, Text)>::as(m, "entropy");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, Text)>::as(m, "joint_histogram");
   Bind<Tensor(const Tensor&, Text, Text, MaybeText, Base, Text)>::as(m, "joint_information");
-  Bind<Tensor(const Tensor&, Maybe, int64_t, int64_t, Text, Text, MaybeText, Base, Text)>::as(
+  Bind<Tensor(const Tensor&, Maybe, int64_t, MaybeInt, Text, Text, MaybeText, Base, Text)>::as(
       m, "pairwise_information");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, Text, Text, MaybeText, Base, Text)>::as(
       m, "label_information");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, MaybeText, Base, Text)>::as(
       m, "soft_label_information");
-  Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, int64_t, std::optional<int64_t>, Text,
-              Base, Text)>::as(m, "conditional_mutual_information");
+  Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, MaybeInt, MaybeInt, Text, Base,
+              Text)>::as(m, "conditional_mutual_information");
   Bind<Tensor(const Tensor&, Base, Text)>::as(m, "predictive_information");
 }

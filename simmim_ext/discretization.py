@@ -13,7 +13,14 @@ from .ops.histogram import histogram
 
 DEFAULT_BINS = 16
 
-Range = tuple[float | Tensor, float | Tensor]
+Range = tuple[float, float] | tuple[Tensor, Tensor]
+
+_NAMES = {
+    "binning": ("uniform", "quantile"),
+    "nan_policy": ("raise", "omit"),
+    "outliers": ("raise", "drop", "clip"),
+}
+_OperatorBins = tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +103,9 @@ def discretize(
 
 def _check_bins(caller: str, bins: object) -> None:
     if isinstance(bins, bool) or not isinstance(bins, int):
-        raise TypeError(f"{caller}: bins must be an int, got {type(bins).__name__}")
+        raise TypeError(
+            f"{caller}: bins must be an int, or a tensor of edges, got {type(bins).__name__}"
+        )
     if not 2 <= bins <= 256:
         raise ValueError(f"{caller}: bins must be between 2 and 256, got {bins}")
 
@@ -117,51 +126,41 @@ class Binning:
     outliers: str = "raise"
 
     def __post_init__(self) -> None:
-        caller = self.caller
-        if self.binning not in ("uniform", "quantile"):
-            raise ValueError(
-                f"{caller}: binning must be 'uniform' or 'quantile', got {self.binning!r}"
-            )
-        if self.nan_policy not in ("raise", "omit"):
-            raise ValueError(
-                f"{caller}: nan_policy must be 'raise' or 'omit', got {self.nan_policy!r}"
-            )
-        if self.outliers not in ("raise", "drop", "clip"):
-            raise ValueError(
-                f"{caller}: outliers must be 'raise', 'drop' or 'clip', got {self.outliers!r}"
-            )
-        given_edges = isinstance(self.bins, Tensor)
-        if given_edges:
-            if self.bins.dim() not in (1, 2):  # type: ignore[union-attr]
+        for argument, names in _NAMES.items():
+            if getattr(self, argument) not in names:
                 raise ValueError(
-                    f"{caller}: bins given as edges must have shape [bins + 1] or "
-                    f"[features, bins + 1], got {list(self.bins.shape)}"  # type: ignore[union-attr]
+                    f"{self.caller}: {argument} must be one of {', '.join(map(repr, names))}, "
+                    f"got {getattr(self, argument)!r}"
                 )
-            if not self.bins.is_floating_point():  # type: ignore[union-attr]
-                raise TypeError(
-                    f"{caller}: bins given as edges must be floating point, got {self.bins.dtype}"  # type: ignore[union-attr]
-                )
+        if isinstance(self.bins, Tensor):
+            self._check_edges(self.bins)
         elif self.bins is not None:
-            _check_bins(caller, self.bins)
-        if given_edges or self.binning == "quantile":
-            reason = "bins are edges" if given_edges else "binning is 'quantile'"
-            if self.range is not None:
-                raise ValueError(f"{caller}: range must be None where {reason}")
-            if given_edges and self.binning == "quantile":
-                raise ValueError(f"{caller}: binning must be 'uniform' where bins are edges")
+            _check_bins(self.caller, self.bins)
         if self.range is not None:
-            self._check_range()
+            self._check_range(self.range)
 
-    def _check_range(self) -> None:
-        if not isinstance(self.range, tuple | list) or len(self.range) != 2:
+    def _check_edges(self, edges: Tensor) -> None:
+        if edges.dim() not in (1, 2):
             raise ValueError(
-                f"{self.caller}: range must be (low, high) or None, got {self.range!r}"
+                f"{self.caller}: bins given as edges must have shape [bins + 1] or "
+                f"[features, bins + 1], got {list(edges.shape)}"
             )
-        low, high = self.range
-        if isinstance(low, Tensor) != isinstance(high, Tensor):
-            raise TypeError(f"{self.caller}: range must be two floats or two tensors, got one each")
-        if not isinstance(low, Tensor | float | int) or not isinstance(high, Tensor | float | int):
-            raise TypeError(f"{self.caller}: range must be two floats or two tensors")
+        if edges.is_complex():
+            raise TypeError(f"{self.caller}: bins given as edges must be real, got {edges.dtype}")
+        if self.binning == "quantile":
+            raise ValueError(f"{self.caller}: bins must be an int where binning is 'quantile'")
+
+    def _check_range(self, range: object) -> None:
+        if isinstance(self.bins, Tensor) or self.binning == "quantile":
+            reason = "bins are edges" if isinstance(self.bins, Tensor) else "binning is 'quantile'"
+            raise ValueError(f"{self.caller}: range must be None where {reason}")
+        ends = tuple(range) if isinstance(range, tuple | list) else ()
+        alike = any(all(isinstance(end, kind) for end in ends) for kind in (Tensor, int | float))
+        if len(ends) != 2 or not alike:
+            raise TypeError(
+                f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
+                f"got {range!r}"
+            )
 
     @property
     def count(self) -> int:
@@ -213,11 +212,11 @@ class Binning:
             )
         return x.detach()
 
-    def _bins_of(
-        self, x: Tensor, argument: str
-    ) -> tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]:
+    def _bins_of(self, x: Tensor, argument: str) -> _OperatorBins:
         """Arguments of the operators: bins, low, high, edges, nan_policy, outliers."""
-        low, high, edges = None, None, None
+        low: Tensor | None = None
+        high: Tensor | None = None
+        edges: Tensor | None = None
         if self.binning == "quantile":
             policies = (self.nan_policy, self.outliers)
             edges = quantile_edges(x, self.count, *policies, self.caller, argument)
@@ -225,12 +224,12 @@ class Binning:
             if self.bins.dim() == 1 or argument == "x":
                 edges = self.bins.detach()
         elif self.range is not None:
-            low, high = self.range
-            if not isinstance(low, Tensor) or not isinstance(high, Tensor):
-                low, high = (
-                    torch.full((x.shape[1],), end, dtype=torch.float64, device=x.device)
-                    for end in self.range
-                )
-            elif argument != "x":
-                low, high = None, None
+            ends = [
+                end.detach()
+                if isinstance(end, Tensor)
+                else torch.full((x.shape[1],), end, dtype=torch.float64, device=x.device)
+                for end in self.range
+            ]
+            if argument == "x" or not isinstance(self.range[0], Tensor):
+                low, high = ends
         return self.count, low, high, edges, self.nan_policy, self.outliers

@@ -193,17 +193,11 @@ def conditional_mutual_information(
     """
     caller = "conditional_mutual_information"
     binned = Binning(caller, bins, range, binning, nan_policy, outliers)
-    x_codes = binned.discretize(x)
-    z_labels, z_bins = z, None
-    if not _is_labels(z):
-        z_codes = binned.discretize(z, "z")
-        z_labels, z_bins = z_codes.codes, z_codes.bins
-    y_labels, y_bins = y, x_codes.bins
-    if y is not None and not _is_labels(y):
-        y_codes = binned.discretize(y, "y")
-        y_labels, y_bins = y_codes.codes, y_codes.bins
+    codes = binned.discretize(x)
+    y_codes, y_bins = (None, None) if y is None else _codes_or_labels(binned, y, "y")
+    z_codes, z_bins = _codes_or_labels(binned, z, "z")
     return _conditional_mutual_information(
-        x_codes.codes, y_labels, z_labels, x_codes.bins, y_bins, z_bins, estimator, base, caller
+        codes.codes, y_codes, z_codes, codes.bins, y_bins, z_bins, estimator, base, caller
     )
 
 
@@ -228,9 +222,14 @@ def predictive_information(logits: Tensor, *, base: float | None = None) -> Tens
     return _predictive_information(logits.detach(), base)
 
 
-def _is_labels(y: object) -> bool:
-    """Whether y is class labels; what is neither they nor floating point is left to the checks."""
-    return isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+def _codes_or_labels(
+    binned: Binning, y: Tensor | Discretized, argument: str
+) -> tuple[Tensor, int | None]:
+    """Codes [features, samples] and their bins, or class labels [samples] as they are and None."""
+    if isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex()):
+        return y, None
+    codes = binned.discretize(y, argument)
+    return codes.codes, codes.bins
 
 
 def _pairs(
@@ -243,11 +242,11 @@ def _pairs(
     base: float | None,
 ) -> Tensor:
     """The quantity for every pair, named as the public function that asks."""
-    codes = binned.discretize(x)
     options = (quantity, estimator, normalized, base, quantity)
-    if isinstance(y, Tensor) and _is_labels(y):
-        return label_information(codes.codes, y, codes.bins, *options)
+    codes = binned.discretize(x)
     if y is None:
-        return pairwise_information(codes.codes, None, codes.bins, codes.bins, *options)
-    y_codes = binned.discretize(y, "y")
-    return pairwise_information(codes.codes, y_codes.codes, codes.bins, y_codes.bins, *options)
+        return pairwise_information(codes.codes, None, codes.bins, None, *options)
+    y_codes, y_bins = _codes_or_labels(binned, y, "y")
+    if y_bins is None:
+        return label_information(codes.codes, y_codes, codes.bins, *options)
+    return pairwise_information(codes.codes, y_codes, codes.bins, y_bins, *options)

@@ -58,7 +58,7 @@ class _Streaming:
         return self
 
     def all_reduce_(self: Self, group: Any = None) -> Self:
-        """Adds up the counts of all processes of a torch.distributed group, in every one of them."""
+        """Adds up the counts of all processes of a torch.distributed group, in each of them."""
         torch.distributed.all_reduce(self.counts, group=group)
         return self
 
@@ -70,6 +70,13 @@ class _Streaming:
         """Replaces the counts by those of a histogram with the same bins."""
         self._check_state(state, "state")
         self.counts = state["counts"].to(self.counts.device).clone()
+
+    def _check_batch(self, x: object, argument: str, features: int) -> None:
+        if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] != features:
+            raise ValueError(
+                f"{type(self).__name__}: {argument} must have shape [samples, {features}], "
+                f"got {list(x.shape)}"
+            )
 
     def _edges(self) -> Tensor:
         """What defines the bins: their edges, or their range."""
@@ -89,7 +96,7 @@ class _Streaming:
                 f"{name}: {argument} must have int64 counts of shape {list(self.counts.shape)}, "
                 f"got {state['counts'].dtype} {list(state['counts'].shape)}"
             )
-        if not torch.equal(state["edges"], self._edges()):
+        if not torch.equal(state["edges"].cpu(), self._edges()):
             raise ValueError(f"{name}: {argument} must have the same bins, got other edges")
 
 
@@ -122,7 +129,7 @@ class Histogram(_Streaming):
 
     def update(self, x: Tensor) -> None:
         """Counts a batch: x [samples, features] floating point."""
-        _check_features("Histogram", "x", x, self.counts.shape[0])
+        self._check_batch(x, "x", self.counts.shape[0])
         self.counts += self._binning.histogram(x).to(self.counts.device)
 
     def entropy(self, *, estimator: str = "plugin", base: float | None = None) -> Tensor:
@@ -164,8 +171,8 @@ class JointHistogram(_Streaming):
         )
         if per_feature:
             raise ValueError(
-                "JointHistogram: range must be two floats, or bins edges [bins + 1], which hold for "
-                "x and y alike; discretize features that need bins of their own"
+                "JointHistogram: range must be two floats, or bins edges [bins + 1], for x and y "
+                "alike; discretize features that need bins of their own"
             )
 
     def update(self, x: Tensor | Discretized, y: Tensor | Discretized) -> None:
@@ -173,8 +180,8 @@ class JointHistogram(_Streaming):
 
         Either may be a Discretized with as many bins.
         """
-        codes = [self._codes(x, "x", 0), self._codes(y, "y", 1)]
-        counts = joint_histogram(*codes, self.bins, self.bins, "JointHistogram")
+        x_codes, y_codes = self._codes(x, "x", 0), self._codes(y, "y", 1)
+        counts = joint_histogram(x_codes, y_codes, self.bins, self.bins, "JointHistogram")
         self.counts += counts.to(self.counts.device)
 
     def entropy(self, *, estimator: str = "plugin", base: float | None = None) -> Tensor:
@@ -197,19 +204,12 @@ class JointHistogram(_Streaming):
 
     def _codes(self, x: Tensor | Discretized, argument: str, axis: int) -> Tensor:
         features = self.counts.shape[axis]
-        if isinstance(x, Discretized):
-            if x.bins != self.bins or x.features != features:
-                raise ValueError(
-                    f"JointHistogram: {argument} must have {features} features of {self.bins} bins, "
-                    f"got {x.features} of {x.bins}"
-                )
-            return x.codes
-        _check_features("JointHistogram", argument, x, features)
-        return self._binning.discretize(x, argument).codes
-
-
-def _check_features(name: str, argument: str, x: object, features: int) -> None:
-    if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] != features:
-        raise ValueError(
-            f"{name}: {argument} must have shape [samples, {features}], got {list(x.shape)}"
-        )
+        if not isinstance(x, Discretized):
+            self._check_batch(x, argument, features)
+            return self._binning.discretize(x, argument).codes
+        if (x.features, x.bins) != (features, self.bins):
+            raise ValueError(
+                f"JointHistogram: {argument} must have {features} features of {self.bins} bins, "
+                f"got {x.features} of {x.bins}"
+            )
+        return x.codes

@@ -41,7 +41,9 @@ def estimate(counts: np.ndarray, estimator: str = "plugin", alphabet: float | No
     return float(-xlogy(shrunk, shrunk).sum() - (alphabet - n.size) * xlogy(empty, empty))
 
 
-def combine(quantity: str, x: float, y: float, joint: float, normalized: str | None = None) -> float:
+def combine(
+    quantity: str, x: float, y: float, joint: float, normalized: str | None = None
+) -> float:
     if quantity == "joint_entropy":
         return joint
     if quantity == "conditional_entropy":
@@ -83,17 +85,16 @@ def joint_information(
     base: float | None = None,
     caller: str = "",
 ) -> Tensor:
-    return torch.tensor(
-        [[of_counts(c.numpy(), quantity, estimator, normalized, base) for c in row] for row in counts],
-        dtype=torch.float32,
-    )
+    options = (quantity, estimator, normalized, base)
+    values = [[of_counts(cells, *options) for cells in row] for row in counts.numpy()]
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def pairwise_information(
     x: Tensor,
     y: Tensor | None,
     x_bins: int,
-    y_bins: int,
+    y_bins: int | None,
     quantity: str,
     estimator: str = "plugin",
     normalized: str | None = None,
@@ -104,7 +105,8 @@ def pairwise_information(
     result = joint_information(counts, quantity, estimator, normalized, base)
     if y is None:  # H(X,X) is H(X) under every estimator
         for i, own in enumerate(x):
-            h = estimate(joint_counts(own.numpy(), own.numpy(), x_bins, x_bins).diagonal(), estimator)
+            codes = own.numpy()
+            h = estimate(np.bincount(codes[codes < x_bins], minlength=x_bins), estimator)
             value = combine(quantity, h, h, h, normalized)
             result[i, i] = value / (math.log(base) if base and normalized is None else 1)
     return result
@@ -147,7 +149,7 @@ def conditional_mutual_information(
     y: Tensor | None,
     z: Tensor,
     x_bins: int,
-    y_bins: int,
+    y_bins: int | None,
     z_bins: int | None = None,
     estimator: str = "plugin",
     base: float | None = None,

@@ -41,7 +41,6 @@ void grouped_entropy_cpu(const GroupedEntropyArgs& args, int64_t feature_begin,
 
 // Returns the first pair, as x * y_features + y, that shares fewer than two valid samples (its
 // result is left as it was), or -1.
-int64_t conditional_information_cpu(const ConditionalInformationArgs& args,
-                                    const PairBlock& block);
+int64_t conditional_information_cpu(const ConditionalInformationArgs& args, const PairBlock& block);
 
 }  // namespace simmim

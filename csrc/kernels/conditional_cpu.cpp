@@ -1,7 +1,7 @@
-#include "conditional.h"
-
 #include <algorithm>
 #include <vector>
+
+#include "conditional.h"
 
 namespace simmim {
 namespace {
@@ -94,8 +94,8 @@ void grouped_entropy_cpu(const GroupedEntropyArgs& args, int64_t feature_begin,
     for (int64_t i = 0; i < args.samples; ++i) samples += x[i] < args.bins;
     args.entropy[feature] = 0;
     if (samples < 2) continue;
-    args.entropy[feature] = entropy_of_cells(
-        args.terms, samples, args.bins * args.z_alphabet, [&](auto&& visit) {
+    args.entropy[feature] =
+        entropy_of_cells(args.terms, samples, args.bins * args.z_alphabet, [&](auto&& visit) {
           visit_groups(
               args.group_begin, args.groups, args.bins, counters,
               [&](int64_t i) { return x[i] < args.bins ? int64_t{x[i]} : int64_t{-1}; }, visit);

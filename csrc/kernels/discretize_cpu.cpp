@@ -1,8 +1,8 @@
-#include "discretize.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "discretize.h"
 
 namespace simmim {
 
@@ -57,8 +57,8 @@ bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_b
     values.clear();
     bool bad = false;
     for (int64_t s = 0; s < args.samples; ++s) {
-      const auto value = static_cast<Compute>(
-          args.x[s * args.sample_stride + feature * args.feature_stride]);
+      const auto value =
+          static_cast<Compute>(args.x[s * args.sample_stride + feature * args.feature_stride]);
       const bool nan = std::isnan(value), infinite = std::isinf(value);
       bad |= (nan && !args.omit_nan) || (infinite && !args.omit_infinite);
       if (!nan && !infinite) values.push_back(value);
@@ -76,9 +76,9 @@ bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_b
   return clean;
 }
 
-#define SIMMIM_INSTANTIATE(Stored)                                                     \
+#define SIMMIM_INSTANTIATE(Stored)                                                          \
   template int64_t discretize_cpu(const DiscretizeArgs<Stored>&, int64_t, int64_t, int64_t, \
-                                  int64_t);                                            \
+                                  int64_t);                                                 \
   template bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>&, int64_t, int64_t);
 SIMMIM_INSTANTIATE(double)
 SIMMIM_INSTANTIATE(float)

@@ -27,11 +27,11 @@ struct JointHistogramArgs {
 
 struct PairwiseInformationArgs {
   CodePair codes;
-  bool symmetric;            // x and y are the same features: the pairs y >= x give the rest too
-  const int64_t* x_valid;    // [x_features] valid samples
-  const int64_t* y_valid;    // [y_features]
-  const double* x_entropy;   // [x_features] nats, over the valid samples of the feature
-  const double* y_entropy;   // [y_features]
+  bool symmetric;           // x and y are the same features: the pairs y >= x give the rest too
+  const int64_t* x_valid;   // [x_features] valid samples
+  const int64_t* y_valid;   // [y_features]
+  const double* x_entropy;  // [x_features] nats, over the valid samples of the feature
+  const double* y_entropy;  // [y_features]
   EntropyTerms terms;
   Information information;
   float* result;  // [x_features, y_features]
@@ -56,7 +56,8 @@ struct PairBlock {
 void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block);
 
 // Joint counts stay in a scratch of at most 2 MiB. Returns the first pair, as
-// x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or -1.
+// x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or
+// -1.
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block);
 
 // Pairs pair_begin..pair_end. Returns likewise.

@@ -1,8 +1,8 @@
-#include "joint.h"
-
 #include <algorithm>
 #include <numeric>
 #include <vector>
+
+#include "joint.h"
 
 namespace simmim {
 namespace {

@@ -15,20 +15,20 @@ struct LabelInformationArgs {
   int64_t features;
   int64_t samples;
   int64_t groups;
-  int32_t bins;     // 2..256
-  double classes;   // the labels' alphabet, counting those that do not occur
+  int32_t bins;    // 2..256
+  double classes;  // the labels' alphabet, counting those that do not occur
   EntropyTerms terms;
   Information information;
   float* result;  // [features]
 };
 
 struct SoftLabelInformationArgs {
-  const uint8_t* x;            // codes [features, samples], contiguous
-  const double* probabilities; // [samples, classes], rows sum to 1
+  const uint8_t* x;             // codes [features, samples], contiguous
+  const double* probabilities;  // [samples, classes], rows sum to 1
   int64_t features;
   int64_t samples;
   int64_t classes;
-  int32_t bins;  // 2..256
+  int32_t bins;        // 2..256
   EntropyTerms terms;  // of the plug-in estimator, for H(X)
   Information information;
   float* result;  // [features]

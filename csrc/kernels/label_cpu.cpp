@@ -1,7 +1,7 @@
-#include "label.h"
-
 #include <algorithm>
 #include <vector>
+
+#include "label.h"
 
 namespace simmim {
 namespace {
@@ -39,10 +39,9 @@ void label_information_cpu(const LabelInformationArgs& args, int64_t feature_beg
     const double x = entropy_of_counts(args.terms, samples, args.bins, total, args.bins);
     const double y =
         entropy_of_counts(args.terms, samples, args.classes, in_class.data(), args.groups);
-    const double joint =
-        entropy_of_cells(args.terms, samples, args.bins * args.classes, [&](auto&& visit) {
-          joint_cells([&](int64_t count, int64_t, int) { visit(count); });
-        });
+    const double joint = entropy_of_cells(
+        args.terms, samples, args.bins * args.classes,
+        [&](auto&& visit) { joint_cells([&](int64_t count, int64_t, int) { visit(count); }); });
     args.result[feature] = information(args.information, x, y, joint);
   }
 }

@@ -14,8 +14,8 @@ struct PredictiveInformationArgs {
 
 // Sums over samples begin..end of p(y|x) = softmax(logits), in double.
 struct PredictiveSums {
-  double* probabilities;  // [classes], added to
-  double entropy = 0;     // of H(p(y|x)), nats
+  double* probabilities;    // [classes], added to
+  double entropy = 0;       // of H(p(y|x)), nats
   int64_t bad_sample = -1;  // the first with NaN, +inf or no finite logit at all; ends the sum
 };
 

@@ -1,8 +1,8 @@
-#include "predictive.h"
-
 #include <cmath>
 #include <limits>
 #include <vector>
+
+#include "predictive.h"
 
 namespace simmim {
 

@@ -78,11 +78,11 @@ BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
 
 void check_samples(const at::Tensor& x, const BinningRequest& request) {
   const auto& caller = request.caller;
-  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": ", request.argument, " must have shape [samples, features], got ",
-                    x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 2, caller, ": ", request.argument,
+                    " must have shape [samples, features], got ", x.sizes());
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) || x.scalar_type() == at::kByte, caller,
-                   ": ", request.argument, " must be float16, bfloat16, float32 or float64, got ", x.scalar_type(),
-                   "; wrap integer codes as Discretized(codes, bins)");
+                   ": ", request.argument, " must be float16, bfloat16, float32 or float64, got ",
+                   x.scalar_type(), "; wrap integer codes as Discretized(codes, bins)");
 }
 
 ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request) {
@@ -138,13 +138,15 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
   }
   if (!request.omit_nan) {
     const at::Tensor bad = x.isnan().any(0);
-    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller, ": ", request.argument, " has NaN in feature ", first_of(bad),
+    TORCH_CHECK_VALUE(!bad.any().item<bool>(), caller, ": ", request.argument,
+                      " has NaN in feature ", first_of(bad),
                       "; pass nan_policy='omit' to leave such samples out");
   }
   if (request.drop_outliers || request.clip_outliers) return;
   const at::Tensor infinite = x.isinf().any(0);
-  TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": ", request.argument, " has infinity in feature ",
-                    first_of(infinite), "; pass outliers='drop' or 'clip'");
+  TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": ", request.argument,
+                    " has infinity in feature ", first_of(infinite),
+                    "; pass outliers='drop' or 'clip'");
   if (!binning.low.defined() && !binning.edges.defined()) return;
   const at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
   const at::Tensor high =
@@ -156,8 +158,8 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
   const at::Tensor column = x.select(1, feature);
   const at::Tensor values =
       column.masked_select(column.lt(bound(low)).logical_or_(column.gt(bound(high))));
-  TORCH_CHECK_VALUE(false, caller, ": ", request.argument, " must lie in range [", bound(low), ", ", bound(high),
-                    "], got ", values[0].item<double>(), " in feature ", feature,
+  TORCH_CHECK_VALUE(false, caller, ": ", request.argument, " must lie in range [", bound(low), ", ",
+                    bound(high), "], got ", values[0].item<double>(), " in feature ", feature,
                     "; widen range, or pass outliers='drop' or 'clip'");
 }
 

@@ -86,10 +86,10 @@ struct StoredType<at::BFloat16> {
 };
 
 // Runs a lambda in which Stored is the type of x's elements: values, or values and codes.
-#define SIMMIM_DISPATCH_VALUES(x, name, ...)                                                     \
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (x).scalar_type(), name, [&] {       \
-    using Stored = StoredType<scalar_t>::type;                                                   \
-    __VA_ARGS__();                                                                               \
+#define SIMMIM_DISPATCH_VALUES(x, name, ...)                                               \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (x).scalar_type(), name, [&] { \
+    using Stored = StoredType<scalar_t>::type;                                             \
+    __VA_ARGS__();                                                                         \
   })
 #define SIMMIM_DISPATCH_STORED(x, name, ...)                                                    \
   AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kByte, (x).scalar_type(), name, \

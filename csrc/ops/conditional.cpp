@@ -30,8 +30,8 @@ Condition parse_condition(const at::Tensor& z, std::optional<int64_t> z_bins, in
     return condition;
   }
   const std::vector<int64_t> counts = count_codes(z, *z_bins, caller, "z");
-  TORCH_CHECK_VALUE(z.size(0) == 1, caller, ": z must be one feature [samples, 1], got ",
-                    z.size(0), " features");
+  TORCH_CHECK_VALUE(z.size(0) == 1, caller, ": z must be one feature [samples, 1], got ", z.size(0),
+                    " features");
   valid_samples(counts.data(), 1, *z_bins, caller, "z");
   LabelGroups& groups = condition.groups;
   groups = group_by_label(z[0], samples, caller, "z");
@@ -74,7 +74,6 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
   const std::vector<int64_t>& begin = condition.groups.begin;
   const at::Tensor x_codes = sort_samples(x, condition.groups);
   const at::Tensor y_codes = y ? sort_samples(*y, condition.groups) : x_codes;
-  if (!y) y_bins = x_bins;
   const CodeMarginals x_marginals = marginals_of(x_codes, x_bins, terms, caller, "x");
   const CodeMarginals y_marginals =
       y ? marginals_of(y_codes, y_bins, terms, caller, "y") : x_marginals;
@@ -85,8 +84,7 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
       entropy_of_cells(terms, begin.back(), condition.alphabet, [&](auto&& visit) {
         for (int64_t group = 0; group < groups; ++group) visit(begin[group + 1] - begin[group]);
       });
-  at::Tensor result =
-      at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
+  at::Tensor result = at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
   const ConditionalInformationArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
                                         begin.data(),
                                         groups,
@@ -112,19 +110,18 @@ std::vector<float> label_conditional_entropy(const at::Tensor& x, int64_t bins,
                                              const LabelGroups& groups, const EntropyTerms& terms,
                                              double unit) {
   std::vector<float> result(x.size(0));
-  const LabelInformationArgs args{
-      x.const_data_ptr<uint8_t>(),
-      groups.order.data(),
-      groups.begin.data(),
-      x.size(0),
-      x.size(1),
-      static_cast<int64_t>(groups.begin.size()) - 1,
-      static_cast<int32_t>(bins),
-      static_cast<double>(groups.classes),
-      terms,
-      {Quantity::conditional_entropy, Normalization::none, terms.estimator == Estimator::plugin,
-       unit},
-      result.data()};
+  const LabelInformationArgs args{x.const_data_ptr<uint8_t>(),
+                                  groups.order.data(),
+                                  groups.begin.data(),
+                                  x.size(0),
+                                  x.size(1),
+                                  static_cast<int64_t>(groups.begin.size()) - 1,
+                                  static_cast<int32_t>(bins),
+                                  static_cast<double>(groups.classes),
+                                  terms,
+                                  {Quantity::conditional_entropy, Normalization::none,
+                                   terms.estimator == Estimator::plugin, unit},
+                                  result.data()};
   for_each_feature_range(args.features, args.samples, [&](int64_t begin, int64_t end) {
     label_information_cpu(args, begin, end);
   });
@@ -177,15 +174,17 @@ at::Tensor labels_given(const at::Tensor& x, const at::Tensor& y, int64_t bins,
 }
 
 at::Tensor conditional_mutual_information(const at::Tensor& x, const std::optional<at::Tensor>& y,
-                                          const at::Tensor& z, int64_t x_bins, int64_t y_bins,
-                                          std::optional<int64_t> z_bins,
-                                          c10::string_view estimator, std::optional<double> base,
+                                          const at::Tensor& z, int64_t x_bins,
+                                          std::optional<int64_t> y_bins,
+                                          std::optional<int64_t> z_bins, c10::string_view estimator,
+                                          std::optional<double> base,
                                           c10::string_view caller_view) {
   const std::string caller(caller_view);
   count_codes(x, x_bins, caller, "x");
   const bool y_labels = y && y->dim() == 1;
   if (y) {
-    if (!y_labels) count_codes(*y, y_bins, caller, "y");
+    TORCH_CHECK_VALUE(y_labels || y_bins, caller, ": y_bins must be given where y is codes");
+    if (!y_labels) count_codes(*y, *y_bins, caller, "y");
     check_same_samples(x.size(1), y->size(-1), caller, "y");
   }
   const double unit = nats_per_unit(base, caller);
@@ -193,7 +192,7 @@ at::Tensor conditional_mutual_information(const at::Tensor& x, const std::option
   const std::vector<int64_t> table = tabulate(terms, x.size(1));
   const Condition condition = parse_condition(z, z_bins, x.size(1), caller);
   if (y_labels) return labels_given(x, *y, x_bins, condition, terms, unit, caller);
-  return pairs_given(x, y, x_bins, y_bins, condition, terms, unit, caller);
+  return pairs_given(x, y, x_bins, y ? *y_bins : x_bins, condition, terms, unit, caller);
 }
 
 }  // namespace
@@ -201,7 +200,7 @@ at::Tensor conditional_mutual_information(const at::Tensor& x, const std::option
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def(
-      "conditional_mutual_information(Tensor x, Tensor? y, Tensor z, int x_bins, int y_bins, "
+      "conditional_mutual_information(Tensor x, Tensor? y, Tensor z, int x_bins, int? y_bins, "
       "int? z_bins, str estimator, float? base, str caller) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {

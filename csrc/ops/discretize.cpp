@@ -16,9 +16,10 @@ namespace {
 
 // Values only: codes are discrete already.
 void check_values(const at::Tensor& x, const BinningRequest& request) {
-  TORCH_CHECK_TYPE(x.scalar_type() != at::kByte, request.caller, ": ", request.argument,
-                   " must be float16, bfloat16, float32 or float64, got Byte; wrap integer codes as "
-                   "Discretized(codes, bins)");
+  TORCH_CHECK_TYPE(
+      x.scalar_type() != at::kByte, request.caller, ": ", request.argument,
+      " must be float16, bfloat16, float32 or float64, got Byte; wrap integer codes as "
+      "Discretized(codes, bins)");
   check_samples(x, request);
 }
 
@@ -33,11 +34,13 @@ at::Tensor edges_of(const ResolvedBinning& binning, int64_t features) {
   return edges;
 }
 
-std::tuple<at::Tensor, at::Tensor> discretize(
-    const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
-    const std::optional<at::Tensor>& high, const std::optional<at::Tensor>& edges,
-    c10::string_view nan_policy, c10::string_view outliers, c10::string_view caller,
-    c10::string_view argument) {
+std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
+                                              const std::optional<at::Tensor>& low,
+                                              const std::optional<at::Tensor>& high,
+                                              const std::optional<at::Tensor>& edges,
+                                              c10::string_view nan_policy,
+                                              c10::string_view outliers, c10::string_view caller,
+                                              c10::string_view argument) {
   const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller, argument);
   check_values(x, request);
   TORCH_CHECK_VALUE(bins <= 255 || !(request.omit_nan || request.drop_outliers), request.caller,

@@ -1,7 +1,8 @@
+#include "../kernels/entropy.h"
+
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "../kernels/entropy.h"
 #include "backend.h"
 #include "information.h"
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../kernels/histogram.h"
+#include "interrupt.h"
 #include "parallel.h"
 
 namespace simmim {
@@ -21,8 +22,7 @@ Value parse(c10::string_view name, const std::array<std::pair<const char*, Value
     if (name == known) return value;
     names += (names.empty() ? "'" : ", '") + std::string(known) + "'";
   }
-  TORCH_CHECK_VALUE(false, caller, ": ", argument, " must be one of ", names, ", got '", name,
-                    "'");
+  TORCH_CHECK_VALUE(false, caller, ": ", argument, " must be one of ", names, ", got '", name, "'");
 }
 
 // Elements below which a second thread costs more than it brings.
@@ -96,8 +96,13 @@ std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const st
                     " must be between 2 and 256, got ", bins);
   const int64_t features = codes.size(0), samples = codes.size(1);
   std::vector<int64_t> counts(features * bins);
-  HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(), samples, features, codes.stride(1),
-                              codes.stride(0), {}, counts.data()};
+  HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(),
+                              samples,
+                              features,
+                              codes.stride(1),
+                              codes.stride(0),
+                              {},
+                              counts.data()};
   args.binning.bins = static_cast<int32_t>(bins);
   for_each_feature_range(features, samples, [&](int64_t begin, int64_t end) {
     histogram_cpu(args, begin, end, 0, samples);
@@ -131,9 +136,8 @@ CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyT
   CodeMarginals marginals;
   marginals.valid = valid_samples(counts.data(), codes.size(0), bins, caller, argument);
   for (int64_t f = 0; f < codes.size(0); ++f) {
-    marginals.entropy.push_back(entropy_of_counts(terms, marginals.valid[f],
-                                                  static_cast<double>(bins),
-                                                  counts.data() + f * bins, bins));
+    marginals.entropy.push_back(entropy_of_counts(
+        terms, marginals.valid[f], static_cast<double>(bins), counts.data() + f * bins, bins));
   }
   return marginals;
 }
@@ -144,8 +148,7 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
   TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), caller, ": ",
                    argument, " must hold integer class labels, got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1, caller, ": ", argument,
-                    " must have shape [samples] where it holds class labels, got ",
-                    labels.sizes());
+                    " must have shape [samples] where it holds class labels, got ", labels.sizes());
   check_same_samples(samples, labels.size(0), caller, argument);
   TORCH_CHECK_VALUE(samples < (int64_t{1} << 32), caller, ": ", argument,
                     " must have fewer than 2^32 samples, got ", samples);
@@ -179,16 +182,15 @@ void check_same_samples(int64_t x_samples, int64_t other_samples, const std::str
 }
 
 void check_shared_samples(int64_t pair, int64_t y_features, const std::string& caller) {
-  TORCH_CHECK_VALUE(pair < 0, caller, ": every pair must share at least 2 valid samples, got fewer ",
-                    "for feature ", pair / y_features, " of x and feature ", pair % y_features,
-                    " of y");
+  TORCH_CHECK_VALUE(pair < 0, caller,
+                    ": every pair must share at least 2 valid samples, got fewer ", "for feature ",
+                    pair / y_features, " of x and feature ", pair % y_features, " of y");
 }
 
 CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins) {
-  return {x.const_data_ptr<uint8_t>(), y.const_data_ptr<uint8_t>(),
-          x.size(0),                   y.size(0),
-          x.size(1),                   static_cast<int32_t>(x_bins),
-          static_cast<int32_t>(y_bins)};
+  return {
+      x.const_data_ptr<uint8_t>(),  y.const_data_ptr<uint8_t>(), x.size(0), y.size(0), x.size(1),
+      static_cast<int32_t>(x_bins), static_cast<int32_t>(y_bins)};
 }
 
 void for_each_pair_block(const CodePair& codes, bool symmetric,
@@ -203,19 +205,24 @@ void for_each_pair_block(const CodePair& codes, bool symmetric,
       blocks.push_back({x, x_end, y, std::min(y + side, codes.y_features)});
     }
   }
-  if (static_cast<int64_t>(blocks.size()) * side * side * codes.samples < kGrain) {
+  const auto count = static_cast<int64_t>(blocks.size());
+  if (count * side * side * codes.samples < kGrain) {
     for (const PairBlock& block : blocks) work(block);
-  } else {
-    parallel_tasks(static_cast<int64_t>(blocks.size()), [&](int64_t i) { work(blocks[i]); });
+    return;
+  }
+  // A few blocks for each thread, then a look whether the caller still wants the rest.
+  const int64_t round = 16 * threads_for(count);
+  for (int64_t first = 0; first < count; first += round) {
+    parallel_tasks(std::min(round, count - first), [&](int64_t i) { work(blocks[first + i]); });
+    check_interrupt();
   }
 }
 
 void for_each_feature_range(int64_t features, int64_t work_per_feature,
                             const std::function<void(int64_t, int64_t)>& work) {
   const int64_t range = std::min<int64_t>(64, 1 + kGrain / std::max<int64_t>(1, work_per_feature));
-  parallel_tasks((features + range - 1) / range, [&](int64_t i) {
-    work(i * range, std::min((i + 1) * range, features));
-  });
+  parallel_tasks((features + range - 1) / range,
+                 [&](int64_t i) { work(i * range, std::min((i + 1) * range, features)); });
 }
 
 void FirstIndex::report(int64_t index) {

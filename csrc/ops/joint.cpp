@@ -26,8 +26,8 @@ at::Tensor joint_histogram(const at::Tensor& x, const at::Tensor& y, int64_t x_b
 }
 
 at::Tensor pairwise_information(const at::Tensor& x, const std::optional<at::Tensor>& y,
-                                int64_t x_bins, int64_t y_bins, c10::string_view quantity,
-                                c10::string_view estimator,
+                                int64_t x_bins, std::optional<int64_t> y_bins,
+                                c10::string_view quantity, c10::string_view estimator,
                                 std::optional<c10::string_view> normalized,
                                 std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
@@ -39,15 +39,15 @@ at::Tensor pairwise_information(const at::Tensor& x, const std::optional<at::Ten
   const CodeMarginals x_marginals = marginals_of(x_codes, x_bins, terms, caller, "x");
   CodeMarginals y_only;
   if (y) {
-    y_only = marginals_of(y_codes, y_bins, terms, caller, "y");
+    TORCH_CHECK_VALUE(y_bins, caller, ": y_bins must be given where y is codes");
+    y_only = marginals_of(y_codes, *y_bins, terms, caller, "y");
     check_same_samples(x.size(1), y->size(1), caller, "y");
   }
   const CodeMarginals& y_marginals = y ? y_only : x_marginals;
-  at::Tensor result =
-      at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
+  at::Tensor result = at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
 
   const PairwiseInformationArgs args{
-      code_pair(x_codes, y_codes, x_bins, y ? y_bins : x_bins),
+      code_pair(x_codes, y_codes, x_bins, y ? *y_bins : x_bins),
       !y.has_value(),
       x_marginals.valid.data(),
       y_marginals.valid.data(),
@@ -85,10 +85,9 @@ at::Tensor joint_information(const at::Tensor& counts, c10::string_view quantity
                                   parse_information(quantity, kind, normalized, base, caller),
                                   result.mutable_data_ptr<float>()};
   FirstIndex too_few;
-  for_each_feature_range(args.pairs, counts.size(2) * counts.size(3),
-                         [&](int64_t begin, int64_t end) {
-                           too_few.report(joint_information_cpu(args, begin, end));
-                         });
+  for_each_feature_range(
+      args.pairs, counts.size(2) * counts.size(3),
+      [&](int64_t begin, int64_t end) { too_few.report(joint_information_cpu(args, begin, end)); });
   check_shared_samples(too_few.get(), counts.size(1), caller);
   return result;
 }
@@ -99,7 +98,7 @@ at::Tensor joint_information(const at::Tensor& counts, c10::string_view quantity
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("joint_histogram(Tensor x, Tensor y, int x_bins, int y_bins, str caller) -> Tensor");
   m.def(
-      "pairwise_information(Tensor x, Tensor? y, int x_bins, int y_bins, str quantity, "
+      "pairwise_information(Tensor x, Tensor? y, int x_bins, int? y_bins, str quantity, "
       "str estimator, str? normalized, float? base, str caller) -> Tensor");
   m.def(
       "joint_information(Tensor counts, str quantity, str estimator, str? normalized, "

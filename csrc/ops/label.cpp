@@ -11,8 +11,8 @@ namespace {
 
 at::Tensor label_information(const at::Tensor& x, const at::Tensor& labels, int64_t bins,
                              c10::string_view quantity, c10::string_view estimator,
-                             std::optional<c10::string_view> normalized,
-                             std::optional<double> base, c10::string_view caller_view) {
+                             std::optional<c10::string_view> normalized, std::optional<double> base,
+                             c10::string_view caller_view) {
   const std::string caller(caller_view);
   const std::vector<int64_t> counts = count_codes(x, bins, caller, "x");
   valid_samples(counts.data(), x.size(0), bins, caller, "x");
@@ -50,13 +50,12 @@ at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t sample
                     ": probabilities must have shape [samples, classes], got ",
                     probabilities.sizes());
   check_same_samples(samples, probabilities.size(0), caller, "probabilities");
-  const bool half = probabilities.scalar_type() == at::kHalf ||
-                    probabilities.scalar_type() == at::kBFloat16;
+  const bool half =
+      probabilities.scalar_type() == at::kHalf || probabilities.scalar_type() == at::kBFloat16;
   const double tolerance = half ? 1e-2 : 1e-3;
   const at::Tensor wide = probabilities.to(at::kDouble);
   const at::Tensor sums = wide.sum(1, /*keepdim=*/true);
-  const at::Tensor good =
-      wide.ge(0).all(1).logical_and_((sums.squeeze(1) - 1).abs().le(tolerance));
+  const at::Tensor good = wide.ge(0).all(1).logical_and_((sums.squeeze(1) - 1).abs().le(tolerance));
   if (!good.all().item<bool>()) {
     const int64_t sample = good.logical_not().nonzero()[0][0].item<int64_t>();
     TORCH_CHECK_VALUE(false, caller,

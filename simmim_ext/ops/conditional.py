@@ -14,7 +14,7 @@ def conditional_mutual_information(
     y: Tensor | None,
     z: Tensor,
     x_bins: int,
-    y_bins: int,
+    y_bins: int | None,
     z_bins: int | None = None,
     estimator: str = "plugin",
     base: float | None = None,
@@ -28,7 +28,7 @@ def conditional_mutual_information(
             0..65,535; None: all pairs within x.
         z: class labels [samples] integer, 0..65,535, or, with z_bins, codes [1, samples] uint8.
         x_bins: 2..256.
-        y_bins: 2..256; ignored where y is None or labels.
+        y_bins: 2..256 where y is codes.
         z_bins: 2..256 where z is codes.
         estimator: "plugin", "miller_madow", "grassberger", "chao_shen" or "shrink".
         base: of the logarithm; None: nats.

@@ -76,7 +76,7 @@ def pairwise_information(
     x: Tensor,
     y: Tensor | None,
     x_bins: int,
-    y_bins: int,
+    y_bins: int | None,
     quantity: str,
     estimator: str = "plugin",
     normalized: str | None = None,
@@ -90,7 +90,7 @@ def pairwise_information(
         y: codes [y_features, samples] uint8 below y_bins; None: all pairs within x, whose diagonal
             is H(X) and whose result is symmetric bit for bit where the quantity is.
         x_bins: 2..256.
-        y_bins: 2..256; ignored where y is None.
+        y_bins: 2..256 where y is given.
         quantity: "joint_entropy", "conditional_entropy" (of x given y) or "mutual_information".
         estimator: "plugin", "miller_madow", "grassberger", "chao_shen" or "shrink".
         normalized: as for joint_information.

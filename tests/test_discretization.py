@@ -1,0 +1,191 @@
+"""discretize and Discretized: bins, edges, policies, dtypes and strides."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import simmim_ext
+from simmim_ext import Discretized, discretize
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bins", [2, 16, 256])  # whose edges float arithmetic meets exactly
+def test_counts_are_numpys(dtype: torch.dtype, bins: int) -> None:
+    x = (torch.randint(-512, 513, (400, 3), generator=torch.Generator().manual_seed(0)) / 512).to(
+        dtype
+    )
+    result = discretize(x, bins=bins, range=(-1.0, 1.0))
+    assert result.codes.shape == (3, 400)
+    assert result.bins == bins
+    for codes, column, edges in zip(result.codes, x.t(), result.edges, strict=True):
+        expected, numpy_edges = np.histogram(column.double().numpy(), bins, (-1, 1))
+        np.testing.assert_allclose(edges, numpy_edges, rtol=0, atol=1e-15)
+        np.testing.assert_array_equal(codes.long().bincount(minlength=bins).numpy(), expected)
+
+
+@given(hnp.arrays(np.float32, (40, 2), elements=st.floats(-1e30, 1e30, width=32)),
+       st.integers(2, 256))  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_codes_agree_with_edges(array: np.ndarray, bins: int) -> None:
+    """Every value lies within the edges of its bin, but for rounding."""
+    result = discretize(torch.from_numpy(array), bins=bins)
+    for column, codes, edges in zip(
+        array.T, result.codes.numpy(), result.edges.numpy(), strict=True
+    ):
+        width = edges[-1] - edges[0]
+        assert (codes < bins).all()
+        assert (column >= edges[codes] - 1e-5 * width).all()
+        assert (column <= edges[codes.astype(int) + 1] + 1e-5 * width).all()
+
+
+@given(hnp.arrays(np.float32, (60, 1), elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0, 3.0])),
+       st.integers(2, 20))  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_equal_values_share_a_quantile_bin(array: np.ndarray, bins: int) -> None:
+    codes = discretize(torch.from_numpy(array), bins=bins, binning="quantile").codes[0].numpy()
+    order = np.argsort(array[:, 0], kind="stable")
+    for value in np.unique(array):
+        assert len(set(codes[array[:, 0] == value])) == 1
+    assert (np.diff(codes[order].astype(int)) >= 0).all()
+
+
+def test_quantile_bins_hold_equally_many() -> None:
+    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    codes = discretize(x, bins=10, binning="quantile").codes
+    for row in codes:
+        assert row.long().bincount().tolist() == [100] * 10
+
+
+def test_explicit_edges() -> None:
+    x = torch.tensor([[0.0], [0.5], [1.0], [3.0], [10.0]])
+    shared = discretize(x, bins=torch.tensor([0.0, 1.0, 3.0, 10.0]))
+    assert shared.codes.tolist() == [[0, 0, 1, 2, 2]]
+    own = discretize(x.repeat(1, 2), bins=torch.tensor([[0, 1, 3, 10], [0, 5, 6, 10]]))
+    assert own.codes.tolist() == [[0, 0, 1, 2, 2], [0, 0, 0, 0, 2]]
+    assert own.edges.tolist() == [[0, 1, 3, 10], [0, 5, 6, 10]]
+
+
+def test_range_by_feature() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    result = discretize(x, bins=4, range=(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 3.0])))
+    assert result.codes.tolist() == [[0, 3], [1, 2]]
+
+
+def test_policies() -> None:
+    x = torch.tensor([[0.0], [torch.nan], [2.0], [-torch.inf], [1.0]])
+    options = {"bins": 2, "range": (0.0, 1.0), "nan_policy": "omit"}
+    assert discretize(x, **options, outliers="drop").codes.tolist() == [[0, 255, 255, 255, 1]]
+    assert discretize(x, **options, outliers="clip").codes.tolist() == [[0, 255, 1, 0, 1]]
+    own = discretize(x, bins=2, nan_policy="omit", outliers="drop")  # the finite 0, 2 and 1
+    assert own.codes.tolist() == [[0, 255, 1, 255, 1]]
+    quantile = discretize(x, bins=2, binning="quantile", nan_policy="omit", outliers="clip")
+    assert quantile.codes.tolist() == [[0, 255, 1, 0, 1]]
+
+
+def test_strides_and_smallest_shape() -> None:
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    expected = discretize(x[::3, 1::2].contiguous(), bins=9)
+    assert torch.equal(discretize(x[::3, 1::2], bins=9).codes, expected.codes)
+    transposed = x[::3, 1::2].t().contiguous().t()
+    assert torch.equal(discretize(transposed, bins=9).codes, expected.codes)
+    expanded = discretize(torch.randn(7, 1).expand(7, 3), bins=9).codes
+    assert torch.equal(expanded[0], expanded[2])
+    assert discretize(torch.tensor([[3.0], [4.0]]), bins=2).codes.tolist() == [[0, 1]]
+
+
+def test_constant_and_extreme_features() -> None:
+    assert discretize(torch.full((3, 1), 7.0), bins=4).codes.tolist() == [[0, 0, 0]]
+    huge = torch.tensor([[-3e38], [0.0], [3e38]])
+    assert discretize(huge, bins=4).codes.tolist() == [[0, 2, 3]]
+    tiny = torch.tensor([[0.0], [1e-45], [3e-45]])
+    assert discretize(tiny, bins=2).codes.tolist() == [[0, 0, 1]]
+
+
+def test_no_gradient_flows() -> None:
+    x = torch.randn(9, 2, requires_grad=True)
+    for binning in ("uniform", "quantile"):
+        result = discretize(x, bins=4, binning=binning)
+        assert not result.edges.requires_grad
+    assert not simmim_ext.mutual_information(x).requires_grad
+    assert not simmim_ext.predictive_information(x).requires_grad
+
+
+X = torch.linspace(0, 1, 18).view(9, 2)
+BAD = [
+    (lambda: discretize(X, bins=1), ValueError,
+     "discretize: bins must be between 2 and 256, got 1"),
+    (lambda: discretize(X, bins=257), ValueError,
+     "discretize: bins must be between 2 and 256, got 257"),
+    (lambda: discretize(X, bins=2.5), TypeError,
+     "discretize: bins must be an int, or a tensor of edges, got float"),
+    (lambda: discretize(X, bins=256, outliers="drop"), ValueError,
+     "discretize: bins must be at most 255 where nan_policy is 'omit' or outliers is 'drop'"),
+    (lambda: discretize(X, bins=torch.zeros(2, 2, 2)), ValueError,
+     "discretize: bins given as edges must have shape [bins + 1] or [features, bins + 1], got "
+     "[2, 2, 2]"),
+    (lambda: discretize(X, bins=torch.tensor([0.0, 2.0, 1.0])), ValueError,
+     "discretize: bins given as edges must ascend"),
+    (lambda: discretize(X, bins=torch.tensor([0.0, torch.nan, 1.0])), ValueError,
+     "discretize: bins given as edges must be finite"),
+    (lambda: discretize(X, bins=torch.rand(3, 4)), ValueError,
+     "discretize: bins given as edges must have shape [bins + 1] or [features, bins + 1] with "
+     "features = 2, got [3, 4]"),
+    (lambda: discretize(X, bins=torch.tensor([0.0, 2.0, 3.0]), range=(0.0, 1.0)), ValueError,
+     "discretize: range must be None where bins are edges"),
+    (lambda: discretize(X, bins=4, range=(0.0, 1.0), binning="quantile"), ValueError,
+     "discretize: range must be None where binning is 'quantile'"),
+    (lambda: discretize(X, bins=torch.tensor([0.0, 2.0, 3.0]), binning="quantile"), ValueError,
+     "discretize: bins must be an int where binning is 'quantile'"),
+    (lambda: discretize(X, bins=4, range=(1.0, 0.0)), ValueError,
+     "discretize: range must be finite with low <= high in every feature, got (1, 0) in feature 0"),
+    (lambda: discretize(X, bins=4, range=(0.0, torch.inf)), ValueError,
+     "discretize: range must be finite with low <= high in every feature, got (0, inf)"),
+    (lambda: discretize(X, bins=4, range=(0.0, torch.ones(2))), TypeError,
+     "discretize: range must be (low, high), two floats or two tensors, or None, got (0.0, "),
+    (lambda: discretize(X, bins=4, range=0.5), TypeError,
+     "discretize: range must be (low, high), two floats or two tensors, or None, got 0.5"),
+    (lambda: discretize(X, bins=4, range=(0.0, 0.5)), ValueError,
+     "discretize: x must lie in range [0, 0.5], got "),
+    (lambda: discretize(X, bins=4, binning="log"), ValueError,
+     "discretize: binning must be one of 'uniform', 'quantile', got 'log'"),
+    (lambda: discretize(X, bins=4, nan_policy="keep"), ValueError,
+     "discretize: nan_policy must be one of 'raise', 'omit', got 'keep'"),
+    (lambda: discretize(X, bins=4, outliers="keep"), ValueError,
+     "discretize: outliers must be one of 'raise', 'drop', 'clip', got 'keep'"),
+    (lambda: discretize(X.int(), bins=4), TypeError,
+     "discretize: x must be float16, bfloat16, float32 or float64, got torch.int32; wrap integer "
+     "codes as Discretized(codes, bins)"),
+    (lambda: discretize(X.to(torch.complex64), bins=4), TypeError,
+     "discretize: x must be float16, bfloat16, float32 or float64, got torch.complex64"),
+    (lambda: discretize(X.numpy(), bins=4), TypeError,
+     "discretize: x must be a tensor or a Discretized, got ndarray"),
+    (lambda: discretize(X[0], bins=4), ValueError,
+     "discretize: x must have shape [samples, features], got [2]"),
+    (lambda: discretize(X[:0], bins=4), ValueError,
+     "discretize: x must have at least 1 sample where range is None, got [0, 2]"),
+    (lambda: discretize(Discretized(torch.zeros(2, 3, dtype=torch.uint8), 4), bins=4), TypeError,
+     "discretize: x must be a floating-point tensor, got a Discretized"),
+    (lambda: Discretized(torch.zeros(2, 3), 4), TypeError,
+     "Discretized: codes must be a uint8 tensor, got torch.float32"),
+    (lambda: Discretized([[1]], 4), TypeError,
+     "Discretized: codes must be a uint8 tensor, got list"),
+    (lambda: Discretized(torch.zeros(3, dtype=torch.uint8), 4), ValueError,
+     "Discretized: codes must have shape [features, samples], got [3]"),
+    (lambda: Discretized(torch.zeros(2, 3, dtype=torch.uint8), 1), ValueError,
+     "Discretized: bins must be between 2 and 256, got 1"),
+    (lambda: Discretized(torch.zeros(2, 3, dtype=torch.uint8), 4, torch.zeros(2, 4)), ValueError,
+     "Discretized: edges must have shape [features, bins + 1] = [2, 5], got [2, 4]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "text"), BAD, ids=[text for _, _, text in BAD])
+def test_bad_input(call, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(text)):
+        call()
