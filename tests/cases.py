@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from case import Case
+from discretization_cases import DISCRETIZATION_CASES
 from information_cases import INFORMATION_CASES
 from linear_cases import LINEAR_CASES
 from torch import Tensor
@@ -134,5 +135,6 @@ CASES: tuple[Case, ...] = (
         ),
     ),
     *LINEAR_CASES,
+    *DISCRETIZATION_CASES,
     *INFORMATION_CASES,
 )  # fmt: skip

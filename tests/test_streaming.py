@@ -9,6 +9,7 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from information_cases import ESTIMATORS
+from inputs import normal
 from torch import Tensor
 
 from simmim_ext import (
@@ -22,10 +23,6 @@ from simmim_ext import (
 )
 
 RANGE = (-6.0, 6.0)
-
-
-def normal(samples: int, features: int, seed: int = 0) -> Tensor:
-    return torch.randn(samples, features, generator=torch.Generator().manual_seed(seed))
 
 
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=8), st.integers(2, 256))
