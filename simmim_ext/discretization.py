@@ -81,8 +81,8 @@ def discretize(
         x: [samples, features] float16/bfloat16/float32/float64, contiguous or not.
         bins: 2..256 (at most 255 where samples may be left out), or edges, [bins + 1] or
             [features, bins + 1]. Bins are half-open, the last one closed, as numpy.histogram.
-        range: (low, high), two floats or two [features] tensors; None: each feature's minimum and
-            maximum.
+        range: (low, high), two floats or two [features] tensors (one without axes is a float);
+            None: each feature's minimum and maximum.
         binning: "uniform", or "quantile" for bins that hold equally many samples; equal values
             always share a bin.
         nan_policy: "raise", or "omit": code 255.
@@ -161,6 +161,11 @@ class Binning:
                 f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
                 f"got {range!r}"
             )
+        if isinstance(ends[0], Tensor) and ends[0].shape != ends[1].shape:
+            raise ValueError(
+                f"{self.caller}: range given as tensors must have one shape, "
+                f"got {list(ends[0].shape)} and {list(ends[1].shape)}"
+            )
 
     @property
     def count(self) -> int:
@@ -168,6 +173,14 @@ class Binning:
         if self.bins is None:
             return DEFAULT_BINS
         return self.bins.shape[-1] - 1 if isinstance(self.bins, Tensor) else self.bins
+
+    @property
+    def by_feature(self) -> bool:
+        """Whether each feature of x has edges or a range of its own."""
+        if isinstance(self.bins, Tensor):
+            return self.bins.dim() == 2
+        low = self.range[0] if self.range is not None else None
+        return isinstance(low, Tensor) and low.dim() > 0
 
     def discretize(self, x: Tensor | Discretized, argument: str = "x") -> Discretized:
         """The codes of x, whatever it is; ``argument`` is what error texts call it."""
@@ -221,15 +234,13 @@ class Binning:
             policies = (self.nan_policy, self.outliers)
             edges = quantile_edges(x, self.count, *policies, self.caller, argument)
         elif isinstance(self.bins, Tensor):
-            if self.bins.dim() == 1 or argument == "x":
+            if argument == "x" or not self.by_feature:
                 edges = self.bins.detach()
-        elif self.range is not None:
-            ends = [
-                end.detach()
-                if isinstance(end, Tensor)
-                else torch.full((x.shape[1],), end, dtype=torch.float64, device=x.device)
+        elif self.range is not None and (argument == "x" or not self.by_feature):
+            low, high = (
+                torch.as_tensor(end, dtype=torch.float64, device=x.device).detach()
                 for end in self.range
-            ]
-            if argument == "x" or not isinstance(self.range[0], Tensor):
-                low, high = ends
+            )
+            if not self.by_feature:
+                low, high = low.expand(x.shape[1]), high.expand(x.shape[1])
         return self.count, low, high, edges, self.nan_policy, self.outliers

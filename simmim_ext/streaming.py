@@ -166,10 +166,7 @@ class JointHistogram(_Streaming):
     ) -> None:
         features = {"x_features": x_features, "y_features": y_features}
         super().__init__(features, bins, range, nan_policy, outliers, device)
-        per_feature = (isinstance(bins, Tensor) and bins.dim() == 2) or (
-            range is not None and isinstance(range[0], Tensor)
-        )
-        if per_feature:
+        if self._binning.by_feature:
             raise ValueError(
                 "JointHistogram: range must be two floats, or bins edges [bins + 1], for x and y "
                 "alike; discretize features that need bins of their own"

@@ -78,6 +78,15 @@ def test_range_by_feature() -> None:
     assert result.codes.tolist() == [[0, 3], [1, 2]]
 
 
+def test_range_of_scalar_tensors() -> None:
+    x, y = torch.rand(9, 2), 2 * torch.rand(9, 3)
+    low, high = torch.tensor(0.0), torch.tensor(2.0)
+    assert torch.equal(
+        simmim_ext.mutual_information(x, y, range=(low, high)),
+        simmim_ext.mutual_information(x, y, range=(0.0, 2.0)),
+    )
+
+
 def test_policies() -> None:
     x = torch.tensor([[0.0], [torch.nan], [2.0], [-torch.inf], [1.0]])
     options = {"bins": 2, "range": (0.0, 1.0), "nan_policy": "omit"}
@@ -149,6 +158,10 @@ BAD = [
      "discretize: range must be finite with low <= high in every feature, got (0, inf)"),
     (lambda: discretize(X, bins=4, range=(0.0, torch.ones(2))), TypeError,
      "discretize: range must be (low, high), two floats or two tensors, or None, got (0.0, "),
+    (lambda: discretize(X, bins=4, range=(torch.zeros(2), torch.tensor(1.0))), ValueError,
+     "discretize: range given as tensors must have one shape, got [2] and []"),
+    (lambda: discretize(X, bins=4, range=(torch.zeros(3), torch.ones(3))), ValueError,
+     "discretize: range given as tensors must have shape [features] = [2], got [3]"),
     (lambda: discretize(X, bins=4, range=0.5), TypeError,
      "discretize: range must be (low, high), two floats or two tensors, or None, got 0.5"),
     (lambda: discretize(X, bins=4, range=(0.0, 0.5)), ValueError,
