@@ -1,7 +1,7 @@
 // Binning is vectorised over features, or over the samples of one feature where those lie side by
-// side; tiles of 16 rows are binned at a time. Up to 64 bins are counted without touching memory:
-// each bin becomes one bit of a word, and carry-save addition counts the bits. Beyond that, and for
-// bins given as edges, plain counters are faster.
+// side; tiles of 16 rows are binned at a time. Few bins are counted without touching memory: each
+// becomes one bit of a word, and carry-save addition counts the bits. Many bins take plain
+// counters.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -14,7 +14,9 @@ namespace simmim {
 namespace {
 
 constexpr int kRows = 16;  // of a tile
-constexpr int kMaxCarrySaveBins = 64;
+// Carry-save addition takes work in proportion to the bins, by the width of the vectors; counters
+// take the same for any. Measured crossovers.
+constexpr int max_carry_save_bins(int lanes) { return lanes >= 16 ? 256 : 128; }
 constexpr int kWordBits = 32;
 // What the planes or counters of the features in work may take of the L2 cache.
 constexpr int64_t kStateBytes = 128 * 1024;
@@ -119,7 +121,7 @@ struct Tile {
   }
 };
 
-constexpr int words_of(int bins) { return (bins + kWordBits - 1) / kWordBits; }
+constexpr int words_of(int bins) { return bins <= 32 ? 1 : bins <= 64 ? 2 : bins <= 128 ? 4 : 8; }
 // Up to 16 bins, two columns share a word.
 constexpr int halves_of(int bins) { return bins <= kWordBits / 2 ? 2 : 1; }
 
@@ -151,7 +153,7 @@ template <int kLanes, int kHalves, int kWords, typename Stored>
   Tile<Stored, kHalves * kLanes> tile;
   tile.point_at(strip, row, column);
   Words<kLanes> ones[kRows];  // bit bin % 32, or bin + 16 in the second half
-  Bins<kLanes> word[kRows];   // bin / 32
+  Bins<kLanes> bins[kRows];
   for (int r = 0; r < kRows; ++r) {
     Bins<kLanes> bin;
     Words<kLanes> valid;
@@ -161,7 +163,7 @@ template <int kLanes, int kHalves, int kWords, typename Stored>
       bin_lanes<Stored, kLanes>(strip, tile.rows[r] + kLanes, column + kLanes, bin, valid);
       ones[r] |= (valid << 16) << (Words<kLanes>)(bin & 15);
     }
-    if constexpr (kWords > 1) word[r] = bin >> 5;
+    if constexpr (kWords > 1) bins[r] = bin;
   }
   for (int r = tile.row_count; r < kRows; ++r) ones[r] = Words<kLanes>{};
   if constexpr (kWords == 1) {
@@ -169,7 +171,13 @@ template <int kLanes, int kHalves, int kWords, typename Stored>
   } else {
     for (int w = 0; w < kWords; ++w) {
       Words<kLanes> own[kRows];
-      for (int r = 0; r < kRows; ++r) own[r] = ones[r] & (Words<kLanes>)(word[r] == w);
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kWords == 2) {
+          own[r] = ones[r] & (Words<kLanes>)(w == 0 ? bins[r] < 32 : bins[r] >= 32);
+        } else {
+          own[r] = ones[r] & (Words<kLanes>)(bins[r] >> 5 == w);
+        }
+      }
       states[w].add(own);
     }
   }
@@ -248,8 +256,12 @@ template <int kLanes, typename Stored>
     count_by_carry_save<kLanes, 2, 1>(strip, counts, workspace);
   } else if (strip.bins <= 32) {
     count_by_carry_save<kLanes, 1, 1>(strip, counts, workspace);
-  } else if (strip.bins <= kMaxCarrySaveBins) {
+  } else if (strip.bins <= 64) {
     count_by_carry_save<kLanes, 1, 2>(strip, counts, workspace);
+  } else if (strip.bins <= 128) {
+    count_by_carry_save<kLanes, 1, 4>(strip, counts, workspace);
+  } else if constexpr (max_carry_save_bins(kLanes) > 128) {
+    count_by_carry_save<kLanes, 1, 8>(strip, counts, workspace);
   } else {
     count_by_counters<kLanes>(strip, counts, workspace);
   }
@@ -315,8 +327,9 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
   const Target<Stored> target = choose_target<Stored>();
   const int32_t bins = args.binning.bins;
   const int64_t group = 2 * target.lanes;
-  const int64_t column_bytes = bins <= kMaxCarrySaveBins ? 17 * 4 * words_of(bins) / halves_of(bins)
-                                                         : 4 * (int64_t{bins} + 1);
+  const int64_t column_bytes = bins <= max_carry_save_bins(target.lanes)
+                                   ? 17 * 4 * words_of(bins) / halves_of(bins)
+                                   : 4 * (int64_t{bins} + 1);
   const int64_t width = std::max(kStateBytes / column_bytes / group, int64_t{1}) * group;
   std::vector<CacheLine> workspace((width * column_bytes + 63) / 64);
   std::vector<Compute> low(width), high(width), scale(width);
