@@ -26,19 +26,23 @@ struct alignas(64) CacheLine {
   unsigned char bytes[64];
 };
 
+// How x lies in memory; half precision is widened as tiles are loaded.
+enum class Storage { value, half, bfloat16 };
+
 // The columns that are counted together, as a matrix of rows: features of a row-major x, or the
-// samples of one feature, folded into rows as wide as a group.
-template <typename Stored>
+// samples of one feature, folded into rows as wide as a group. Value is float, double or uint8_t.
+template <typename Value>
 struct Strip {
-  const Stored* x;
+  const void* x;
+  Storage storage;
   int64_t rows;
   int64_t columns;
   int64_t row_stride;
   int64_t column_stride;
   // Bounds of every column, padded to whole groups; what padding counts is not read.
-  const compute_t<Stored>* low;
-  const compute_t<Stored>* high;
-  const compute_t<Stored>* scale;
+  const Value* low;
+  const Value* high;
+  const Value* scale;
   int32_t bins;
   bool clip;
 };
@@ -48,80 +52,82 @@ using Words = vector_of<uint32_t, kLanes>;
 template <int kLanes>
 using Bins = vector_of<int32_t, kLanes>;
 
-template <typename Stored, int kLanes>
-[[gnu::always_inline]] inline auto load_values(const Stored* source) {
-  if constexpr (std::is_same_v<Stored, BFloat16> || std::is_same_v<Stored, Half>) {
-    const auto raw = load_vector<vector_of<uint16_t, kLanes>>(source);
-    const auto bits = __builtin_convertvector(raw, Words<kLanes>);
-    using Floats = vector_of<float, kLanes>;
-    if constexpr (std::is_same_v<Stored, BFloat16>) return (Floats)(bits << 16);
-    // As Half's own conversion.
-    const Words<kLanes> magnitude = (bits & 0x7fffu) << 13;
-    const auto scaled = (Words<kLanes>)((Floats)magnitude * 0x1p112f);
-    const auto special = (Words<kLanes>)(magnitude >= 0x0f800000u);
-    return (Floats)((bits & 0x8000u) << 16 | (scaled & ~special) |
-                    ((magnitude | 0x7f800000u) & special));
-  } else {
-    return load_vector<vector_of<Stored, kLanes>>(source);
-  }
-}
-
 // uniform_bin of binning.h, lane by lane. valid is 1 where the value has a bin, else 0.
-template <typename Stored, int kLanes>
-[[gnu::always_inline]] inline void bin_lanes(const Strip<Stored>& strip, const Stored* source,
+template <typename Value, int kLanes>
+[[gnu::always_inline]] inline void bin_lanes(const Strip<Value>& strip, const Value* source,
                                              int64_t column, Bins<kLanes>& bin,
                                              Words<kLanes>& valid) {
   const Bins<kLanes> last = Bins<kLanes>{} + (strip.bins - 1);
-  if constexpr (std::is_same_v<Stored, uint8_t>) {
+  if constexpr (std::is_same_v<Value, uint8_t>) {
     bin = __builtin_convertvector((load_vector<vector_of<uint8_t, kLanes>>(source)), Bins<kLanes>);
     valid = (Words<kLanes>)(bin <= last) & 1u;
   } else {
-    using Values = vector_of<compute_t<Stored>, kLanes>;
+    using Values = vector_of<Value, kLanes>;
     const auto low = load_vector<Values>(strip.low + column);
     const auto high = load_vector<Values>(strip.high + column);
-    Values value = load_values<Stored, kLanes>(source);
+    auto value = load_vector<Values>(source);
     if (strip.clip) {
       value = value < low ? low : value;
       value = value > high ? high : value;
     }
-    const auto inside = (value >= low) & (value <= high);
-    valid = __builtin_convertvector(inside, Words<kLanes>) & 1u;
+    valid = __builtin_convertvector((value >= low) & (value <= high), Words<kLanes>) & 1u;
     bin = __builtin_convertvector((value - low) * load_vector<Values>(strip.scale + column),
                                   Bins<kLanes>);
     bin = bin < last ? bin : last;
   }
 }
 
-// 16 rows of a group of columns as they can be loaded: in place, or copied where they are strided
-// or fewer than a group. Rows past the end repeat the first: whoever counts them leaves them out.
-template <typename Stored, int kColumns>
+// 16 rows of a group of columns as they can be loaded: in place, or copied where they are strided,
+// in half precision or fewer than a group. Rows past the end repeat the first: whoever counts them
+// leaves them out.
+template <typename Value, int kColumns>
 struct Tile {
-  const Stored* rows[kRows];
+  const Value* rows[kRows];
   int row_count;
-  Stored copy[kRows * kColumns];
+  Value copy[kRows * kColumns];
 
-  [[gnu::always_inline]] void point_at(const Strip<Stored>& strip, int64_t row, int64_t column) {
+  [[gnu::always_inline]] void load(const Strip<Value>& strip, int64_t row, int64_t column) {
     row_count = static_cast<int>(std::min<int64_t>(kRows, strip.rows - row));
-    const int64_t columns = std::min<int64_t>(kColumns, strip.columns - column);
-    const Stored* first = strip.x + row * strip.row_stride + column * strip.column_stride;
-    if (strip.column_stride == 1 && columns == kColumns && row_count == kRows) [[likely]] {
+    const int64_t offset = row * strip.row_stride + column * strip.column_stride;
+    const bool whole = strip.column_stride == 1 && strip.columns - column >= kColumns;
+    if (strip.storage == Storage::value && whole && row_count == kRows) [[likely]] {
+      const Value* first = static_cast<const Value*>(strip.x) + offset;
       for (int r = 0; r < kRows; ++r) {
         rows[r] = first + r * strip.row_stride;
         __builtin_prefetch(rows[r] + kPrefetchRows * strip.row_stride);
       }
       return;
     }
-    for (int r = 0; r < kRows; ++r) {
-      rows[r] = copy + (r < row_count ? r : 0) * kColumns;
-      for (int64_t c = 0; c < kColumns && r < row_count; ++c) {
-        copy[r * kColumns + c] =
-            c < columns ? first[r * strip.row_stride + c * strip.column_stride] : Stored{};
+    for (int r = 0; r < kRows; ++r) rows[r] = copy + (r < row_count ? r : 0) * kColumns;
+    switch (strip.storage) {
+      case Storage::value:
+        return copy_from(static_cast<const Value*>(strip.x) + offset, strip, column);
+      case Storage::half:
+        return copy_from(static_cast<const Half*>(strip.x) + offset, strip, column);
+      case Storage::bfloat16:
+        return copy_from(static_cast<const BFloat16*>(strip.x) + offset, strip, column);
+    }
+  }
+
+  template <typename Stored>
+  [[gnu::always_inline]] void copy_from(const Stored* first, const Strip<Value>& strip,
+                                        int64_t column) {
+    const int64_t columns = std::min<int64_t>(kColumns, strip.columns - column);
+    for (int r = 0; r < row_count; ++r) {
+      const Stored* source = first + r * strip.row_stride;
+      Value* target = copy + r * kColumns;
+      if (strip.column_stride == 1 && columns == kColumns) {  // vectorises
+        for (int c = 0; c < kColumns; ++c) target[c] = static_cast<Value>(source[c]);
+      } else {
+        for (int64_t c = 0; c < kColumns; ++c) {
+          target[c] = c < columns ? static_cast<Value>(source[c * strip.column_stride]) : Value{};
+        }
       }
     }
   }
 };
 
-constexpr int words_of(int bins) { return bins <= 32 ? 1 : bins <= 64 ? 2 : bins <= 128 ? 4 : 8; }
+constexpr int words_of(int bins) { return (bins + kWordBits - 1) / kWordBits; }
 // Up to 16 bins, two columns share a word.
 constexpr int halves_of(int bins) { return bins <= kWordBits / 2 ? 2 : 1; }
 
@@ -146,65 +152,60 @@ template <int kLanes>
   }
 }
 
-// Adds a tile to the counts of its group, one or kWords of them.
-template <int kLanes, int kHalves, int kWords, typename Stored>
-[[gnu::always_inline]] inline void add_tile(const Strip<Stored>& strip, int64_t row, int64_t column,
-                                            BitCounts<Words<kLanes>>* states) {
-  Tile<Stored, kHalves * kLanes> tile;
-  tile.point_at(strip, row, column);
+// Adds a tile to the counts of its group, one for each word.
+template <int kLanes, int kHalves, bool kOneWord, typename Value>
+[[gnu::always_inline]] inline void add_tile(const Strip<Value>& strip, int64_t row, int64_t column,
+                                            int words, BitCounts<Words<kLanes>>* states) {
+  Tile<Value, kHalves * kLanes> tile;
+  tile.load(strip, row, column);
   Words<kLanes> ones[kRows];  // bit bin % 32, or bin + 16 in the second half
-  Bins<kLanes> bins[kRows];
+  Bins<kLanes> upper[kRows];  // bin / 32
   for (int r = 0; r < kRows; ++r) {
     Bins<kLanes> bin;
     Words<kLanes> valid;
-    bin_lanes<Stored, kLanes>(strip, tile.rows[r], column, bin, valid);
+    bin_lanes<Value, kLanes>(strip, tile.rows[r], column, bin, valid);
     ones[r] = valid << (Words<kLanes>)(bin & (kWordBits / kHalves - 1));
     if constexpr (kHalves == 2) {
-      bin_lanes<Stored, kLanes>(strip, tile.rows[r] + kLanes, column + kLanes, bin, valid);
+      bin_lanes<Value, kLanes>(strip, tile.rows[r] + kLanes, column + kLanes, bin, valid);
       ones[r] |= (valid << 16) << (Words<kLanes>)(bin & 15);
     }
-    if constexpr (kWords > 1) bins[r] = bin;
+    if constexpr (!kOneWord) upper[r] = bin >> 5;
   }
   for (int r = tile.row_count; r < kRows; ++r) ones[r] = Words<kLanes>{};
-  if constexpr (kWords == 1) {
+  if constexpr (kOneWord) {
     states->add(ones);
   } else {
-    for (int w = 0; w < kWords; ++w) {
+    for (int w = 0; w < words; ++w) {
       Words<kLanes> own[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        if constexpr (kWords == 2) {
-          own[r] = ones[r] & (Words<kLanes>)(w == 0 ? bins[r] < 32 : bins[r] >= 32);
-        } else {
-          own[r] = ones[r] & (Words<kLanes>)(bins[r] >> 5 == w);
-        }
-      }
+      for (int r = 0; r < kRows; ++r) own[r] = ones[r] & (Words<kLanes>)(upper[r] == w);
       states[w].add(own);
     }
   }
 }
 
-// Counts a strip of at most 32 * kWords uniform bins into counts [columns, bins].
-template <int kLanes, int kHalves, int kWords, typename Stored>
-[[gnu::always_inline]] inline void count_by_carry_save(Strip<Stored> strip, int64_t* counts,
+// Counts a strip into counts [columns, bins] with a bit for each bin.
+template <int kLanes, int kHalves, bool kOneWord, typename Value>
+[[gnu::always_inline]] inline void count_by_carry_save(Strip<Value> strip, int64_t* counts,
                                                        void* workspace) {
   constexpr int kGroup = kHalves * kLanes;
-  const int64_t states_used = (strip.columns + kGroup - 1) / kGroup * kWords;
-  auto* states = static_cast<BitCounts<Words<kLanes>>*>(workspace);  // [groups, kWords]
+  const int words = words_of(strip.bins);
+  const int64_t states_used = (strip.columns + kGroup - 1) / kGroup * words;
+  auto* states = static_cast<BitCounts<Words<kLanes>>*>(workspace);  // [groups, words]
   const int64_t rows = strip.rows;
 
   for (int64_t begin = 0; begin < rows; begin += BitCounts<Words<kLanes>>::kMaxRows) {
     strip.rows = std::min(begin + BitCounts<Words<kLanes>>::kMaxRows, rows);
     for (int64_t s = 0; s < states_used; ++s) states[s].clear();
     for (int64_t row = begin; row < strip.rows; row += kRows) {
-      for (int64_t s = 0; s < states_used; s += kWords) {
-        add_tile<kLanes, kHalves, kWords>(strip, row, s / kWords * kGroup, states + s);
+      for (int64_t s = 0; s < states_used; s += words) {
+        add_tile<kLanes, kHalves, kOneWord>(strip, row, s / words * kGroup, words, states + s);
       }
       if ((row - begin) / kRows % 16 != 15 && row + kRows < strip.rows) continue;
       for (int64_t s = 0; s < states_used; ++s) states[s].settle();
     }
     for (int64_t s = 0; s < states_used; ++s) {
-      const int64_t column = s / kWords * kGroup;
-      read_counts<kLanes>(states[s], static_cast<int>(s % kWords), kHalves, strip.columns - column,
+      const int64_t column = s / words * kGroup;
+      read_counts<kLanes>(states[s], static_cast<int>(s % words), kHalves, strip.columns - column,
                           strip.bins, counts + column * strip.bins);
     }
   }
@@ -212,26 +213,26 @@ template <int kLanes, int kHalves, int kWords, typename Stored>
 
 // Counts a strip of any number of uniform bins with one counter for each, and one more for what has
 // no bin, so that no branch is needed.
-template <int kLanes, typename Stored>
-[[gnu::always_inline]] inline void count_by_counters(const Strip<Stored>& strip, int64_t* counts,
+template <int kLanes, typename Value>
+[[gnu::always_inline]] inline void count_by_counters(const Strip<Value>& strip, int64_t* counts,
                                                      void* workspace) {
   constexpr int64_t kMaxRows = int64_t{1} << 31;  // of 32-bit counters
   const int32_t slots = strip.bins + 1;
   auto* counters = static_cast<uint32_t*>(workspace);  // [columns of whole groups, slots]
   const int64_t padded = (strip.columns + kLanes - 1) / kLanes * kLanes;
   for (int64_t begin = 0; begin < strip.rows; begin += kMaxRows) {
-    Strip<Stored> part = strip;
+    Strip<Value> part = strip;
     part.rows = std::min(begin + kMaxRows, strip.rows);
     std::fill_n(counters, padded * slots, 0u);
     for (int64_t row = begin; row < part.rows; row += kRows) {
       for (int64_t column = 0; column < padded; column += kLanes) {
-        Tile<Stored, kLanes> tile;
-        tile.point_at(part, row, column);
+        Tile<Value, kLanes> tile;
+        tile.load(part, row, column);
         alignas(64) int32_t bins[kRows][kLanes];
         for (int r = 0; r < tile.row_count; ++r) {
           Bins<kLanes> bin;
           Words<kLanes> valid;
-          bin_lanes<Stored, kLanes>(strip, tile.rows[r], column, bin, valid);
+          bin_lanes<Value, kLanes>(strip, tile.rows[r], column, bin, valid);
           bin = valid != 0u ? bin + 1 : Bins<kLanes>{};
           memcpy(bins[r], &bin, sizeof bin);
         }
@@ -249,55 +250,58 @@ template <int kLanes, typename Stored>
   }
 }
 
-template <int kLanes, typename Stored>
-[[gnu::always_inline]] inline void count_strip(const Strip<Stored>& strip, int64_t* counts,
+template <int kLanes, typename Value>
+[[gnu::always_inline]] inline void count_strip(const Strip<Value>& strip, int64_t* counts,
                                                void* workspace) {
-  if (strip.bins <= 16) {
-    count_by_carry_save<kLanes, 2, 1>(strip, counts, workspace);
-  } else if (strip.bins <= 32) {
-    count_by_carry_save<kLanes, 1, 1>(strip, counts, workspace);
-  } else if (strip.bins <= 64) {
-    count_by_carry_save<kLanes, 1, 2>(strip, counts, workspace);
-  } else if (strip.bins <= 128) {
-    count_by_carry_save<kLanes, 1, 4>(strip, counts, workspace);
-  } else if constexpr (max_carry_save_bins(kLanes) > 128) {
-    count_by_carry_save<kLanes, 1, 8>(strip, counts, workspace);
+  if (strip.bins <= kWordBits / 2) {
+    count_by_carry_save<kLanes, 2, true>(strip, counts, workspace);
+  } else if (strip.bins <= kWordBits) {
+    count_by_carry_save<kLanes, 1, true>(strip, counts, workspace);
+  } else if (strip.bins <= max_carry_save_bins(kLanes)) {
+    count_by_carry_save<kLanes, 1, false>(strip, counts, workspace);
   } else {
     count_by_counters<kLanes>(strip, counts, workspace);
   }
 }
 
 // Lanes of 32 bits, and count_strip in their width, for each capability.
-template <typename Stored>
+template <typename Value>
 struct Target {
   int lanes;
-  void (*count_strip)(const Strip<Stored>&, int64_t*, void*);
+  void (*count_strip)(const Strip<Value>&, int64_t*, void*);
 };
 
-template <typename Stored>
-void count_strip_portable(const Strip<Stored>& strip, int64_t* counts, void* workspace) {
+template <typename Value>
+void count_strip_portable(const Strip<Value>& strip, int64_t* counts, void* workspace) {
   count_strip<4>(strip, counts, workspace);
 }
 #if defined(__x86_64__)
-template <typename Stored>
-SIMMIM_TARGET_AVX2 void count_strip_avx2(const Strip<Stored>& strip, int64_t* counts,
+template <typename Value>
+SIMMIM_TARGET_AVX2 void count_strip_avx2(const Strip<Value>& strip, int64_t* counts,
                                          void* workspace) {
   count_strip<8>(strip, counts, workspace);
 }
-template <typename Stored>
-SIMMIM_TARGET_AVX512 void count_strip_avx512(const Strip<Stored>& strip, int64_t* counts,
+template <typename Value>
+SIMMIM_TARGET_AVX512 void count_strip_avx512(const Strip<Value>& strip, int64_t* counts,
                                              void* workspace) {
   count_strip<16>(strip, counts, workspace);
 }
 #endif
 
-template <typename Stored>
-Target<Stored> choose_target() {
+template <typename Value>
+Target<Value> choose_target() {
 #if defined(__x86_64__)
-  if (cpu_capability() >= CpuCapability::avx512) return {16, count_strip_avx512<Stored>};
-  if (cpu_capability() >= CpuCapability::avx2) return {8, count_strip_avx2<Stored>};
+  if (cpu_capability() >= CpuCapability::avx512) return {16, count_strip_avx512<Value>};
+  if (cpu_capability() >= CpuCapability::avx2) return {8, count_strip_avx2<Value>};
 #endif
-  return {4, count_strip_portable<Stored>};
+  return {4, count_strip_portable<Value>};
+}
+
+template <typename Stored>
+constexpr Storage storage_of() {
+  return std::is_same_v<Stored, Half>       ? Storage::half
+         : std::is_same_v<Stored, BFloat16> ? Storage::bfloat16
+                                            : Storage::value;
 }
 
 // Bins given as edges: a search for every value.
@@ -317,14 +321,14 @@ void count_by_search(const HistogramArgs<Stored>& args, int64_t feature, int64_t
 template <typename Stored>
 void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int64_t feature_end,
                    int64_t sample_begin, int64_t sample_end) {
-  using Compute = compute_t<Stored>;
+  using Value = std::conditional_t<std::is_same_v<Stored, uint8_t>, uint8_t, compute_t<Stored>>;
   if (args.binning.edges != nullptr) {
     for (int64_t f = feature_begin; f < feature_end; ++f) {
       count_by_search(args, f, sample_begin, sample_end);
     }
     return;
   }
-  const Target<Stored> target = choose_target<Stored>();
+  const Target<Value> target = choose_target<Value>();
   const int32_t bins = args.binning.bins;
   const int64_t group = 2 * target.lanes;
   const int64_t column_bytes = bins <= max_carry_save_bins(target.lanes)
@@ -332,7 +336,7 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
                                    : 4 * (int64_t{bins} + 1);
   const int64_t width = std::max(kStateBytes / column_bytes / group, int64_t{1}) * group;
   std::vector<CacheLine> workspace((width * column_bytes + 63) / 64);
-  std::vector<Compute> low(width), high(width), scale(width);
+  std::vector<Value> low(width), high(width), scale(width);
 
   // Samples side by side, as the codes of Discretized: fold each feature into rows of one group.
   const int64_t samples = sample_end - sample_begin;
@@ -342,16 +346,17 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
 
   for (int64_t f = feature_begin; f < feature_end; f += columns_at_once) {
     const int64_t features = std::min(columns_at_once, feature_end - f);
-    Strip<Stored> strip{args.x + f * args.feature_stride + sample_begin * args.sample_stride,
-                        samples,
-                        features,
-                        args.sample_stride,
-                        args.feature_stride,
-                        low.data(),
-                        high.data(),
-                        scale.data(),
-                        bins,
-                        args.binning.clip};
+    Strip<Value> strip{args.x + f * args.feature_stride + sample_begin * args.sample_stride,
+                       storage_of<Stored>(),
+                       samples,
+                       features,
+                       args.sample_stride,
+                       args.feature_stride,
+                       low.data(),
+                       high.data(),
+                       scale.data(),
+                       bins,
+                       args.binning.clip};
     if constexpr (!std::is_same_v<Stored, uint8_t>) {
       for (int64_t c = 0; c < (fold ? group : features); ++c) {
         const int64_t feature = fold ? f : f + c;
@@ -370,7 +375,7 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
     strip.column_stride = 1;
     std::fill(folded.begin(), folded.end(), 0);
     target.count_strip(strip, folded.data(), workspace.data());
-    strip.x += strip.rows * group;  // what does not fill a row
+    strip.x = static_cast<const Stored*>(strip.x) + strip.rows * group;  // what fills no row
     strip.rows = 1;
     strip.columns = samples % group;
     if (strip.columns != 0) target.count_strip(strip, folded.data(), workspace.data());
