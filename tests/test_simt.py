@@ -19,7 +19,7 @@ def build(folder: Path, program: str, *kernels: Path) -> Path:
     """Compiles tests/simt/<program>.cpp with the emulation and AddressSanitizer."""
     out = folder / program
     command = ["g++", "-std=c++17", "-O1", "-g", "-fsanitize=address", "-Wall", "-Wextra"]
-    command += ["-Wno-unknown-pragmas", "-I", str(SIMT), "-x", "c++"]
+    command += ["-Wno-unknown-pragmas", "-Wno-psabi", "-I", str(SIMT), "-x", "c++"]
     sources = [SIMT / f"{program}.cpp", SIMT / "simt.cpp", *kernels]
     done = subprocess.run(
         [*command, *map(str, sources), "-o", str(out)], capture_output=True, text=True
