@@ -24,11 +24,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
+    width = max(len(name) for entries in found.values() for name in entries)
     for section, entries in found.items():
         print(section)
         for name, value in entries.items():
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            print(f"  {name:<22}{'-' if shown in (None, '') else shown}")
+            print(f"  {name:<{width}}  {'-' if shown in (None, '') else shown}")
 
 
 def collect() -> dict[str, dict[str, Any]]:
