@@ -22,7 +22,7 @@ from .nn import MaskedLinear
 from .reconstruction import RIDGE, Pair, layers_in_order, output_layer, refit_to_predictions
 
 # Share of a row's remaining weights that one elimination step takes.
-_STEP = 0.02
+_STEP = 0.05
 
 # Elements of the inverse matrices that rows are worked on with at a time.
 _CHUNK = 1 << 24
