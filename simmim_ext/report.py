@@ -34,9 +34,10 @@ def sentences(report: Report) -> list[str]:
             f"At least {fidelity['agreement_at_least']:.1%} agreement with the original at 95% "
             f"confidence, on {fidelity['samples']:,} samples ({fidelity['data']})."
         )
+    threads = latency["threads"]
     lines.append(
-        f"Latency: batch of {latency['batch']}, {latency['threads']} threads, {latency['device']}, "
-        "measured in turn."
+        f"Latency: batch of {latency['batch']}, {threads} thread{'s' if threads > 1 else ''}, "
+        f"{latency['device']}, measured in turn."
     )
     return lines
 

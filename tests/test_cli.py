@@ -158,7 +158,6 @@ def without_times(report):
 
 
 def test_demo_prints_json_alone_saves_everything_and_repeats_itself(run, fashion, tmp_path):
-    threads = str(torch.get_num_threads())
     arguments = ("demo", "--json", "--data-dir", fashion, "--seed", 3, "--epochs", 2)
     code, out, error = run(*arguments, "--output", tmp_path / "out0")
     assert code == 0, error
@@ -166,7 +165,7 @@ def test_demo_prints_json_alone_saves_everything_and_repeats_itself(run, fashion
     assert f"Fashion-MNIST from {fashion}" in error
     assert json.loads((tmp_path / "out0" / "report.json").read_text()) == report
     assert (tmp_path / "out0" / "information.png").read_bytes().startswith(b"\x89PNG")
-    again = simmim(*arguments, "--output", tmp_path / "out1", OMP_NUM_THREADS=threads)
+    again = simmim(*arguments, "--output", tmp_path / "out1", OMP_NUM_THREADS="1")
     assert again.returncode == 0, again.stderr
     first, second = without_times(report), without_times(json.loads(again.stdout))
     assert first == second
