@@ -43,7 +43,9 @@ format: build  ## rewrite in the house style
 	$(BIN)/clang-format -i $(CPP)
 
 bench: build  ## every operator against its baselines
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	@mkdir -p results
+	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench.json $(ARGS)
+	$(BIN)/python benchmarks/summary.py results/bench.json
 
 package: build  ## sdist and wheel
 	$(BIN)/pip install build && $(BIN)/python -m build --no-isolation

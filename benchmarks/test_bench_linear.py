@@ -7,7 +7,7 @@ that it holds on a busy machine; pytest-benchmark's own columns are the layer's 
 import pytest
 import torch
 import torch.nn.functional as F
-from timing import interleaved
+from timing import report
 from torch import nn
 
 from simmim_ext.nn import SparseLinear, masked_linear
@@ -51,8 +51,12 @@ def test_inference(benchmark, pattern, density, batch) -> None:
     expected = F.linear(x.double(), masked.double(), linear.bias.double())
     for call in rivals.values():
         torch.testing.assert_close(call().double(), expected, rtol=1e-4, atol=1e-4)
-    report(benchmark, rivals, layer.choice.kernel(batch), 2 * batch * int(mask.sum()))
-    benchmark(rivals["ours"])
+    report(
+        benchmark,
+        rivals,
+        operations=2 * batch * int(mask.sum()),
+        note=layer.choice.kernel(batch),
+    )
 
 
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.5])
@@ -70,8 +74,7 @@ def test_training_step(benchmark, density) -> None:
     }
     for ours, expected in zip(rivals["ours"](), rivals["W*M"](), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    report(benchmark, rivals, "masked_linear", 6 * 128 * int(mask.sum()))
-    benchmark(rivals["ours"])
+    report(benchmark, rivals, operations=6 * 128 * int(mask.sum()))
 
 
 @torch.inference_mode()
@@ -85,17 +88,4 @@ def test_call_overhead(benchmark) -> None:
         "nn.Linear": lambda: [linear(x) for _ in many],
     }
     torch.testing.assert_close(layer(x), linear(x))
-    report(benchmark, rivals, layer.choice.kernel(1), 0)
-    benchmark(layer, x)
-
-
-def report(benchmark, rivals, kernel: str, operations: int) -> None:
-    """Prints and records how many times as fast as each rival ours is."""
-    seconds = interleaved(rivals)
-    ratios = {f"x {name}": taken / seconds["ours"] for name, taken in seconds.items()}
-    del ratios["x ours"]
-    benchmark.extra_info.update(ratios, kernel=kernel, gflops=operations / seconds["ours"] / 1e9)
-    figures = "  ".join(f"{ratio:.2f}{name}" for name, ratio in ratios.items())
-    print(
-        f"\n{benchmark.name}: {kernel}, {figures}, {operations / seconds['ours'] / 1e9:.1f} GFLOP/s"
-    )
+    report(benchmark, rivals, note=layer.choice.kernel(1))

@@ -49,6 +49,8 @@ def test_does_not_depend_on_threads(case: Case, threads) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=case.thread_tolerance, equal_nan=True)
 
 
+# torch 2.14's opcheck reads .grad of the copies that it makes of the arguments.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @by_name
 def test_registration(case: Case, device: str) -> None:
     """Schema, fake and autograd registration agree with what the kernel does."""

@@ -9,10 +9,7 @@ namespace {
 // Each feature's smallest and largest value, of those that may count.
 std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningRequest& request) {
   const bool tolerant = request.omit_nan || request.drop_outliers || request.clip_outliers;
-  if (!tolerant) {
-    auto [low, high] = at::aminmax(x, 0);
-    return {low, high};
-  }
+  if (!tolerant) return {x.amin(0), x.amax(0)};  // two reads, yet faster than at::aminmax
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const at::Tensor ignored =
       request.drop_outliers || request.clip_outliers ? x.isfinite().logical_not_() : x.isnan();

@@ -2,7 +2,6 @@
 #include "../kernels/compressed_linear.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -14,6 +13,7 @@
 #include "backend.h"
 #include "linear_checks.h"
 #include "masked_product.h"
+#include "parallel.h"
 
 namespace simmim {
 namespace {
@@ -84,8 +84,8 @@ std::tuple<Tensor, Tensor> compress_cpu(const Tensor& weight, const Tensor& mask
   Tensor bitmap = at::empty({bitmap_bytes(keep.numel())}, keep.options().dtype(at::kByte));
   const PackBitsArgs args{static_cast<const uint8_t*>(keep.const_data_ptr()),
                           bitmap.mutable_data_ptr<uint8_t>(), keep.numel()};
-  at::parallel_for(0, bitmap.numel(), 1 << 15,
-                   [&](int64_t begin, int64_t end) { pack_bits_cpu(args, begin, end); });
+  parallel_ranges(bitmap.numel(), keep.numel(),
+                  [&](int64_t begin, int64_t end) { pack_bits_cpu(args, begin, end); });
   return {bitmap, at::masked_select(weight, keep)};
 }
 
@@ -95,7 +95,7 @@ Tensor decompress_cpu_op(const Tensor& bitmap, const Tensor& values, int64_t out
   constexpr int64_t kRows = 64;
   const std::vector<int64_t> first = weight.first_values(kDecompress, kRows);
   Tensor dense = at::empty({out_features, in_features}, values.options());
-  at::parallel_for(0, first.size() - 1, 1, [&](int64_t begin, int64_t end) {
+  parallel_ranges(first.size() - 1, dense.numel(), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t row = block * kRows;
       weight.decompress_rows(row, first[block],

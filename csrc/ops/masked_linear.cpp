@@ -9,7 +9,6 @@
 #include "../kernels/masked_linear.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -17,6 +16,7 @@
 #include "backend.h"
 #include "linear_checks.h"
 #include "masked_product.h"
+#include "parallel.h"
 
 namespace simmim {
 namespace {
@@ -26,7 +26,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Up to this share of kept weights, the sampled product beats a full product that is then masked.
 constexpr double kSampledDensity = 0.45;
-constexpr int64_t kGrainElements = 1 << 15;  // a thread takes at least so many
 
 constexpr char kForward[] = "masked_linear";
 constexpr char kInputGrad[] = "masked_linear_input_grad";
@@ -61,8 +60,8 @@ Tensor mask_weight(const Tensor& weight, const Tensor& mask) {
   const MaskWeightArgs args{full.const_data_ptr(),
                             static_cast<const uint8_t*>(keep.const_data_ptr()),
                             masked.mutable_data_ptr(), full.element_size()};
-  at::parallel_for(0, full.numel(), kGrainElements,
-                   [&](int64_t begin, int64_t end) { mask_weight_cpu(args, begin, end); });
+  parallel_ranges(full.numel(), full.numel(),
+                  [&](int64_t begin, int64_t end) { mask_weight_cpu(args, begin, end); });
   return masked;
 }
 
@@ -72,8 +71,8 @@ Tensor transposed(const Tensor& t) {
   Tensor result = at::empty({t.size(1), blocks * kBatchLanes}, t.options());
   const TransposeArgs args{t.const_data_ptr<float>(), result.mutable_data_ptr<float>(), t.size(0),
                            t.size(1), blocks * kBatchLanes};
-  at::parallel_for(0, blocks, 1,
-                   [&](int64_t begin, int64_t end) { transpose_blocks_cpu(args, begin, end); });
+  parallel_ranges(blocks, t.numel(),
+                  [&](int64_t begin, int64_t end) { transpose_blocks_cpu(args, begin, end); });
   return result;
 }
 
@@ -113,8 +112,8 @@ Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) 
   const Tensor grad_rows = grad.reshape({batch, out_features}).contiguous();
   const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
   const Tensor keep = mask.contiguous();
-  if (grad.scalar_type() != at::kFloat ||
-      keep.count_nonzero().item<int64_t>() > kSampledDensity * keep.numel()) {
+  const int64_t kept = keep.count_nonzero().item<int64_t>();
+  if (grad.scalar_type() != at::kFloat || kept > kSampledDensity * keep.numel()) {
     return mask_weight(at::mm(grad_rows.t(), x_rows), keep);
   }
   const Tensor grad_t = transposed(grad_rows), x_t = transposed(x_rows);
@@ -125,8 +124,8 @@ Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) 
                                 product.mutable_data_ptr<float>(),
                                 x_t.size(1),
                                 in_features};
-  at::parallel_for(0, out_features, 8,
-                   [&](int64_t begin, int64_t end) { sampled_product_cpu(args, begin, end); });
+  parallel_ranges(out_features, kept * batch,
+                  [&](int64_t begin, int64_t end) { sampled_product_cpu(args, begin, end); });
   return product;
 }
 

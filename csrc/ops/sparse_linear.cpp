@@ -2,7 +2,6 @@
 #include "../kernels/sparse_linear.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -10,6 +9,7 @@
 
 #include "backend.h"
 #include "linear_checks.h"
+#include "parallel.h"
 
 namespace simmim {
 namespace {
@@ -57,7 +57,7 @@ PackedHeader read_header(const Tensor& packed) {
   return header;
 }
 
-void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x) {
+void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
   args.lanes = element_lanes_cpu(args.batch);
   const int64_t batch_tiles = divide_up(args.batch, args.lanes);
   const int64_t column_tiles = divide_up(header.in_features, kTileColumns);
@@ -65,11 +65,11 @@ void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor
       at::empty({batch_tiles * column_tiles * kPackedTileColumns * args.lanes}, x.options());
   const PackInputArgs pack{args.x, tiles.mutable_data_ptr<float>(), args.batch, header.in_features,
                            args.lanes};
-  at::parallel_for(0, batch_tiles * column_tiles, 4,
-                   [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
+  parallel_ranges(batch_tiles * column_tiles, x.numel(),
+                  [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
   args.x = tiles.const_data_ptr<float>();
-  at::parallel_for(0, batch_tiles * divide_up(header.out_features, kTileRows), 1,
-                   [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
+  parallel_ranges(batch_tiles * divide_up(header.out_features, kTileRows), work,
+                  [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
@@ -96,17 +96,19 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
                               y.mutable_data_ptr<float>(),
                               c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
                               0};
+  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
+  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
   switch (header.layout) {
     case Layout::element:
-      run_element(args, header, input);
+      run_element(args, header, input, work);
       break;
     case Layout::gather:
-      at::parallel_for(0, out_features, 64,
-                       [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
+      parallel_ranges(out_features, work,
+                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
       break;
     case Layout::block:
-      at::parallel_for(0, divide_up(out_features, kBlockRows), 4,
-                       [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+      parallel_ranges(divide_up(out_features, kBlockRows), work,
+                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
       break;
   }
   return y.to(x.scalar_type());

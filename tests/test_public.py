@@ -1,0 +1,58 @@
+"""The public names: a contract that outside code is written against."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import simmim_ext
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", simmim_ext.__all__)
+def test_public_name_resolves(name: str) -> None:
+    value = getattr(simmim_ext, name)
+    assert value is not None
+    assert getattr(simmim_ext, name) is value
+    assert name in dir(simmim_ext)
+
+
+def test_no_module_hides_a_public_function() -> None:
+    for name in simmim_ext._PUBLIC:
+        assert not (ROOT / "simmim_ext" / f"{name}.py").exists()
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'simmim_ext' has no attribute 'entropie'"):
+        _ = simmim_ext.entropie
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    stub = (ROOT / "simmim_ext/__init__.pyi").read_text()
+    imported = re.findall(r"^from (\S+) import \w+ as (\w+)$", stub, re.MULTILINE)
+    assert sorted(name for _, name in imported) == sorted(simmim_ext.__all__)
+    for module, name in imported:
+        if name in simmim_ext._PUBLIC:
+            assert module == "." + simmim_ext._PUBLIC[name]
+            assert hasattr(import_module(module, "simmim_ext"), name)
+
+
+def test_readme_example_runs_as_printed(tmp_path, monkeypatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["small"](scope["images"][:2]).shape == (2, 10)
+    assert scope["mi"].shape == (64,)
+    assert (tmp_path / "small" / "manifest.json").exists()
+
+
+def test_readme_shows_the_committed_figures() -> None:
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    summary = import_module("summary")
+    monkeypatch.undo()
+    text = (ROOT / "README.md").read_text()
+    assert summary.write_readme(text, summary.latest()) == text
