@@ -15,6 +15,7 @@ DEFAULT_BINS = 16
 
 Range = tuple[float, float] | tuple[Tensor, Tensor]
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = {
     "binning": ("uniform", "quantile"),
     "nan_policy": ("raise", "omit"),
@@ -213,7 +214,9 @@ class Binning:
                 f"{self.caller}: {argument} must be a tensor or a Discretized, "
                 f"got {type(x).__name__}"
             )
-        if not x.is_floating_point():
+        if x.layout != torch.strided:
+            raise TypeError(f"{self.caller}: {argument} must be a dense tensor, got {x.layout}")
+        if x.dtype not in _DTYPES:
             raise TypeError(
                 f"{self.caller}: {argument} must be float16, bfloat16, float32 or float64, "
                 f"got {x.dtype}; wrap integer codes as Discretized(codes, bins)"

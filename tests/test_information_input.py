@@ -212,6 +212,18 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "predictive_information: logits must be float16, bfloat16, float32 or float64, got Long"),
     (lambda: predictive_information("logits"), TypeError,
      "predictive_information: logits must be a tensor, got str"),
+    (lambda: entropy(X.to_sparse()), TypeError,
+     "entropy: x must be a dense tensor, got torch.sparse_coo"),
+    (lambda: entropy(X.to(torch.float8_e5m2)), TypeError,
+     "entropy: x must be float16, bfloat16, float32 or float64, got torch.float8_e5m2"),
+    (lambda: entropy(X, base="e"), TypeError,
+     "entropy: base must be a number or None, got str"),
+    (lambda: mutual_information(X, base="e"), TypeError,
+     "mutual_information: base must be a number or None, got str"),
+    (lambda: mutual_information(X, LABELS, base=[2]), TypeError,
+     "mutual_information: base must be a number or None, got list"),
+    (lambda: entropy(X, estimator=None), TypeError,
+     "entropy: estimator must be a str, got NoneType"),
 ]  # fmt: skip
 
 

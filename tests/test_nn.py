@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simmim_ext.nn import MaskedLinear, masked_linear
+from simmim_ext.nn import MaskedLinear, accelerate, masked_linear, strip
 
 
 def uneven_mask(out_features: int, in_features: int, density: float = 0.2) -> torch.Tensor:
@@ -193,3 +193,44 @@ def test_from_linear_rejects_other_layers() -> None:
     text = "^MaskedLinear.from_linear: linear must be an nn.Linear or a MaskedLinear, got Conv1d$"
     with pytest.raises(TypeError, match=text):
         MaskedLinear.from_linear(torch.nn.Conv1d(1, 1, 1), torch.ones(1, 1).bool())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (
+            lambda: masked_linear(None, torch.ones(3, 4), torch.ones(3, 4).bool()),
+            TypeError,
+            "masked_linear: x must be a tensor, got NoneType",
+        ),
+        (
+            lambda: masked_linear(torch.ones(4), torch.ones(3, 4), torch.ones(3, 4).bool(), 0.0),
+            TypeError,
+            "masked_linear: bias must be a tensor or None, got float",
+        ),
+        (
+            lambda: masked_linear(*[torch.ones(4, 4).to(torch.float8_e5m2)] * 2, torch.eye(4) > 0),
+            TypeError,
+            "masked_linear: weight must be float32, float64, float16 or bfloat16, got float8_e5m2",
+        ),
+        (
+            lambda: MaskedLinear(-1, 3),
+            ValueError,
+            "MaskedLinear: in_features must be an int of at least 0, got -1",
+        ),
+        (
+            lambda: MaskedLinear(3, "4"),
+            ValueError,
+            "MaskedLinear: out_features must be an int of at least 0, got '4'",
+        ),
+        (
+            lambda: accelerate("model"),
+            TypeError,
+            "accelerate: model must be a torch.nn.Module, got str",
+        ),
+        (lambda: strip(None), TypeError, "strip: model must be a torch.nn.Module, got NoneType"),
+    ],
+)
+def test_bad_arguments(call, error, text) -> None:
+    with pytest.raises(error, match=f"^{text}$"):
+        call()

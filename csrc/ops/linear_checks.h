@@ -17,8 +17,10 @@ inline std::string dtype_name(const at::Tensor& t) {
 }
 
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
-  TORCH_CHECK_TYPE(at::isFloatingType(t.scalar_type()), op, ": ", name,
-                   " must be float32, float64, float16 or bfloat16, got ", dtype_name(t));
+  const auto dtype = t.scalar_type();
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", dtype_name(t));
 }
 
 inline void check_mask(const char* op, const at::Tensor& mask) {

@@ -94,6 +94,8 @@ def _replaced(
     caller: str,
 ) -> nn.Module:
     """A copy of the model with its layers of some kinds converted, a shared one once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
     converted: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, kinds):

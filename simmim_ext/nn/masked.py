@@ -47,6 +47,9 @@ class MaskedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(size, int) or size < 0:
+                raise ValueError(f"MaskedLinear: {name} must be an int of at least 0, got {size!r}")
         self.in_features = in_features
         self.out_features = out_features
         shape = (out_features, in_features)

@@ -21,6 +21,15 @@ if _minor(torch.__version__) != _minor(_build.TORCH):
 
 from .. import _C  # noqa: E402
 
+# Types of the schemas -> Python's, and what to call them.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "Tensor": (torch.Tensor, "a tensor"),
+    "int": (int, "an int"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "a bool"),
+    "str": (str, "a str"),
+}
+
 
 def operator(name: str) -> Callable[..., Any]:
     """The compiled operator ``simmim_ext::name``, positional arguments only.
@@ -32,9 +41,30 @@ def operator(name: str) -> Callable[..., Any]:
     traced = getattr(torch.ops.simmim_ext, name)
 
     def call(*args: Any) -> Any:
-        return traced(*args) if torch.compiler.is_compiling() else eager(*args)
+        if torch.compiler.is_compiling():
+            return traced(*args)
+        try:
+            return eager(*args)
+        except TypeError:
+            _check_types(name, args)
+            raise
 
     return call
+
+
+def _check_types(name: str, args: tuple[Any, ...]) -> None:
+    """Raises where an argument is not of its type in the schema, naming it as the caller would."""
+    arguments = getattr(torch.ops.simmim_ext, name).default._schema.arguments
+    caller = args[-1] if arguments[-1].name == "caller" else name
+    for argument, value in zip(arguments, args, strict=False):
+        schema_type = str(argument.type)
+        optional = schema_type.startswith("Optional[")
+        kind, expected = _KINDS[schema_type.removeprefix("Optional[").removesuffix("]")]
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise TypeError(
+                f"{caller}: {argument.name} must be {expected}{' or None' if optional else ''}, "
+                f"got {type(value).__name__}"
+            )
 
 
 def cpu_capability() -> str:
