@@ -40,6 +40,8 @@ class _Streaming:
                 f"{name}: range must be given (or bins as edges): batches can't share bins whose "
                 "range depends on the samples"
             )
+        # Binning no samples finds a range or edges that none could be binned by.
+        self._binning.discretize(torch.empty(0, next(iter(features.values())), dtype=torch.double))
         shape = (*features.values(), *(self.bins for _ in features))
         self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
 

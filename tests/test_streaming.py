@@ -1,5 +1,6 @@
 """Streaming histograms: any chunking, merging and reducing gives the counts of all at once."""
 
+import math
 import re
 
 import pytest
@@ -131,6 +132,13 @@ BAD = [
     (lambda: Histogram(0, 4, RANGE), ValueError, "Histogram: features must be at least 1, got 0"),
     (lambda: Histogram(2.0, 4, RANGE), TypeError, "Histogram: features must be an int, got float"),
     (lambda: Histogram(2, 4), ValueError, "Histogram: range must be given (or bins as edges)"),
+    (lambda: Histogram(2, 4, (1.0, 0.0)), ValueError,
+     "Histogram: range must be finite with low <= high in every feature, got (1, 0)"),
+    (lambda: JointHistogram(2, 1, 4, (0.0, math.inf)), ValueError,
+     "JointHistogram: range must be finite with low <= high in every feature, got (0, inf)"),
+    (lambda: Histogram(2, 4, (torch.zeros(3), torch.ones(3))), ValueError,
+     "Histogram: range given as tensors must have shape [features] = [2], got [3]"),
+    (lambda: Histogram(2, torch.tensor([0.0, 2.0, 1.0])), ValueError, "Histogram: "),
     (lambda: Histogram(2, 1, RANGE), ValueError,
      "Histogram: bins must be between 2 and 256, got 1"),
     (lambda: Histogram(2, 4, RANGE).update(normal(9, 3)), ValueError,
