@@ -7,6 +7,7 @@ from os import PathLike
 import torch
 from torch import nn
 
+from .arguments import as_path, check_model, check_options
 from .assessment import assess, versions
 from .checkpoint import Checkpoint, identity_of
 from .config import CompressConfig
@@ -75,6 +76,10 @@ def compress(
         ValueError, TypeError: an argument that can't be meant.
         SimMIMError: data, model, budget or folder that can't serve; the message says what to do.
     """
+    check_model("compress", model)
+    check_options("compress", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    if checkpoint_dir is not None:
+        checkpoint_dir = as_path("compress", checkpoint_dir, "checkpoint_dir")
     _check_budget(granularity, constraints, config)
     check_output(output)
     for name, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):
@@ -147,7 +152,12 @@ def _check_budget(
         check_constraints(constraints)
         return
     sparsity = constraints.get("sparsity") if isinstance(constraints, Mapping) else None
-    if set(constraints) != {"sparsity"} or not isinstance(sparsity, float) or not 0 < sparsity < 1:
+    if (
+        not isinstance(constraints, Mapping)
+        or set(constraints) != {"sparsity"}
+        or not isinstance(sparsity, float)
+        or not 0 < sparsity < 1
+    ):
         raise ValueError(
             'compress: with granularity="weight" constraints must be {"sparsity": fraction of '
             f"weights removed, in (0, 1)}}, got {constraints!r}"

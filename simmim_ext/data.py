@@ -208,13 +208,9 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
     token that the mask keeps as a sample. ``forward_fn(model, batch)`` overrules all of it.
 
     Raises:
-        SimMIMError: the outputs are none of these.
+        SimMIMError: the model fails on the batch, or its outputs are none of these.
     """
-    if forward_fn is not None:
-        outputs, mask = forward_fn(model, batch), None
-    else:
-        args, kwargs = inputs_of(batch)
-        outputs, mask = model(*args, **kwargs), kwargs.get("attention_mask")
+    outputs, mask = _answer(model, batch, forward_fn)
     if isinstance(outputs, tuple) and not hasattr(outputs, "_fields") and len(outputs) > 0:
         outputs = outputs[0]
     logits = getattr(outputs, "logits", None)
@@ -239,6 +235,26 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
             "[samples, outputs]; pass forward_fn=lambda model, batch: ... that returns it"
         )
     return outputs
+
+
+def _answer(
+    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
+) -> tuple[Any, Tensor | None]:
+    """Whatever the model returns for the batch, and the batch's attention mask."""
+    args, kwargs = inputs_of(batch) if forward_fn is None else ((), {})
+    try:
+        if forward_fn is not None:
+            return forward_fn(model, batch), None
+        return model(*args, **kwargs), kwargs.get("attention_mask")
+    except SimMIMError:
+        raise
+    except Exception as error:
+        called = "forward_fn" if forward_fn is not None else "the model"
+        raise SimMIMError(
+            f"{called} failed on a batch, {_describe(batch)} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the data, or "
+            "pass a forward_fn=lambda model, batch: ... that fits it"
+        ) from error
 
 
 @contextmanager
@@ -299,6 +315,10 @@ def _pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"tensor of shape {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "a dict of " + ", ".join(f"{key!r}: {_describe(value[key])}" for key in value)
     if isinstance(value, list | tuple) and len(value) == 0:
         return f"an empty {type(value).__name__}"
+    if isinstance(value, tuple):
+        return f"a tuple that begins with {_describe(value[0])}"
     return f"a {type(value).__name__}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .criteria import layer_range, unit_information
@@ -127,6 +128,8 @@ def diagnose(
     Raises:
         SimMIMError: the data or the model can't serve, or it has no units.
     """
+    check_model("diagnose", model)
+    check_options("diagnose", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     config = config or CompressConfig()
     device = device_of(model)
     with seeded(config.seed, device=device):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .arguments import check_model, check_options
 from .config import CompressConfig
 from .data import (
     Batch,
@@ -68,6 +69,9 @@ def distill(
         SimMIMError: the data is empty or read-once, the loss stops being finite, nothing in the
             student can be trained.
     """
+    for argument, model in (("student", student), ("teacher", teacher)):
+        check_model("distill", model, argument)
+    check_options("distill", config=config, forward_fn=forward_fn)
     config = config or CompressConfig()
     check_reiterable(data, "train")
     with seeded(config.seed):
@@ -222,6 +226,12 @@ class Distillation:
             with torch.no_grad():
                 teacher = forward(self._teacher, batch, self._forward_fn)
             student = forward(self.student, batch, self._forward_fn)
+        if teacher.shape != student.shape:
+            raise SimMIMError(
+                "distill: student must have as many outputs as teacher, got "
+                f"{list(student.shape)} and {list(teacher.shape)}; pass a forward_fn that makes "
+                "them alike"
+            )
         teacher, student = teacher.float(), student.float()
         if self._noise is None:
             # T^2 keeps the gradient's size whatever the temperature.
@@ -246,6 +256,12 @@ class Distillation:
                 "(inputs, labels)"
             )
         if self._noise is None:
+            if labels.max() >= student.shape[1]:
+                raise SimMIMError(
+                    f"distill: labels must be below the {student.shape[1]} classes of the outputs "
+                    f"(or -100, none), got {labels.max().item()}; correct the data, or set "
+                    "label_weight=0"
+                )
             return functional.cross_entropy(student, labels)
         return kl_per_sample(labels.reshape(student.shape), student, noise=self._noise).mean()
 

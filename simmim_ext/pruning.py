@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_model, check_options
 from .assessment import assess, versions
 from .config import CompressConfig
 from .data import Batch, ForwardFn, gather, split, take
@@ -63,6 +64,13 @@ def prune(
         SimMIMError: scores that do not fit the model, a budget that cannot be met, or a removal
             that would change more than the removed units.
     """
+    check_model("prune", model)
+    check_options("prune", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            "prune: scores must be what score() returned, or a mapping of layer name to [units], "
+            f"got {type(scores).__name__}"
+        )
     config = config or CompressConfig()
     ignored = names_of(model, ignored_layers)
     scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)

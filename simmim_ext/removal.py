@@ -125,7 +125,7 @@ def check_mask_equivalence(
     expected = _affine_outputs(masked, batch, forward_fn)
     try:
         outputs = _affine_outputs(deepcopy(pruned), batch, forward_fn)
-    except RuntimeError as error:
+    except SimMIMError as error:
         raise SimMIMError(
             f"the pruned model does not run ({error}); please report the architecture, and put "
             "the layers concerned in ignored_layers"

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ._version import __version__
+from .arguments import as_path, check_model
 from .errors import SimMIMError
 from .storage import check_signature, read_folder, restore_tensors, tensors_of, write_folder
 
@@ -38,7 +38,7 @@ class CompressionResult:
         Raises:
             SimMIMError: the folder is not empty or can't be written.
         """
-        path = Path(folder)
+        path = as_path("save", folder)
         try:
             occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
         except OSError as error:
@@ -73,7 +73,8 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
         SimMIMError: the files are missing, damaged or foreign, or the model is of another
             architecture.
     """
-    path = Path(folder)
+    check_model("load", model)
+    path = as_path("load", folder)
     tensors, body = read_folder(path, FORMAT)
     if body["format_version"] > FORMAT_VERSION:
         raise SimMIMError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .criteria import CRITERIA, unit_information
@@ -87,6 +88,8 @@ def score(
         SimMIMError: nothing can be pruned, a score is not finite, or the calibration data or the
             model do not serve.
     """
+    check_model("score", model)
+    check_options("score", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     config = config or CompressConfig()
     criterion = criterion or config.criterion
     if criterion not in CRITERIA:

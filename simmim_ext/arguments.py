@@ -1,0 +1,74 @@
+"""Checks of what the workflow's functions are given, before any of it is used."""
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import CompressConfig
+from .errors import SimMIMError
+
+
+def check_model(caller: str, model: Any, argument: str = "model") -> None:
+    """Raises unless ``model`` is a module whose Python code can be run and changed."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{caller}: {argument} must be a torch.nn.Module, got {type(model).__name__}"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{caller}: {argument} must be an eager model, got {type(model).__name__}; give the "
+            "model that it was made from"
+        )
+    # What torch.compile returns, told without the second that importing torch._dynamo takes.
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise TypeError(
+            f"{caller}: {argument} must be an eager model, got one that torch.compile returned; "
+            "give the model that it was made from, and compile the result"
+        )
+
+
+def check_options(
+    caller: str,
+    *,
+    config: Any = None,
+    forward_fn: Any = None,
+    ignored_layers: Any = (),
+) -> None:
+    """Raises unless each of them is of its kind, and the configured device is there."""
+    if config is not None and not isinstance(config, CompressConfig):
+        raise TypeError(f"{caller}: config must be a CompressConfig, got {type(config).__name__}")
+    if forward_fn is not None and not callable(forward_fn):
+        raise TypeError(
+            f"{caller}: forward_fn must be callable as forward_fn(model, batch), "
+            f"got {type(forward_fn).__name__}"
+        )
+    if isinstance(ignored_layers, str) or not isinstance(ignored_layers, Iterable):
+        raise TypeError(
+            f"{caller}: ignored_layers must be an iterable of layers or their names, "
+            f"got {ignored_layers!r}"
+        )
+    if config is not None and config.device is not None:
+        check_device(caller, torch.device(config.device))
+
+
+def check_device(caller: str, device: torch.device) -> None:
+    """Raises SimMIMError unless tensors can be made on the device."""
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SimMIMError(
+            f"{caller}: config.device is {str(device)!r}, which cannot be used here ({reason}); "
+            "choose another, or None for the model's own"
+        ) from error
+
+
+def as_path(caller: str, folder: str | PathLike[str], argument: str = "folder") -> Path:
+    """The folder as a Path."""
+    if not isinstance(folder, str | PathLike):
+        raise TypeError(f"{caller}: {argument} must be a path, got {type(folder).__name__}")
+    return Path(folder)

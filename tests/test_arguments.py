@@ -1,0 +1,164 @@
+"""The workflow's functions, given what they can't take: one error each, nothing changed."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import simmim_ext
+from simmim_ext import CompressConfig, SimMIMError
+
+HALF = {"units": 0.5}
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+DATA = [(X, torch.arange(40) % 3)]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+MODEL = network()
+
+
+def compress(model=MODEL, data=DATA, **keywords):
+    return simmim_ext.compress(
+        model, calibration=data, constraints=HALF, progress=False, **keywords
+    )
+
+
+CALLERS = {
+    "compress": compress,
+    "score": lambda model: simmim_ext.score(model, DATA),
+    "diagnose": lambda model: simmim_ext.diagnose(model, DATA),
+    "prune": lambda model: simmim_ext.prune(model, {}, constraints=HALF),
+    "load": lambda model: simmim_ext.load("folder", model),
+}
+MODELS = {
+    "must be a torch.nn.Module, got function": lambda: network,
+    "must be an eager model, got RecursiveScriptModule": lambda: torch.jit.script(network()),
+    "must be an eager model, got one that torch.compile returned": lambda: torch.compile(network()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("text", MODELS)
+@pytest.mark.parametrize("caller", CALLERS)
+def test_models_that_are_none(caller, text) -> None:
+    with pytest.raises(TypeError, match=f"^{caller}: model {re.escape(text)}"):
+        CALLERS[caller](MODELS[text]())
+
+
+@pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ({"config": {"epochs": 1}}, "config must be a CompressConfig, got dict"),
+        ({"forward_fn": 3}, "forward_fn must be callable as forward_fn(model, batch), got int"),
+        (
+            {"ignored_layers": "0"},
+            "ignored_layers must be an iterable of layers or their names, got '0'",
+        ),
+        (
+            {"ignored_layers": 3},
+            "ignored_layers must be an iterable of layers or their names, got 3",
+        ),
+    ],
+)
+def test_options_of_another_kind(caller, keyword, text) -> None:
+    with pytest.raises(TypeError, match="^" + re.escape(f"{caller}: {text}")):
+        if caller == "prune":
+            simmim_ext.prune(MODEL, {}, constraints=HALF, **keyword)
+        elif caller == "compress":
+            compress(**keyword)
+        else:
+            getattr(simmim_ext, caller)(MODEL, DATA, **keyword)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_device_that_is_not_there() -> None:
+    with pytest.raises(
+        SimMIMError, match=r"^compress: config\.device is 'cuda:7', which cannot be used here \("
+    ):
+        compress(config=CompressConfig(device="cuda:7"))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: compress(checkpoint_dir=3), "compress: checkpoint_dir must be a path, got int"),
+        (lambda: simmim_ext.load(3, MODEL), "load: folder must be a path, got int"),
+        (
+            lambda: simmim_ext.prune(MODEL, X, constraints=HALF),
+            "prune: scores must be what score() returned, or a mapping of layer name to [units], "
+            "got Tensor",
+        ),
+        (
+            lambda: simmim_ext.distill(3, MODEL, DATA),
+            "distill: student must be a torch.nn.Module, got int",
+        ),
+        (
+            lambda: simmim_ext.distill(MODEL, None, DATA),
+            "distill: teacher must be a torch.nn.Module, got NoneType",
+        ),
+    ],
+)
+def test_other_arguments_of_another_kind(call, text) -> None:
+    with pytest.raises(TypeError, match="^" + re.escape(text)):
+        call()
+
+
+def fails(model: nn.Module, batch: object) -> torch.Tensor:
+    raise ZeroDivisionError("no\nway")
+
+
+@pytest.mark.parametrize(
+    ("data", "forward_fn", "text"),
+    [
+        (
+            [(X[:, :4], DATA[0][1])],
+            None,
+            "the model failed on a batch, a tuple that begins with tensor of shape [40, 4] "
+            "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (40x4 and 6x8)); check",
+        ),
+        (
+            [{"pixels": X}],
+            None,
+            "the model failed on a batch, a dict of 'pixels': tensor of shape [40, 6] (TypeError: ",
+        ),
+        (
+            [X],
+            fails,
+            "forward_fn failed on a batch, tensor of shape [40, 6] (ZeroDivisionError: no); check",
+        ),
+    ],
+)
+def test_batches_that_the_model_cannot_take(data, forward_fn, text) -> None:
+    before = {name: value.clone() for name, value in MODEL.state_dict().items()}
+    for call in (
+        lambda: compress(data=data, forward_fn=forward_fn),
+        lambda: simmim_ext.score(MODEL, data, forward_fn=forward_fn),
+        lambda: simmim_ext.diagnose(MODEL, data, forward_fn=forward_fn),
+        lambda: simmim_ext.distill(MODEL, MODEL, data, forward_fn=forward_fn, progress=False),
+    ):
+        with pytest.raises(SimMIMError, match="^" + re.escape(text)) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+        assert raised.value.__cause__ is not None
+    assert MODEL.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in MODEL.modules())
+    assert all(torch.equal(MODEL.state_dict()[name], value) for name, value in before.items())
+
+
+def test_students_outputs_must_be_the_teachers() -> None:
+    text = "distill: student must have as many outputs as teacher, got [40, 2] and [40, 3]"
+    with pytest.raises(SimMIMError, match=re.escape(text)):
+        simmim_ext.distill(nn.Linear(6, 2), MODEL, DATA, progress=False)
+
+
+def test_labels_beyond_the_classes() -> None:
+    config = CompressConfig(label_weight=1.0)
+    text = "distill: labels must be below the 3 classes of the outputs (or -100, none), got 5"
+    with pytest.raises(SimMIMError, match=re.escape(text)):
+        simmim_ext.distill(MODEL, MODEL, [(X, DATA[0][1] + 3)], config=config, progress=False)
