@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     figure_class()
     folder = _folder(arguments.output)
     images = find_images(arguments.data_dir, download=arguments.download)
+    _make(folder)
     say(f"Data: {images.name} from {images.source}, {len(images.train):,} images to train on")
     with _repeatable(), seeded(arguments.seed):
         begin = time.perf_counter()
@@ -147,6 +149,18 @@ def _folder(output: Path | None) -> Path:
         number += 1
         folder = Path(f"simmim_demo-{number}")
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder, and a file in it, which no permission bit tells for certain."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SimMIMError(
+            f"--output {folder} cannot be written to ({error.strerror}); name another"
+        ) from error
 
 
 def _check_saved(folder: Path, model: nn.Module, images: Images) -> None:

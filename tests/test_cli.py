@@ -86,6 +86,16 @@ def test_info_says_what_is_compiled_in(run):
     assert "histogram" in words.stdout
 
 
+def test_demo_finds_a_read_only_folder_before_it_trains(run, fashion, monkeypatch):
+    def train(*arguments, **keywords):
+        pytest.fail("it trained first")
+
+    monkeypatch.setattr("simmim_ext.demo.train_teacher", train)
+    code, out, error = run("demo", "--data-dir", fashion, "--output", "/proc/nowhere/out")
+    assert (code, out) == (2, "")
+    assert "--output /proc/nowhere/out cannot be written to (" in error.splitlines()[-1]
+
+
 @pytest.fixture
 def no_fashion_mnist(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "SYSTEM_FOLDER", tmp_path / "nothing")
