@@ -143,7 +143,7 @@ def _trace(
         ) from error
     modules = dict(model.named_modules())
     _check_layers(model, ignored, reached=graph.module2node)
-    tied = _tied_parameters(model)
+    tied = tied_parameters(model)
     groups = []
     for found in graph.get_all_groups(ignored_layers=[modules[name] for name in ignored]):
         group = _group_of(found, graph, sources, ignored)
@@ -267,7 +267,7 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[An
             )
 
 
-def _tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Module name -> the names of a parameter that it shares with another module."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .collect import Recorder, draw_positions
 from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .graph import tied_parameters
 from .layers import input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
@@ -120,11 +121,15 @@ class Pair:
 
 
 def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
-    """Linear and convolution layers that can be refitted, in the order in which they run."""
+    """Linear and convolution layers that can be refitted, in the order in which they run.
+
+    A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
+    """
+    tied = tied_parameters(model)
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not is_grouped(module)
+        if isinstance(module, nn.Linear | nn.Conv2d) and not is_grouped(module) and name not in tied
     ]
     order: list[str] = []
     hooks = [

@@ -123,12 +123,15 @@ def check_mask_equivalence(
             gone = sorted(set(range(step["size"])) - set(step["kept"]))
             _zero(modules[step["module"]], step["axis"], gone)
     expected = _affine_outputs(masked, batch, forward_fn)
+    copy = deepcopy(pruned)
+    running = _track_running(copy)
     try:
-        outputs = _affine_outputs(deepcopy(pruned), batch, forward_fn)
+        outputs = _affine_outputs(copy, batch, forward_fn)
     except SimMIMError as error:
         raise SimMIMError(
-            f"the pruned model does not run ({error}); please report the architecture, and put "
-            "the layers concerned in ignored_layers"
+            f"the pruned model does not run: {running[-1] if running else 'its forward'!r} fails "
+            f"({error}), as attention does that splits its width into heads; put the layer, or "
+            "those inside it whose sizes it relies on, in ignored_layers"
         ) from error
     allowed, difference = 0.0, torch.inf
     if outputs.shape == expected.shape:
@@ -170,6 +173,16 @@ def _zero(module: nn.Module, axis: Axis, channels: list[int]) -> None:
     statistics = getattr(module, "running_mean", None)
     if axis == "out" and statistics is not None:
         statistics[channels] = 0  # so that a norm without affine part gives zero as well
+
+
+def _track_running(model: nn.Module) -> list[str]:
+    """Names of the modules that are in their forward, the innermost last, from now on."""
+    running: list[str] = []
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_pre_hook(lambda *_, n=name: running.append(n))
+            module.register_forward_hook(lambda *_: running.pop() and None)
+    return running
 
 
 class _Affine(nn.Module):
