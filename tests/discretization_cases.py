@@ -48,7 +48,7 @@ def discretize_reference(
         code[~((values >= own[0]) & (values <= own[-1]))] = 255
         codes.append(code.astype(np.uint8))
         all_edges.append(own)
-    return torch.from_numpy(np.array(codes)), torch.from_numpy(np.array(all_edges))
+    return tuple(torch.from_numpy(np.array(part)).to(x.device) for part in (codes, all_edges))
 
 
 def _discretize_arguments(device: str) -> Iterator[tuple[Any, ...]]:
@@ -96,6 +96,7 @@ DISCRETIZATION_CASES: tuple[Case, ...] = (
         op=discretize,
         reference=discretize_reference,
         arguments=_discretize_arguments,
+        has_cuda=True,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,
              "discretize: x must have shape [samples, features], got [3]"),

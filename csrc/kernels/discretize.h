@@ -28,6 +28,11 @@ template <typename Stored>
 int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin,
                        int64_t feature_end, int64_t sample_begin, int64_t sample_end);
 
+// Everything, asynchronously on a cudaStream_t; adds how many have no bin to *without_bin, which
+// lies on the device. Returns a cudaError_t.
+template <typename Stored>
+int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream);
+
 template <typename Stored>
 struct QuantileEdgesArgs {
   const Stored* x;  // [samples, features], any strides

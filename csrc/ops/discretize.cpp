@@ -58,6 +58,16 @@ std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
                                       x.stride(1),
                                       binning.view<compute_t<Stored>>(),
                                       codes.mutable_data_ptr<uint8_t>()};
+#ifdef SIMMIM_WITH_CUDA
+    if (x.is_cuda()) {
+      const at::Tensor counter = at::zeros({}, x.options().dtype(at::kLong));
+      on_cuda(x, [&](void* stream) {
+        return discretize_cuda(args, counter.mutable_data_ptr<int64_t>(), stream);
+      });
+      if (must_count_all(x, request)) without_bin = counter.item<int64_t>();
+      return;
+    }
+#endif
     const int64_t chunk = kTile * std::max<int64_t>(1, 1024 / std::max<int64_t>(1, args.features));
     parallel_tasks((args.samples + chunk - 1) / chunk, [&](int64_t i) {
       without_bin += discretize_cpu(args, 0, args.features, i * chunk,
@@ -111,6 +121,10 @@ TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
   m.impl("quantile_edges", &simmim::quantile_edges);
 }
 TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+#ifdef SIMMIM_WITH_CUDA
+  m.impl("discretize", &simmim::discretize);
+#else
   m.impl("discretize", simmim::no_cuda_kernel());
+#endif
   m.impl("quantile_edges", simmim::no_cuda_kernel());
 }

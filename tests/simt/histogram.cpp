@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "values.h"
+
 namespace {
 
 int failures = 0;
@@ -47,35 +49,6 @@ void check(int64_t samples, int64_t features, int bins, bool transposed, bool wi
   }
 }
 
-template <typename Stored>
-Stored bits_of(float value);
-template <>
-simmim::BFloat16 bits_of(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return {static_cast<uint16_t>(bits >> 16)};
-}
-template <>
-simmim::Half bits_of(float value) {
-  _Float16 half = static_cast<_Float16>(value);
-  simmim::Half result;
-  memcpy(&result, &half, 2);
-  return result;
-}
-
-float draw(std::mt19937& random) {
-  switch (random() % 16) {
-    case 0:
-      return NAN;
-    case 1:
-      return INFINITY;
-    case 2:
-      return 1.0f;  // the closed upper edge
-    default:
-      return std::uniform_real_distribution<float>(-1.2f, 1.2f)(random);
-  }
-}
-
 }  // namespace
 
 int main() {
@@ -85,13 +58,14 @@ int main() {
       for (const int variant : {0, 1, 2, 4, 7}) {
         const bool transposed = variant & 1, edges = variant & 2, clip = variant & 4;
         if (samples * features > 100000 && (bins != 16 || variant > 1)) continue;
-        check<float>(samples, features, bins, transposed, edges, clip, draw);
+        check<float>(samples, features, bins, transposed, edges, clip, simt::draw);
         if (samples > 4096) continue;
-        check<double>(samples, features, bins, transposed, edges, clip, draw);
+        check<double>(samples, features, bins, transposed, edges, clip, simt::draw);
         check<simmim::Half>(samples, features, bins, transposed, edges, clip,
-                            [](auto& r) { return bits_of<simmim::Half>(draw(r)); });
-        check<simmim::BFloat16>(samples, features, bins, transposed, edges, clip,
-                                [](auto& r) { return bits_of<simmim::BFloat16>(draw(r)); });
+                            [](auto& r) { return simt::stored<simmim::Half>(simt::draw(r)); });
+        check<simmim::BFloat16>(samples, features, bins, transposed, edges, clip, [](auto& r) {
+          return simt::stored<simmim::BFloat16>(simt::draw(r));
+        });
         check<uint8_t>(samples, features, bins, transposed, false, false,
                        [](auto& r) { return static_cast<uint8_t>(r()); });
       }

@@ -1,0 +1,63 @@
+#include "discretize.h"
+#include "launch.cuh"
+
+namespace simmim {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kFeatures = 32;       // of a tile
+constexpr int kSamples = 128;       // of a tile
+constexpr int kRow = kSamples + 4;  // bytes: codes of one sample lie in 32 different banks
+
+// Each block takes one tile through shared memory, so that values are read and codes are written
+// along the axis on which each of them is contiguous.
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads)
+    discretize_kernel(DiscretizeArgs<Stored> args, int64_t feature_tiles, int64_t* without_bin) {
+  uint8_t* tile = shared_memory<uint8_t>();  // [features, kRow]
+  const int64_t first_feature = blockIdx.x % feature_tiles * kFeatures;
+  const int64_t first_sample = blockIdx.x / feature_tiles * kSamples;
+  const bool along_samples = args.sample_stride == 1;
+
+  int missing = 0;
+  for (int i = threadIdx.x; i < kFeatures * kSamples; i += kThreads) {
+    const int f = along_samples ? i / kSamples : i % kFeatures;
+    const int s = along_samples ? i % kSamples : i / kFeatures;
+    const int64_t feature = first_feature + f, sample = first_sample + s;
+    if (feature >= args.features || sample >= args.samples) continue;
+    const Stored stored = args.x[sample * args.sample_stride + feature * args.feature_stride];
+    const int32_t bin = stored_bin(stored, args.binning, feature);
+    missing += bin == kNoBin;
+    tile[f * kRow + s] = static_cast<uint8_t>(bin);  // kNoBin becomes kInvalidCode
+  }
+  // Two's complement: adding to a signed counter as if it were unsigned is the same addition.
+  auto* total = reinterpret_cast<unsigned long long*>(without_bin);
+  if (missing != 0) atomicAdd(total, static_cast<unsigned long long>(missing));
+  __syncthreads();
+  for (int i = threadIdx.x; i < kFeatures * kSamples; i += kThreads) {
+    const int f = i / kSamples, s = i % kSamples;
+    const int64_t feature = first_feature + f, sample = first_sample + s;
+    if (feature >= args.features || sample >= args.samples) continue;
+    args.codes[feature * args.samples + sample] = tile[f * kRow + s];
+  }
+}
+
+}  // namespace
+
+template <typename Stored>
+int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream) {
+  if (args.samples == 0 || args.features == 0) return cudaSuccess;
+  const int64_t feature_tiles = ceil_div(args.features, kFeatures);
+  const int64_t tiles = feature_tiles * ceil_div(args.samples, kSamples);
+  return launch(discretize_kernel<Stored>, dim3(static_cast<unsigned>(tiles)), dim3(kThreads),
+                size_t{kFeatures * kRow}, stream, args, feature_tiles, without_bin);
+}
+
+#define SIMMIM_INSTANTIATE(Stored) \
+  template int discretize_cuda(const DiscretizeArgs<Stored>&, int64_t*, void*);
+SIMMIM_INSTANTIATE(double)
+SIMMIM_INSTANTIATE(float)
+SIMMIM_INSTANTIATE(Half)
+SIMMIM_INSTANTIATE(BFloat16)
+
+}  // namespace simmim

@@ -1,0 +1,72 @@
+// discretize_cuda, emulated, against discretize_cpu: same arguments, same codes.
+#include "../../csrc/kernels/discretize.h"
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "values.h"
+
+namespace {
+
+int failures = 0;
+
+template <typename Stored>
+void check(int64_t samples, int64_t features, int bins, bool transposed, bool with_edges,
+           bool clip) {
+  using Compute = simmim::compute_t<Stored>;
+  std::mt19937 random(static_cast<unsigned>(samples * 31 + features));
+  std::vector<Stored> x(samples * features);
+  for (auto& value : x) value = simt::stored<Stored>(simt::draw(random));
+  std::vector<Compute> low(features, Compute(-1)), high(features, Compute(1));
+  std::vector<Compute> scale(features, Compute(bins) / 2);
+  std::vector<double> edges(bins + 1);
+  for (int i = 0; i <= bins; ++i) edges[i] = -1 + 2 * std::sqrt(double(i) / bins);
+  std::vector<uint8_t> on_cpu(features * samples, 7), emulated(features * samples, 9);
+
+  simmim::DiscretizeArgs<Stored> args{};
+  args.x = x.data();
+  args.samples = samples;
+  args.features = features;
+  args.sample_stride = transposed ? 1 : features;
+  args.feature_stride = transposed ? samples : 1;
+  args.binning.low = low.data();
+  args.binning.high = high.data();
+  args.binning.scale = scale.data();
+  args.binning.edges = with_edges ? edges.data() : nullptr;
+  args.binning.bins = bins;
+  args.binning.clip = clip;
+  args.codes = on_cpu.data();
+  const int64_t expected = simmim::discretize_cpu(args, 0, features, 0, samples);
+  args.codes = emulated.data();
+  int64_t without_bin = 0;
+  const int error = simmim::discretize_cuda(args, &without_bin, nullptr);
+  if (error != 0 || on_cpu != emulated || without_bin != expected) {
+    std::printf("discretize: samples=%ld features=%ld bins=%d transposed=%d edges=%d clip=%d: %s\n",
+                long(samples), long(features), bins, transposed, with_edges, clip,
+                error                     ? "launch failed"
+                : without_bin == expected ? "codes differ"
+                                          : "samples without a bin miscounted");
+    ++failures;
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const auto& [samples, features] :
+       {std::pair<int64_t, int64_t>{1, 1}, {2, 33}, {257, 31}, {129, 33}, {0, 4}}) {
+    for (const int bins : {2, 255, 256}) {
+      for (const int variant : {0, 1, 2, 4, 7}) {
+        const bool transposed = variant & 1, edges = variant & 2, clip = variant & 4;
+        check<float>(samples, features, bins, transposed, edges, clip);
+        check<double>(samples, features, bins, transposed, edges, clip);
+        check<simmim::Half>(samples, features, bins, transposed, edges, clip);
+        check<simmim::BFloat16>(samples, features, bins, transposed, edges, clip);
+      }
+    }
+  }
+  std::printf("discretize: %d failures\n", failures);
+  return failures != 0;
+}
