@@ -47,6 +47,16 @@ def test_value_and_gradients_against_float64(shape, batch, kept) -> None:
     assert actual[1][~mask].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_sampled_product_does_not_depend_on_threads(rows, threads) -> None:
+    mask = uneven_mask(rows, 500)
+    grad, x = torch.randn(901, rows), torch.randn(901, 500)
+    threads(1)
+    alone = torch.ops.simmim_ext.masked_linear_weight_grad(grad, x, mask)
+    threads(3)
+    assert torch.equal(torch.ops.simmim_ext.masked_linear_weight_grad(grad, x, mask), alone)
+
+
 def test_gradients_of_gradients() -> None:
     torch.manual_seed(0)
     x, weight, bias = (

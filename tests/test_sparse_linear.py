@@ -121,6 +121,19 @@ def test_layouts_do_not_depend_on_threads(layout, threads) -> None:
     assert torch.equal(sparse_linear(x, packed, None, 1000), alone)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (65, 9001), (1100, 1001)])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compressed_form_does_not_depend_on_threads(shape, mode, threads) -> None:
+    weight, mask = torch.randn(shape), uneven_mask(*shape)
+    for count in (1, 3):
+        threads(count)
+        with mode():
+            bitmap, values = torch.ops.simmim_ext.compress_weight(weight, mask)
+            dense = torch.ops.simmim_ext.decompress_weight(bitmap, values, *shape)
+        assert torch.equal(values, weight[mask])
+        assert torch.equal(dense, weight.where(mask, 0))
+
+
 def test_gather_takes_wide_layers() -> None:
     weight = torch.randn(3, 70_000)
     mask = torch.rand(3, 70_000) < 0.01

@@ -69,12 +69,12 @@ struct Compressed {
     return first;
   }
 
-  // Rows [row, row + weights.size(0)), whose values begin at `first_value`.
-  void decompress_rows(int64_t row, int64_t first_value, const Tensor& weights) const {
+  // Rows [row, row + rows), whose values begin at `first_value`, to `weights` [rows, in_features].
+  void decompress_rows(int64_t row, int64_t rows, int64_t first_value, void* weights) const {
     const auto* begin = static_cast<const uint8_t*>(values.const_data_ptr());
-    const DecompressArgs args{bits(), begin + first_value * values.element_size(),
-                              weights.mutable_data_ptr(), values.element_size()};
-    decompress_cpu(args, row * in_features, (row + weights.size(0)) * in_features);
+    const DecompressArgs args{bits(), begin + first_value * values.element_size(), weights,
+                              values.element_size()};
+    decompress_cpu(args, row * in_features, (row + rows) * in_features);
   }
 };
 
@@ -95,11 +95,13 @@ Tensor decompress_cpu_op(const Tensor& bitmap, const Tensor& values, int64_t out
   constexpr int64_t kRows = 64;
   const std::vector<int64_t> first = weight.first_values(kDecompress, kRows);
   Tensor dense = at::empty({out_features, in_features}, values.options());
+  // A plain pointer: helper threads lack the caller's modes, which operators on tensors look at.
+  auto* weights = static_cast<uint8_t*>(dense.mutable_data_ptr());
   parallel_ranges(first.size() - 1, dense.numel(), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t row = block * kRows;
-      weight.decompress_rows(row, first[block],
-                             dense.narrow(0, row, std::min(kRows, out_features - row)));
+      weight.decompress_rows(row, std::min(kRows, out_features - row), first[block],
+                             weights + row * in_features * values.element_size());
     }
   });
   return dense;
@@ -140,7 +142,7 @@ Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const Optiona
   for (int64_t block = 0; block + 1 < static_cast<int64_t>(first.size()); ++block) {
     const int64_t row = block * rows, count = std::min(rows, weight.out_features - row);
     const Tensor dense = scratch.narrow(0, 0, count);
-    weight.decompress_rows(row, first[block], dense);
+    weight.decompress_rows(row, count, first[block], dense.mutable_data_ptr());
     Tensor outputs = y.narrow(1, row, count);
     if (bias.has_value()) {
       at::addmm_out(outputs, bias->narrow(0, row, count), inputs, dense.t());
