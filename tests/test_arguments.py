@@ -42,7 +42,7 @@ MODELS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 @pytest.mark.parametrize("text", MODELS)
 @pytest.mark.parametrize("caller", CALLERS)
 def test_models_that_are_none(caller, text) -> None:
