@@ -1,5 +1,11 @@
 """Fixtures that every test file shares."""
 
+import os
+
+# Small work on several threads waits at barriers, for minutes where another process holds a core.
+# Tests that are about threads ask for them; subprocesses inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
