@@ -1,5 +1,6 @@
 """The public names: a contract that outside code is written against."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -56,3 +57,17 @@ def test_readme_shows_the_committed_figures() -> None:
     monkeypatch.undo()
     text = (ROOT / "README.md").read_text()
     assert summary.write_readme(text, summary.latest()) == text
+
+
+def test_readme_shows_the_committed_demo() -> None:
+    path = ROOT / "benchmarks/results/demo-fashion-mnist.json"
+    report, text = json.loads(path.read_text()), (ROOT / "README.md").read_text()
+    for side in ("teacher", "student"):
+        assert f"{report[side]['accuracy']:.2%}" in text
+        assert f"{report[side]['params']:,}" in text
+        assert f"{report[side]['predictive_information']:.4f}" in text
+        assert f"{report[side]['latency_ms']:.2f} ms" in text
+    low, high = report["fidelity"]["kl_interval"]
+    assert f"{report['fidelity']['kl']:.4f} (95%: {low:.4f} to {high:.4f})" in text
+    low, high = report["fidelity"]["agreement_interval"]
+    assert f"{report['fidelity']['agreement']:.2%} (95%: {low:.2%} to {high:.2%})" in text
