@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "joint.h"
+#include "joint_carry_save.h"
 
 namespace simmim {
 namespace {
@@ -98,49 +99,57 @@ Marginals shared_marginals(const EntropyTerms& terms, const int64_t* counts, int
           entropy_of_counts(terms, samples, y_bins, columns, y_bins), samples};
 }
 
-}  // namespace
-
-void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block) {
-  JointCounter counter(args.codes);
+// Visits every pair of the block; where symmetric, those with y > x.
+void count_pairs(const CodePair& codes, bool symmetric, const PairBlock& block,
+                 const VisitPair& visit) {
+  if (carry_save_pays(codes)) return count_pairs_by_carry_save(codes, symmetric, block, visit);
+  JointCounter counter(codes);
   for (int64_t x = block.x_begin; x < block.x_end; ++x) {
-    for (int64_t y = block.y_begin; y < block.y_end; ++y) {
-      const std::vector<int64_t>& counts = counter.count(x, y);
-      const int64_t pair = x * args.codes.y_features + y;
-      std::copy(counts.begin(), counts.end(),
-                args.counts + pair * static_cast<int64_t>(counts.size()));
+    for (int64_t y = symmetric ? std::max(block.y_begin, x + 1) : block.y_begin; y < block.y_end;
+         ++y) {
+      visit(x, y, counter.count(x, y).data());
     }
   }
 }
 
+}  // namespace
+
+void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block) {
+  const int64_t cells = int64_t{args.codes.x_bins} * args.codes.y_bins;
+  count_pairs(args.codes, /*symmetric=*/false, block,
+              [&](int64_t x, int64_t y, const int64_t* counts) {
+                std::copy_n(counts, cells, args.counts + (x * args.codes.y_features + y) * cells);
+              });
+}
+
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block) {
   const CodePair& codes = args.codes;
-  const double alphabet = static_cast<double>(codes.x_bins) * codes.y_bins;
-  JointCounter counter(codes);
+  const int64_t cells = int64_t{codes.x_bins} * codes.y_bins;
   int64_t too_few = -1;
-  for (int64_t x = block.x_begin; x < block.x_end; ++x) {
-    for (int64_t y = block.y_begin; y < block.y_end; ++y) {
-      if (args.symmetric && y < x) continue;
-      const int64_t pair = x * codes.y_features + y;
-      const bool same = args.symmetric && x == y;
-      Marginals marginals{args.x_entropy[x], args.y_entropy[y], args.x_valid[x]};
-      double joint = marginals.x;  // H(X,X), whatever the estimator
-      if (!same) {
-        const std::vector<int64_t>& counts = counter.count(x, y);
-        if (args.x_valid[x] < codes.samples || args.y_valid[y] < codes.samples) {
-          marginals = shared_marginals(args.terms, counts.data(), codes.x_bins, codes.y_bins);
-          if (marginals.samples < 2) {
-            if (too_few < 0) too_few = pair;
-            continue;
-          }
-        }
-        joint = entropy_of_counts(args.terms, marginals.samples, alphabet, counts.data(),
-                                  static_cast<int64_t>(counts.size()));
+  count_pairs(codes, args.symmetric, block, [&](int64_t x, int64_t y, const int64_t* counts) {
+    const int64_t pair = x * codes.y_features + y;
+    Marginals marginals{args.x_entropy[x], args.y_entropy[y], args.x_valid[x]};
+    if (args.x_valid[x] < codes.samples || args.y_valid[y] < codes.samples) {
+      marginals = shared_marginals(args.terms, counts, codes.x_bins, codes.y_bins);
+      if (marginals.samples < 2) {
+        if (too_few < 0 || pair < too_few) too_few = pair;
+        return;
       }
-      args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
-      if (args.symmetric) {
-        args.result[y * codes.y_features + x] =
-            information(args.information, marginals.y, marginals.x, joint);
-      }
+    }
+    const double joint =
+        entropy_of_counts(args.terms, marginals.samples, static_cast<double>(cells), counts, cells);
+    args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
+    if (args.symmetric) {
+      args.result[y * codes.y_features + x] =
+          information(args.information, marginals.y, marginals.x, joint);
+    }
+  });
+  if (args.symmetric) {  // H(X,X) = H(X), whatever the estimator
+    for (int64_t x = std::max(block.x_begin, block.y_begin); x < std::min(block.x_end, block.y_end);
+         ++x) {
+      const double entropy = args.x_entropy[x];
+      args.result[x * codes.y_features + x] =
+          information(args.information, entropy, entropy, entropy);
     }
   }
   return too_few;
