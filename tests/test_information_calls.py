@@ -106,7 +106,7 @@ def test_forked_workers() -> None:
 
 
 def test_interrupt() -> None:
-    """Ctrl-C ends a call that would take minutes, with nothing half done."""
+    """Ctrl-C ends a call that would take many seconds, with nothing half done."""
     x = normal(8192, 4096)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     begin = time.monotonic()

@@ -19,6 +19,16 @@ struct VectorOf {
 template <typename Element, int kLanes>
 using vector_of = typename VectorOf<Element, kLanes>::type;
 
+// What arrays of vectors are allocated as: the alignment of a vector type depends on the target.
+struct alignas(64) CacheLine {
+  unsigned char bytes[64];
+};
+
+template <typename Vector>
+constexpr int64_t lines_of(int64_t count) {
+  return (count * static_cast<int64_t>(sizeof(Vector)) + 63) / 64;
+}
+
 template <typename Vector>
 [[gnu::always_inline]] inline Vector load_vector(const void* source) {
   Vector result;
@@ -51,14 +61,16 @@ struct BitCounts {
     pending = Vector{};
   }
 
-  [[gnu::always_inline]] void add(const Vector* words) {
+  // words[0] to words[15]: an array, or what fetches each when it is asked for.
+  template <typename Rows>
+  [[gnu::always_inline]] void add(const Rows& words) {
     Vector p0 = planes[0], p1 = planes[1], p2 = planes[2], p3 = planes[3];
     Vector twos[2], fours[2], eights[2], carry;
     for (int half = 0; half < 2; ++half) {
       for (int quarter = 0; quarter < 2; ++quarter) {
-        const Vector* w = words + 8 * half + 4 * quarter;
-        full_add(p0, w[0], w[1], p0, twos[0]);
-        full_add(p0, w[2], w[3], p0, twos[1]);
+        const int first = 8 * half + 4 * quarter;
+        full_add(p0, words[first], words[first + 1], p0, twos[0]);
+        full_add(p0, words[first + 2], words[first + 3], p0, twos[1]);
         full_add(p1, twos[0], twos[1], p1, fours[quarter]);
       }
       full_add(p2, fours[0], fours[1], p2, eights[half]);

@@ -22,10 +22,6 @@ constexpr int kWordBits = 32;
 constexpr int64_t kStateBytes = 128 * 1024;
 constexpr int kPrefetchRows = 16;
 
-struct alignas(64) CacheLine {
-  unsigned char bytes[64];
-};
-
 // How x lies in memory; half precision is widened as tiles are loaded.
 enum class Storage { value, half, bfloat16 };
 

@@ -55,7 +55,7 @@ struct PairBlock {
 
 void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block);
 
-// Joint counts stay in a scratch of at most 2 MiB. Returns the first pair, as
+// Joint counts stay in a scratch of at most 8 MiB. Returns the first pair, as
 // x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or
 // -1.
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block);

@@ -1,4 +1,4 @@
-// Joint counts by carry-save addition, for pairs of few bins and many samples.
+// Joint counts by carry-save addition, for pairs of few bins and many features.
 #pragma once
 
 #include <functional>

@@ -14,85 +14,104 @@ namespace simmim {
 namespace {
 
 constexpr int kWordBits = 32;
-constexpr int64_t kChunk = 16384;                 // samples whose words stay in the L2 cache
-constexpr int64_t kTallyBytes = 4 * 1024 * 1024;  // of counts
+constexpr int kUnit = BitCounts<uint32_t>::kRows;  // samples added at a time
+constexpr int64_t kChunk = 16384;  // samples: their words, at most 1 MiB, stay in the L2 cache
+constexpr int64_t kTallyBytes = 4 * 1024 * 1024;  // of counts that wait for the next chunk
 constexpr int64_t kMostX = 32;                    // features sorted at a time
 
 constexpr int bits_of(int32_t bins) { return bins <= 8 ? 8 : bins <= 16 ? 16 : 32; }
 
-// Where the runs of one x feature lie in its order.
-struct Runs {
-  uint16_t begin[33];  // in units of 16 samples; a run is padded to whole units
+// The samples of a chunk sorted by x. Each bin's run is filled up to whole units.
+struct Order {
+  uint16_t* samples;
+  int unit_begin[kWordBits + 1];  // of each run
 };
 
-template <int kLanes>
-struct Scratch {
-  using Words = vector_of<uint32_t, kLanes>;
-  std::vector<unsigned char> word_bytes, tally_bytes;
-  std::vector<uint16_t> order;
-
-  static Words* aligned(std::vector<unsigned char>& bytes, int64_t count) {
-    bytes.resize(count * sizeof(Words) + 64);
-    const auto address = reinterpret_cast<uintptr_t>(bytes.data());
-    return reinterpret_cast<Words*>((address + 63) / 64 * 64);
+// What fills a run up is number `samples`. The two halves of the chunk fill parts of their own of
+// each run, so that consecutive samples of one bin need not wait for each other.
+void sort_by_bin(const uint8_t* codes, int samples, int32_t bins, Order& order) {
+  const int half = samples / 2;
+  int counts[2][256] = {}, next[2][256];
+  for (int i = 0; i < samples - half; ++i) {
+    if (i < half) ++counts[0][codes[i]];
+    ++counts[1][codes[half + i]];
   }
-};
-
-// The samples of a chunk by bin of x, each run filled up with `samples`, the word that is 0.
-inline void sort_by_bin(const uint8_t* codes, int samples, int32_t bins, uint16_t* order,
-                        Runs& runs) {
-  uint32_t counts[256] = {}, next[256];
-  for (int i = 0; i < samples; ++i) ++counts[codes[i]];
-  uint32_t begin = 0;
+  int unit = 0;
   for (int bin = 0; bin < bins; ++bin) {
-    runs.begin[bin] = static_cast<uint16_t>(begin / 16);
-    next[bin] = begin;
-    begin += (counts[bin] + 15) / 16 * 16;
+    order.unit_begin[bin] = unit;
+    next[0][bin] = unit * kUnit;
+    next[1][bin] = unit * kUnit + counts[0][bin];
+    unit += (counts[0][bin] + counts[1][bin] + kUnit - 1) / kUnit;
   }
-  runs.begin[bins] = static_cast<uint16_t>(begin / 16);
-  for (int bin = bins; bin < 256; ++bin) next[bin] = begin;  // no bin: behind all runs
-  for (int i = 0; i < samples; ++i) order[next[codes[i]]++] = static_cast<uint16_t>(i);
+  order.unit_begin[bins] = unit;
+  // A code that is no bin goes behind all runs, where nothing is read.
+  for (int part = 0; part < 2; ++part) std::fill(next[part] + bins, next[part] + 256, unit * kUnit);
+  for (int i = 0; i < samples - half; ++i) {
+    if (i < half) order.samples[next[0][codes[i]]++] = static_cast<uint16_t>(i);
+    order.samples[next[1][codes[half + i]]++] = static_cast<uint16_t>(half + i);
+  }
   for (int bin = 0; bin < bins; ++bin) {
-    std::fill(order + next[bin], order + runs.begin[bin + 1] * 16, static_cast<uint16_t>(samples));
+    std::fill(order.samples + next[1][bin], order.samples + order.unit_begin[bin + 1] * kUnit,
+              static_cast<uint16_t>(samples));
   }
 }
 
-// words [samples + 1, lanes]: feature f of the group sets bits in lane f % lanes.
+// The y features that share a vector of words: feature f has its bits in lane f % lanes.
+struct Group {
+  int64_t begin;
+  int64_t size;
+};
+
+// Writes words [samples + 1, lanes], the last one 0, of samples sample_begin and following.
 template <int kLanes>
-[[gnu::always_inline]] inline void write_words(const CodePair& codes, int64_t first, int64_t begin,
-                                               int samples, int64_t features,
+[[gnu::always_inline]] inline void write_words(const CodePair& codes, const Group& group,
+                                               int64_t sample_begin, int samples,
                                                vector_of<uint32_t, kLanes>* words) {
+  constexpr int kTile = 256;  // samples whose words stay in the L1 cache
   const int bits = bits_of(codes.y_bins);
-  std::fill(words, words + samples + 1, vector_of<uint32_t, kLanes>{});
-  auto* lanes = reinterpret_cast<uint32_t*>(words);
-  for (int64_t f = 0; f < features; ++f) {
-    uint32_t bit_of[256] = {};
-    for (int bin = 0; bin < codes.y_bins; ++bin) bit_of[bin] = 1u << (f / kLanes * bits + bin);
-    const uint8_t* source = codes.y + (first + f) * codes.samples + begin;
-    uint32_t* target = lanes + f % kLanes;
-    for (int i = 0; i < samples; ++i) target[int64_t{i} * kLanes] |= bit_of[source[i]];
+  words[samples] = vector_of<uint32_t, kLanes>{};
+  for (int begin = 0; begin < samples; begin += kTile) {
+    const int end = std::min(begin + kTile, samples);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      uint32_t tile[kTile] = {};
+      for (int64_t f = lane, shift = 0; f < group.size; f += kLanes, shift += bits) {
+        const uint8_t* code = codes.y + (group.begin + f) * codes.samples + sample_begin + begin;
+        for (int i = 0; i < end - begin; ++i) {
+          const uint32_t valid = code[i] < codes.y_bins;
+          tile[i] |= valid << (code[i] & (kWordBits - 1)) << shift;
+        }
+      }
+      auto* word = reinterpret_cast<uint32_t*>(words + begin) + lane;
+      for (int i = 0; i < end - begin; ++i) word[int64_t{i} * kLanes] = tile[i];
+    }
   }
 }
+
+// The words of samples, fetched one by one as they are added.
+template <typename Words>
+struct RowsOf {
+  const Words* words;
+  const uint16_t* samples;
+  [[gnu::always_inline]] Words operator[](int i) const { return words[samples[i]]; }
+};
 
 // Adds the counts of each run to tally [x_bins, 32 bits, lanes].
 template <int kLanes>
 [[gnu::always_inline]] inline void add_runs(const vector_of<uint32_t, kLanes>* words,
-                                            const uint16_t* order, const Runs& runs, int32_t bins,
+                                            const Order& order, int32_t bins,
                                             vector_of<uint32_t, kLanes>* tally) {
   using Words = vector_of<uint32_t, kLanes>;
   for (int bin = 0; bin < bins; ++bin, tally += kWordBits) {
-    const int begin = runs.begin[bin], end = runs.begin[bin + 1];
-    if (begin == end) continue;
+    const int units = order.unit_begin[bin + 1] - order.unit_begin[bin];
+    const uint16_t* sample = order.samples + order.unit_begin[bin] * kUnit;
     BitCounts<Words> state;
     state.clear();
-    for (int unit = begin; unit < end; ++unit) {
-      Words own[16];
-      for (int r = 0; r < 16; ++r) own[r] = words[order[unit * 16 + r]];
-      state.add(own);
-      if ((unit - begin) % 16 == 15) state.settle();
+    for (int unit = 1; unit <= units; ++unit, sample += kUnit) {
+      state.add(RowsOf<Words>{words, sample});
+      if (unit % 16 == 0) state.settle();
     }
     state.settle();
-    for (int octet = 0; octet < (end - begin >= 16 ? 2 : 1); ++octet) {
+    for (int octet = 0; octet < (units < 16 ? 1 : 2); ++octet) {
       Words bytes[8];
       state.bytes_of_counts(octet, bytes);
       for (int bit = 0; bit < kWordBits; ++bit) {
@@ -103,60 +122,66 @@ template <int kLanes>
 }
 
 template <int kLanes>
+[[gnu::always_inline]] inline void visit_group(const CodePair& codes, bool symmetric, int64_t x,
+                                               const Group& group,
+                                               const vector_of<uint32_t, kLanes>* tally,
+                                               int64_t* counts, const VisitPair& visit) {
+  for (int64_t f = symmetric ? std::max<int64_t>(0, x + 1 - group.begin) : 0; f < group.size; ++f) {
+    const auto* bit = reinterpret_cast<const uint32_t*>(tally + f / kLanes * bits_of(codes.y_bins));
+    int64_t* to = counts;
+    for (int a = 0; a < codes.x_bins; ++a, bit += kWordBits * kLanes) {
+      for (int b = 0; b < codes.y_bins; ++b) *to++ = bit[b * kLanes + f % kLanes];
+    }
+    visit(x, group.begin + f, counts);
+  }
+}
+
+// Words of one chunk of samples and one group of y features serve all x features of the block;
+// an order serves all groups. Counts of several chunks wait in a tally for each x and group.
+template <int kLanes>
 [[gnu::always_inline]] inline void count_block(const CodePair& codes, bool symmetric,
                                                const PairBlock& block, const VisitPair& visit) {
   using Words = vector_of<uint32_t, kLanes>;
-  const int bits = bits_of(codes.y_bins);
-  const int64_t group = kLanes * kWordBits / bits;
-  const int64_t state = int64_t{codes.x_bins} * kWordBits;  // vectors of counts of x and a group
-  const int64_t order_size = kChunk + 16 * int64_t{codes.x_bins} + 16;
+  const bool one_chunk = codes.samples <= kChunk;
+  const int64_t group_size = kLanes * kWordBits / bits_of(codes.y_bins);
+  const int64_t tally_size = int64_t{codes.x_bins} * kWordBits;  // of one x and group
   const int64_t xs = std::min(kMostX, block.x_end - block.x_begin);
-  const int64_t most_groups = kTallyBytes / static_cast<int64_t>(sizeof(Words)) / state / xs;
-  const int64_t groups = std::clamp<int64_t>((block.y_end - block.y_begin + group - 1) / group, 1,
-                                             std::max<int64_t>(1, most_groups));
+  const int64_t tallies = one_chunk ? 1 : kTallyBytes / (tally_size * int64_t{sizeof(Words)});
+  const int64_t ys =
+      one_chunk ? block.y_end - block.y_begin : std::max<int64_t>(1, tallies / xs) * group_size;
+  const int64_t order_size = kChunk + codes.x_bins * int64_t{kUnit};
 
-  Scratch<kLanes> scratch;
-  Words* words = scratch.aligned(scratch.word_bytes, kChunk + 1);
-  Words* tally = scratch.aligned(scratch.tally_bytes, xs * groups * state);
-  scratch.order.resize(xs * order_size);
-  std::vector<Runs> runs(xs);
+  const int64_t word_count = std::min(codes.samples, kChunk) + 1;
+  std::vector<CacheLine> workspace(lines_of<Words>(word_count) +
+                                   lines_of<Words>(tallies * tally_size));
+  auto* words = reinterpret_cast<Words*>(workspace.data());
+  auto* tally = reinterpret_cast<Words*>(workspace.data() + lines_of<Words>(word_count));
+  std::vector<uint16_t> sorted(xs * order_size);
+  std::vector<Order> orders(xs);
+  for (int64_t i = 0; i < xs; ++i) orders[i].samples = sorted.data() + i * order_size;
   std::vector<int64_t> counts(static_cast<size_t>(codes.x_bins) * codes.y_bins);
 
   for (int64_t x0 = block.x_begin; x0 < block.x_end; x0 += xs) {
     const int64_t x_end = std::min(x0 + xs, block.x_end);
-    const int64_t y_begin = symmetric ? std::max(block.y_begin, x0 + 1) : block.y_begin;
-    for (int64_t y0 = y_begin; y0 < block.y_end; y0 += groups * group) {
-      const int64_t y_end = std::min(y0 + groups * group, block.y_end);
-      std::fill(tally, tally + xs * groups * state, Words{});
+    int64_t y0 = symmetric ? std::max(block.y_begin, x0 + 1) : block.y_begin;
+    for (; y0 < block.y_end; y0 += ys) {
+      const int64_t y_end = std::min(y0 + ys, block.y_end);
       for (int64_t begin = 0; begin < codes.samples; begin += kChunk) {
         const int samples = static_cast<int>(std::min(kChunk, codes.samples - begin));
+        const bool last = begin + samples == codes.samples;
         for (int64_t x = x0; x < x_end; ++x) {
-          sort_by_bin(codes.x + x * codes.samples + begin, samples, codes.x_bins,
-                      scratch.order.data() + (x - x0) * order_size, runs[x - x0]);
+          sort_by_bin(codes.x + x * codes.samples + begin, samples, codes.x_bins, orders[x - x0]);
         }
-        for (int64_t y = y0; y < y_end; y += group) {
-          const int64_t features = std::min(group, y_end - y);
-          write_words<kLanes>(codes, y, begin, samples, features, words);
-          for (int64_t x = x0; x < x_end; ++x) {
-            if (symmetric && y + features - 1 <= x) continue;
-            add_runs<kLanes>(words, scratch.order.data() + (x - x0) * order_size, runs[x - x0],
-                             codes.x_bins, tally + ((x - x0) * groups + (y - y0) / group) * state);
+        Words* own = tally;
+        for (int64_t y = y0; y < y_end; y += group_size) {
+          const Group group{y, std::min(group_size, y_end - y)};
+          write_words<kLanes>(codes, group, begin, samples, words);
+          for (int64_t x = x0; x < x_end; ++x, own += one_chunk ? 0 : tally_size) {
+            if (symmetric && y + group.size <= x + 1) continue;
+            if (begin == 0) std::fill(own, own + tally_size, Words{});
+            add_runs<kLanes>(words, orders[x - x0], codes.x_bins, own);
+            if (last) visit_group<kLanes>(codes, symmetric, x, group, own, counts.data(), visit);
           }
-        }
-      }
-      for (int64_t x = x0; x < x_end; ++x) {
-        for (int64_t y = symmetric ? std::max(y0, x + 1) : y0; y < y_end; ++y) {
-          const int64_t feature = (y - y0) % group;
-          const auto* own = reinterpret_cast<const uint32_t*>(
-                                tally + ((x - x0) * groups + (y - y0) / group) * state +
-                                feature / kLanes * bits) +
-                            feature % kLanes;
-          for (int a = 0; a < codes.x_bins; ++a) {
-            for (int b = 0; b < codes.y_bins; ++b) {
-              counts[a * codes.y_bins + b] = own[(int64_t{a} * kWordBits + b) * kLanes];
-            }
-          }
-          visit(x, y, counts.data());
         }
       }
     }
@@ -181,8 +206,9 @@ SIMMIM_TARGET_AVX512 void count_block_avx512(const CodePair& codes, bool symmetr
 }  // namespace
 
 bool carry_save_pays(const CodePair& codes) {
-  return std::max(codes.x_bins, codes.y_bins) <= kWordBits && codes.y_features >= 8 &&
-         codes.samples >= 64 * codes.x_bins && codes.samples < (int64_t{1} << 32);
+  constexpr int64_t kFewest = 8;  // features of y, to fill enough of a vector; measured
+  return std::max(codes.x_bins, codes.y_bins) <= kWordBits && codes.y_features >= kFewest &&
+         codes.samples < (int64_t{1} << 32);  // the tally's counters
 }
 
 void count_pairs_by_carry_save(const CodePair& codes, bool symmetric, const PairBlock& block,

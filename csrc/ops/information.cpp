@@ -196,12 +196,14 @@ CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int
 
 void for_each_pair_block(const CodePair& codes, bool symmetric,
                          const std::function<void(const PairBlock&)>& work) {
-  // A few milliseconds of work. Carry-save addition counts faster, and sorts a feature of x once
-  // for all features of y in the block.
+  // Some milliseconds of work. Carry-save addition counts faster, and sorts a feature of x once for
+  // all features of y in the block.
   const bool sorted = carry_save_pays(codes);
-  const int64_t most = int64_t{1} << (sorted ? 26 : 22), aspect = sorted ? 4 : 1;
+  const int64_t most = int64_t{1} << (sorted ? 28 : 22), aspect = sorted ? 16 : 1;
   int64_t x_side = 1;
-  while (x_side < 64 && 4 * aspect * x_side * x_side * codes.samples <= most) x_side *= 2;
+  while (x_side < (sorted ? 32 : 64) && 4 * aspect * x_side * x_side * codes.samples <= most) {
+    x_side *= 2;
+  }
   const int64_t y_side = aspect * x_side;
   std::vector<PairBlock> blocks;
   for (int64_t x = 0; x < codes.x_features; x += x_side) {

@@ -1,0 +1,50 @@
+"""Joint counts by carry-save addition: what small inputs do not reach."""
+
+import pytest
+import torch
+from information_reference import joint_histogram as reference
+from torch import Tensor
+
+from simmim_ext import Discretized, joint_entropy, mutual_information
+from simmim_ext.ops.joint import joint_histogram
+
+
+def codes(features: int, samples: int, bins: int, missing: float = 0.0) -> Tensor:
+    """Half the samples of feature 0 in bin 0, as after a ReLU; the rest uniform."""
+    generator = torch.Generator().manual_seed(features + samples + bins)
+    result = torch.randint(0, bins, (features, samples), generator=generator, dtype=torch.uint8)
+    result[0, ::2] = 0
+    result[torch.rand(result.shape, generator=generator) < missing] = 255
+    return result
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1], ids=["whole", "missing"])
+@pytest.mark.parametrize(("x_bins", "y_bins"), [(2, 8), (8, 7), (16, 16), (5, 17), (32, 32)])
+def test_counts_of_ragged_groups(x_bins, y_bins, missing, cpu_capability) -> None:
+    x, y = codes(3, 1003, x_bins, missing), codes(41, 1003, y_bins, missing)
+    assert torch.equal(joint_histogram(x, y, x_bins, y_bins, ""), reference(x, y, x_bins, y_bins))
+
+
+@pytest.mark.parametrize("samples", [16384, 16385, 70001])  # one chunk, two, and many
+def test_counts_of_several_chunks(samples, cpu_capability) -> None:
+    x, y = codes(2, samples, 4, 0.01), codes(9, samples, 16, 0.01)
+    assert torch.equal(joint_histogram(x, y, 4, 16, ""), reference(x, y, 4, 16))
+
+
+def test_full_run() -> None:
+    """Every sample in one cell: the largest count a chunk can give."""
+    x, y = torch.ones(1, 50000, dtype=torch.uint8), torch.ones(8, 50000, dtype=torch.uint8)
+    assert torch.equal(joint_histogram(x, y, 2, 2, ""), reference(x, y, 2, 2))
+
+
+@pytest.mark.parametrize("bins", [8, 32])
+def test_information_does_not_depend_on_the_way_of_counting(bins, cpu_capability) -> None:
+    """Carry-save addition takes many features, plain counters few: the same bits."""
+    x = codes(70, 2000, bins, 0.05)
+    for quantity in (joint_entropy, mutual_information):
+        within = quantity(Discretized(x, bins))
+        for first in range(0, 70, 7):
+            few = Discretized(x[first : first + 7], bins)
+            between = quantity(Discretized(x, bins), few)
+            off_diagonal = torch.arange(70)[:, None] != torch.arange(first, first + 7)
+            assert torch.equal(within[:, first : first + 7][off_diagonal], between[off_diagonal])
