@@ -61,11 +61,11 @@ SIMMIM_HD int64_t term(const EntropyTerms& terms, int64_t count) {
 
 // Terms for up to `samples` samples. The scale makes N ln N take 50 bits: a sum stays far from
 // overflow, and its rounding, at most half a unit per cell, below 1e-9 nats.
-inline EntropyTerms entropy_terms(Estimator estimator, int64_t samples) {
+SIMMIM_HD EntropyTerms entropy_terms(Estimator estimator, int64_t samples) {
   const double n = static_cast<double>(samples < 2 ? 2 : samples);
   EntropyTerms terms;
   terms.estimator = estimator;
-  terms.scale = std::ldexp(1.0, 50 - std::ilogb(n * std::log(n)));
+  terms.scale = ldexp(1.0, 50 - ilogb(n * log(n)));
   return terms;
 }
 
@@ -76,18 +76,27 @@ SIMMIM_HD double chao_shen_term(double count, double samples, double coverage) {
   return p * log(p) / expm1(samples * log1p(-p));
 }
 
+// What a sum over cells is where one thread visits them all.
+struct OwnTotal {
+  template <typename Sum>
+  SIMMIM_HD Sum operator()(Sum sum) const {
+    return sum;
+  }
+};
+
 // Entropy in nats of `samples` counted samples. `cells` calls its argument with the count of every
 // cell, in any order; empty cells may be left out. `alphabet` is the number of cells, empty ones
-// included, and matters to `shrink` alone.
-template <typename Cells>
+// included, and matters to `shrink` alone. Where several threads share the cells, each visits its
+// own, and `total` adds up what they found.
+template <typename Cells, typename Total = OwnTotal>
 SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, double alphabet,
-                                  Cells&& cells) {
+                                  Cells&& cells, const Total& total = {}) {
   const double n = static_cast<double>(samples);
   switch (terms.estimator) {
     case Estimator::plugin: {
       int64_t sum = 0;
       cells([&](int64_t count) { sum += term(terms, count); });
-      return static_cast<double>(term(terms, samples) - sum) / (terms.scale * n);
+      return static_cast<double>(term(terms, samples) - total(sum)) / (terms.scale * n);
     }
     case Estimator::miller_madow: {
       int64_t sum = 0, observed = 0;
@@ -95,17 +104,18 @@ SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, do
         sum += term(terms, count);
         observed += count > 0;
       });
-      return static_cast<double>(term(terms, samples) - sum) / (terms.scale * n) +
-             static_cast<double>(observed - 1) / (2 * n);
+      return static_cast<double>(term(terms, samples) - total(sum)) / (terms.scale * n) +
+             static_cast<double>(total(observed) - 1) / (2 * n);
     }
     case Estimator::grassberger: {
       int64_t sum = 0;
       cells([&](int64_t count) { sum += term(terms, count); });
-      return log(n) - static_cast<double>(sum) / (terms.scale * n);
+      return log(n) - static_cast<double>(total(sum)) / (terms.scale * n);
     }
     case Estimator::chao_shen: {
       int64_t singletons = 0;
       cells([&](int64_t count) { singletons += count == 1; });
+      singletons = total(singletons);
       if (singletons == samples) --singletons;  // a coverage of 0 would lose everything
       const double coverage = 1 - static_cast<double>(singletons) / n;
       int64_t sum = 0;
@@ -115,7 +125,7 @@ SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, do
           sum += fixed_point(part, kUnitScale);
         }
       });
-      return static_cast<double>(sum) / kUnitScale;
+      return static_cast<double>(total(sum)) / kUnitScale;
     }
     case Estimator::shrink: {
       double squares = 0;
@@ -126,7 +136,7 @@ SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, do
         observed += count > 0;
       });
       const double target = 1 / alphabet;
-      const double concentration = squares / (n * n);
+      const double concentration = total(squares) / (n * n);
       const double distance = concentration - target;  // sum of (n / N - 1 / alphabet)^2
       double intensity = distance > 0 ? (1 - concentration) / ((n - 1) * distance) : 1;
       intensity = intensity > 1 ? 1 : intensity;
@@ -138,9 +148,9 @@ SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, do
           sum += fixed_point(-p * log(p), kUnitScale);
         }
       });
-      const double empty = alphabet - static_cast<double>(observed);
+      const double empty = alphabet - static_cast<double>(total(observed));
       const double rest = base > 0 ? -empty * base * log(base) : 0;
-      return static_cast<double>(sum) / kUnitScale + rest;
+      return static_cast<double>(total(sum)) / kUnitScale + rest;
     }
   }
   return 0;
@@ -154,5 +164,37 @@ SIMMIM_HD double entropy_of_counts(const EntropyTerms& terms, int64_t samples, d
     for (int64_t i = 0; i < cells; ++i) visit(static_cast<int64_t>(counts[i * stride]));
   });
 }
+
+// The entropy of every row of a table of counts, by the terms of its own number of samples.
+struct EntropyArgs {
+  const int64_t* counts;  // [features, bins]
+  int64_t features;
+  int64_t bins;
+  Estimator estimator;
+  double nats_per_unit;
+  float* entropy;  // [features]
+};
+
+// Each feature's valid samples and its entropy over them, by terms that all of them share.
+struct MarginalsArgs {
+  const int64_t* counts;  // [features, bins]
+  int64_t features;
+  int64_t bins;
+  EntropyTerms terms;
+  int64_t* valid;   // [features]
+  double* entropy;  // [features] nats
+};
+
+// On a cudaStream_t; they return a cudaError_t. A feature of fewer than 2 samples gets NaN, and the
+// first of them is reported: *first_fault, on the device, becomes the smallest index at fault.
+int entropy_cuda(const EntropyArgs& args, int64_t* first_fault, void* stream);
+int marginals_cuda(const MarginalsArgs& args, int64_t* first_fault, void* stream);
+
+// Fills table [size] on the device with the terms of the counts 0, 1, ...
+int tabulate_cuda(const EntropyTerms& terms, int64_t* table, int64_t size, void* stream);
+
+// Reports the first of `count` codes that is neither below bins nor kInvalidCode.
+int check_codes_cuda(const uint8_t* codes, int64_t count, int32_t bins, int64_t* first_fault,
+                     void* stream);
 
 }  // namespace simmim

@@ -64,4 +64,15 @@ int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const Pair
 int64_t joint_information_cpu(const JointInformationArgs& args, int64_t pair_begin,
                               int64_t pair_end);
 
+// On a cudaStream_t; they return a cudaError_t. Pointers are the device's. A pair that shares fewer
+// than two valid samples gets NaN, and *first_fault, on the device, becomes the smallest such
+// index.
+int joint_histogram_cuda(const JointHistogramArgs& args, void* stream);
+int joint_information_cuda(const JointInformationArgs& args, int64_t* first_fault, void* stream);
+
+// `scratch`: so many words, on the device, which need no particular content.
+int64_t pairwise_scratch_words(const PairwiseInformationArgs& args);
+int pairwise_information_cuda(const PairwiseInformationArgs& args, uint32_t* scratch,
+                              int64_t* first_fault, void* stream);
+
 }  // namespace simmim

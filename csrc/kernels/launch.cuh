@@ -11,6 +11,13 @@ namespace simmim {
 template <typename... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
            Parameters... arguments) {
+  constexpr size_t kDefaultShared = 48 * 1024;  // more must be asked for
+  if (shared_bytes > kDefaultShared) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

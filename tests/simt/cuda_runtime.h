@@ -28,7 +28,18 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -50,6 +61,14 @@ uint64_t exchange(unsigned mask, uint64_t value, int source_lane);
 // Bit l: whether lane l of mask deposited a value other than 0.
 unsigned vote(unsigned mask, bool predicate);
 int lane();
+
+// A copy to shared memory that may arrive at once, or not before the thread waits for it.
+void copy_async(void* shared, const void* global, size_t bytes);
+void copy_async_commit();
+void copy_async_wait(size_t groups);  // all but the last so many
+
+// sums += a warp's m16n8k256 product of bits: a in fragment[0..3], b in fragment[4..5].
+void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]);
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
 
@@ -95,6 +114,14 @@ T atomicAdd(T* address, U value) {
   simt::step();
   const T before = *address;
   *address = before + static_cast<T>(value);
+  return before;
+}
+
+template <typename T>
+T atomicMin(T* address, T value) {
+  simt::step();
+  const T before = *address;
+  if (value < before) *address = value;
   return before;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -21,6 +22,12 @@ namespace {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr unsigned char kPattern = 0xa5;
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   enum State { ready, at_block_barrier, at_warp_barrier, finished };
 
@@ -28,6 +35,8 @@ struct Fiber {
   State state;
   unsigned warp_mask;  // of the warp barrier it waits at
   uint64_t deposit;    // what it offers to its warp
+  uint32_t fragment[6];
+  std::deque<std::vector<Copy>> copies;  // in groups, the last not yet closed
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
 };
@@ -63,6 +72,7 @@ void enter() {
 void start(Fiber& fiber, dim3 index) {
   fiber.index = index;
   fiber.state = Fiber::ready;
+  fiber.copies.assign(1, {});
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.data();
   fiber.context.uc_stack.ss_size = kStackBytes;
@@ -178,6 +188,42 @@ unsigned vote(unsigned mask, bool predicate) {
   }
   sync_warp(mask);
   return result;
+}
+
+void copy_async(void* shared, const void* global, size_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % bytes != 0) {
+    fail("an asynchronous copy that is not aligned to its size");
+  }
+  if (random_source()() % 2 == 0) {
+    memcpy(shared, global, bytes);
+  } else {
+    self->copies.back().push_back({shared, global, bytes});
+  }
+}
+
+void copy_async_commit() { self->copies.emplace_back(); }
+
+void copy_async_wait(size_t groups) {
+  while (self->copies.size() > groups + 1) {
+    for (const Copy& copy : self->copies.front()) memcpy(copy.to, copy.from, copy.bytes);
+    self->copies.pop_front();
+  }
+}
+
+void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
+  const size_t first = index_of(*self) - lane();
+  memcpy(self->fragment, fragment, sizeof fragment);
+  sync_warp(~0u);
+  if (first + kWarpSize > running) fail("a matrix product by less than a warp");
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int word = 0; word < 8; ++word) {
+      const uint32_t a = fibers[first + row % 8 * 4 + word % 4]->fragment[row / 8 + word / 4 * 2];
+      const uint32_t b = fibers[first + column * 4 + word % 4]->fragment[4 + word / 4];
+      sums[i] += __builtin_popcount(a & b);
+    }
+  }
+  sync_warp(~0u);
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {

@@ -1,0 +1,54 @@
+// The few instructions that C++ has no words for; tests/simt has the same in plain C++.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace simmim {
+
+#ifdef __CUDACC__
+
+// Copies 16 bytes to shared memory while the thread goes on. Both lie on a multiple of 16 bytes.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// Closes a group of copies.
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
+// Waits until all but the last kGroups groups of this thread have arrived.
+template <int kGroups>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// sums[16 rows, 8 columns] += over 256 bits, popcount(a[row] & b[column]), by the lanes of a warp.
+// Lane 4 g + t holds of a the words t and t + 4 of row g (.x, .z) and of row g + 8 (.y, .w), of b
+// those of column g (.x, .y), and of sums the columns 2 t and 2 t + 1 of row g (0, 1) and of row g
+// + 8 (2, 3).
+__device__ __forceinline__ void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+#else
+
+inline void copy_async_16(void* shared, const void* global) {
+  simt::copy_async(shared, global, 16);
+}
+inline void copy_async_commit() { simt::copy_async_commit(); }
+template <int kGroups>
+void copy_async_wait() {
+  simt::copy_async_wait(kGroups);
+}
+inline void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
+  const uint32_t fragment[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
+  simt::mma_and_popc(sums, fragment);
+}
+
+#endif
+
+}  // namespace simmim

@@ -1,0 +1,208 @@
+// Joint counts and pairwise information, emulated, against loops over the samples.
+#include "../../csrc/kernels/joint.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "check.h"
+
+namespace {
+
+using simmim::Estimator;
+using simmim::Information;
+using simmim::Normalization;
+using simmim::Quantity;
+
+constexpr int64_t kNone = INT64_MAX;
+
+// Codes that depend on one another, with a share of missing samples (in percent).
+std::vector<uint8_t> draw(int64_t features, int64_t samples, int bins, int missing, unsigned seed) {
+  std::mt19937 common(7), own(seed);
+  std::vector<unsigned> base(samples);
+  for (auto& b : base) b = common();
+  std::vector<uint8_t> codes(features * samples);
+  for (int64_t i = 0; i < features * samples; ++i) {
+    const unsigned value = own() % 2 ? base[i % samples] : own();
+    codes[i] = static_cast<uint8_t>(own() % 100 < unsigned(missing) ? 255 : value % bins);
+  }
+  return codes;
+}
+
+std::vector<int64_t> count(const uint8_t* x, const uint8_t* y, int64_t samples, int x_bins,
+                           int y_bins) {
+  std::vector<int64_t> counts(int64_t{x_bins} * y_bins);
+  for (int64_t i = 0; i < samples; ++i) {
+    if (x[i] < x_bins && y[i] < y_bins) ++counts[x[i] * y_bins + y[i]];
+  }
+  return counts;
+}
+
+struct Entropies {
+  int64_t samples = 0;
+  double x = NAN, y = NAN, joint = NAN;
+};
+
+Entropies entropies_of(const std::vector<int64_t>& counts, int x_bins, int y_bins,
+                       const simmim::EntropyTerms& terms) {
+  Entropies result;
+  std::vector<int64_t> rows(x_bins), columns(y_bins);
+  for (int a = 0; a < x_bins; ++a) {
+    for (int b = 0; b < y_bins; ++b) {
+      rows[a] += counts[a * y_bins + b];
+      columns[b] += counts[a * y_bins + b];
+    }
+  }
+  for (const int64_t row : rows) result.samples += row;
+  if (result.samples < 2) return result;
+  const auto entropy = [&](const std::vector<int64_t>& cells) {
+    const double alphabet = static_cast<double>(cells.size());
+    return simmim::entropy_of_counts(terms, result.samples, alphabet, cells.data(),
+                                     static_cast<int64_t>(cells.size()));
+  };
+  result.x = entropy(rows);
+  result.y = entropy(columns);
+  result.joint = entropy(counts);
+  return result;
+}
+
+struct Problem {
+  int64_t x_features, y_features, samples;
+  int x_bins, y_bins, missing;
+  bool symmetric;
+};
+
+void check_pairs(const Problem& p, Estimator estimator, const Information& info) {
+  std::vector<uint8_t> x = draw(p.x_features, p.samples, p.x_bins, p.missing, 1);
+  std::vector<uint8_t> y = p.symmetric ? x : draw(p.y_features, p.samples, p.y_bins, p.missing, 2);
+  simmim::EntropyTerms terms = simmim::entropy_terms(estimator, p.samples);
+  std::vector<int64_t> table(std::min<int64_t>(p.samples + 1, 50));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = compute_term(terms, int64_t(i));
+  const auto marginal = [&](const std::vector<uint8_t>& codes, int64_t features, int bins,
+                            std::vector<int64_t>& valid, std::vector<double>& entropy) {
+    for (int64_t f = 0; f < features; ++f) {
+      const uint8_t* own = codes.data() + f * p.samples;
+      const Entropies e = entropies_of(count(own, own, p.samples, bins, bins), bins, bins, terms);
+      valid.push_back(e.samples);
+      entropy.push_back(e.x);
+    }
+  };
+  std::vector<int64_t> x_valid, y_valid;
+  std::vector<double> x_entropy, y_entropy;
+  marginal(x, p.x_features, p.x_bins, x_valid, x_entropy);
+  marginal(y, p.y_features, p.y_bins, y_valid, y_entropy);
+
+  std::vector<float> result(p.x_features * p.y_features, -9);
+  const simmim::CodePair codes{
+      x.data(), p.symmetric ? x.data() : y.data(), p.x_features, p.y_features, p.samples, p.x_bins,
+      p.y_bins};
+  simmim::EntropyTerms device_terms = terms;
+  device_terms.table = table.data();
+  device_terms.table_size = static_cast<int64_t>(table.size());
+  const simmim::PairwiseInformationArgs args{
+      codes,        p.symmetric, x_valid.data(), y_valid.data(), x_entropy.data(), y_entropy.data(),
+      device_terms, info,        result.data()};
+  std::vector<uint32_t> scratch(simmim::pairwise_scratch_words(args), 0xdeadbeef);
+  int64_t fault = kNone, expected_fault = kNone;
+  bool good = simmim::pairwise_information_cuda(args, scratch.data(), &fault, nullptr) == 0;
+  for (int64_t i = 0; i < p.x_features; ++i) {
+    for (int64_t j = 0; j < p.y_features; ++j) {
+      const int64_t index = i * p.y_features + j;
+      const auto counts =
+          count(x.data() + i * p.samples, y.data() + j * p.samples, p.samples, p.x_bins, p.y_bins);
+      Entropies e = entropies_of(counts, p.x_bins, p.y_bins, terms);
+      if (p.symmetric && i == j) e.joint = e.y = e.x = x_entropy[i];
+      if (e.samples < 2 && !(p.symmetric && j < i)) {
+        expected_fault = std::min(expected_fault, index);
+      }
+      const float wanted = e.samples < 2 ? NAN : simmim::information(info, e.x, e.y, e.joint);
+      good &= simt::close(result[index], wanted, 1e-6);
+      if (p.symmetric && info.quantity != Quantity::conditional_entropy) {
+        good &= simt::close(result[index], result[j * p.y_features + i], 0);
+      }
+    }
+  }
+  simt::check(good && fault == expected_fault,
+              "pairwise: %ldx%ld samples=%ld bins=%d,%d missing=%d symmetric=%d estimator=%d",
+              p.x_features, p.y_features, p.samples, p.x_bins, p.y_bins, p.missing, p.symmetric,
+              int(estimator));
+}
+
+void check_counts(const Problem& p) {
+  const std::vector<uint8_t> x = draw(p.x_features, p.samples, p.x_bins, p.missing, 1);
+  const std::vector<uint8_t> y = draw(p.y_features, p.samples, p.y_bins, p.missing, 2);
+  const int64_t cells = int64_t{p.x_bins} * p.y_bins, pairs = p.x_features * p.y_features;
+  std::vector<int64_t> counts(pairs * cells, -9), expected;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const auto own =
+        count(x.data() + pair / p.y_features * p.samples,
+              y.data() + pair % p.y_features * p.samples, p.samples, p.x_bins, p.y_bins);
+    expected.insert(expected.end(), own.begin(), own.end());
+  }
+  const simmim::CodePair codes{x.data(),  y.data(), p.x_features, p.y_features,
+                               p.samples, p.x_bins, p.y_bins};
+  const int error = simmim::joint_histogram_cuda({codes, counts.data()}, nullptr);
+  simt::check(error == 0 && counts == expected, "joint_histogram: samples=%ld bins=%d,%d",
+              p.samples, p.x_bins, p.y_bins);
+
+  for (int estimator = 0; estimator < 5; ++estimator) {
+    std::vector<float> result(pairs, -9);
+    const Information info{Quantity::mutual_information, Normalization::none, estimator == 0, 1};
+    int64_t fault = kNone;
+    bool good = simmim::joint_information_cuda({expected.data(), pairs, p.x_bins, p.y_bins,
+                                                Estimator(estimator), info, result.data()},
+                                               &fault, nullptr) == 0;
+    int64_t expected_fault = kNone;
+    for (int64_t pair = pairs; pair-- > 0;) {
+      const std::vector<int64_t> own(expected.begin() + pair * cells,
+                                     expected.begin() + (pair + 1) * cells);
+      int64_t samples = 0;
+      for (const int64_t c : own) samples += c;
+      const Entropies e = entropies_of(own, p.x_bins, p.y_bins,
+                                       simmim::entropy_terms(Estimator(estimator), samples));
+      if (samples < 2) expected_fault = pair;
+      good &= simt::close(result[pair],
+                          samples < 2 ? NAN : simmim::information(info, e.x, e.y, e.joint), 1e-6);
+    }
+    simt::check(good && fault == expected_fault, "joint_information: bins=%d,%d estimator=%d",
+                p.x_bins, p.y_bins, estimator);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Information mutual{Quantity::mutual_information, Normalization::none, true, 1};
+  // In planes on tensor cores: ragged features, samples and bins, gaps, and a second tile.
+  for (const Problem& p : {Problem{3, 5, 1025, 8, 7, 0, false},
+                           {9, 9, 513, 5, 5, 20, true},
+                           {5, 3, 700, 16, 12, 10, false},
+                           {3, 3, 64, 32, 32, 0, true},
+                           {2, 3, 1, 4, 4, 0, false},
+                           {17, 10, 130, 9, 3, 60, false},
+                           {33, 33, 40, 16, 16, 5, true}}) {
+    check_pairs(p, Estimator::plugin, mutual);
+  }
+  const Information conditional{Quantity::conditional_entropy, Normalization::none, false, 2};
+  const Information normal{Quantity::mutual_information, Normalization::geometric, false, 1};
+  for (int estimator = 0; estimator < 5; ++estimator) {
+    check_pairs({2, 3, 150, 8, 6, 20, false}, Estimator(estimator), conditional);
+    check_pairs({2, 2, 150, 20, 20, 20, true}, Estimator(estimator), normal);
+    check_pairs({2, 2, 97, 40, 33, 20, false}, Estimator(estimator), conditional);  // by counters
+  }
+  // By counters in shared memory, up to more cells than fit at once.
+  for (const Problem& p : {Problem{2, 3, 300, 33, 40, 0, false},
+                           {3, 3, 61, 64, 64, 30, true},
+                           {1, 2, 203, 256, 256, 0, false},
+                           {2, 2, 204, 255, 255, 20, true}}) {
+    check_pairs(p, Estimator::plugin, mutual);
+    if (!p.symmetric) check_pairs(p, Estimator::chao_shen, mutual);
+  }
+  for (const Problem& p : {Problem{2, 3, 301, 7, 16, 0, false},
+                           {2, 1, 1, 5, 2, 0, false},
+                           {1, 2, 64, 255, 256, 20, false}}) {
+    check_counts(p);
+  }
+  return simt::finish("joint");
+}
