@@ -19,6 +19,7 @@ from .errors import SimMIMError
 
 # Command -> what it does, module.
 COMMANDS = {
+    "bench": ("experiments of the source tree", ".bench"),
     "demo": ("train, compress and compare on real images", ".demo"),
     "info": ("versions, devices and the kernels compiled in", ".info"),
 }
@@ -34,11 +35,17 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code, 2 for a user's mistake."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _Parser(prog="simmim", description="Compress trained PyTorch networks by information.")
+    parser = _Parser(
+        prog="simmim",
+        description="Compress trained PyTorch networks by information.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"simmim_ext {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {
-        name: commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        name: commands.add_parser(
+            name, help=summary, description=f"{name}: {summary}.", allow_abbrev=False
+        )
         for name, (summary, _) in COMMANDS.items()
     }
     name = next(iter(arguments), None)
@@ -81,6 +88,12 @@ def integer(low: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def integers(low: int) -> Callable[[str], tuple[int, ...]]:
+    """An argparse type: integers of at least ``low``, separated by commas."""
+    one = integer(low)
+    return lambda text: tuple(one(part.strip()) for part in text.split(","))
 
 
 def fraction(text: str) -> float:

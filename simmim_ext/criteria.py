@@ -200,6 +200,6 @@ CRITERIA: dict[str, Criterion] = {
     "random": _of_each(random),
     **{
         name: partial(importance, name)
-        for name in ("magnitude_l1", "magnitude_l2", "fpgm", "taylor", "activation")
+        for name in ("magnitude_l1", "magnitude_l2", "fpgm", "taylor", "hessian", "activation")
     },
 }

@@ -72,7 +72,7 @@ def score(
         criterion: "simmim" (information about the next layer's pre-activations given the units
             already kept, in the metric of the model's predictions); from histograms "entropy",
             "relevance", "redundancy", "mrmr", "jmi", "cmim"; by torch-pruning "magnitude_l1",
-            "magnitude_l2", "fpgm", "taylor", "activation"; or "random". Default
+            "magnitude_l2", "fpgm", "taylor", "hessian", "activation"; or "random". Default
             ``config.criterion``.
         config: bins, samples and seed; default ``CompressConfig()``.
         output: "classes", "values", "embeddings" or "auto", see ``compress``.

@@ -1,0 +1,223 @@
+"""One contestant at one budget and one length of training: the cells of the comparison."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simmim_ext.config import CompressConfig
+from simmim_ext.criteria import CRITERIA
+from simmim_ext.data import Shuffled, seeded
+from simmim_ext.distillation import distill
+from simmim_ext.fidelity import compare
+from simmim_ext.measure import count_params
+from simmim_ext.pruning import prune_units
+from simmim_ext.reconstruction import reconstruct
+from simmim_ext.removal import History
+from simmim_ext.scoring import Scores, score
+
+from .networks import RECIPES, Data, load_data, teacher, train
+
+# Networks of SimMIM's widths that start from nothing, trained as long as the others.
+SCRATCH = ("scratch on labels", "scratch distilled")
+METHODS = tuple(CRITERIA)
+WIDTHS = ("shared", "own")
+LEARNING_RATES = (1e-3, 3e-3)
+CALIBRATION, BATCH = 5000, 128
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one result is of.
+
+    Attributes:
+        model: a name of ``RECIPES``.
+        seed: of the teacher, the calibration images and the order of training.
+        method: a criterion, or one of SCRATCH.
+        widths: "shared" for the layer widths that SimMIM sets, "own" for those that the method's
+            own scores give over all layers.
+        reconstruct: whether layers behind removed units are refitted.
+        epochs: of distillation.
+        lr: its initial learning rate; 0 where nothing is trained.
+    """
+
+    model: str
+    seed: int
+    method: str
+    widths: str
+    reconstruct: bool
+    epochs: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        refit = "refit" if self.reconstruct else "raw"
+        method = self.method.replace(" ", "-")
+        return f"{self.model}-{self.seed}-{method}-{self.widths}-{refit}-{self.epochs}-{self.lr:g}"
+
+
+class Store:
+    """Results in a folder, a file each: what is there is not computed again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "cells"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's result, if it is there."""
+        path = self._folder / f"{cell.name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def put(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Keeps a result: all of it or, killed, nothing."""
+        path = self._folder / f"{cell.name}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**asdict(cell), **result}, indent=1) + "\n")
+        partial.replace(path)
+
+
+class Contest:
+    """All that the cells of one model and seed share, made when it is needed."""
+
+    def __init__(self, model: str, seed: int, folder: Path, data: Data | None = None) -> None:
+        self._recipe = RECIPES[model]
+        self._data = data or load_data(self._recipe)
+        self._model, self._seed, self._folder = model, seed, folder
+        self._scores: dict[str, tuple[Scores, float]] = {}
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The network that is compressed."""
+        return teacher(self._model, self._data, self._seed, self._folder / "teachers")
+
+    @cached_property
+    def calibration(self) -> list[tuple[Tensor, ...]]:
+        """Batches with labels, which only the criteria that need them look at."""
+        x, y = self._data.train
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self._seed))
+        chosen = chosen[:CALIBRATION]
+        return list(zip(x[chosen].split(500), y[chosen].split(500), strict=True))
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The teacher's on all training images: it is asked once for the whole contest."""
+        with torch.no_grad():
+            return torch.cat([self.teacher(x) for x in self._data.train[0].split(1000)])
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The figures of a cell, on the validation and on the test images."""
+        method = "simmim" if cell.method in SCRATCH else cell.method
+        scored = self._scored(method)[1]
+        with seeded(self._seed):
+            begin = time.perf_counter()
+            student, layers = self._student(cell)
+            prepared = time.perf_counter()
+            if cell.epochs:
+                student = self._trained(student, cell)
+            end = time.perf_counter()
+        return {
+            "layers": layers,
+            "params": count_params(student),
+            "prepare_seconds": scored + prepared - begin,
+            "train_seconds": end - prepared,
+            "validation": self._figures(student, self._data.validation),
+            "test": self._figures(student, self._data.test),
+        }
+
+    def _student(self, cell: Cell) -> tuple[nn.Module, list[int]]:
+        if cell.method in SCRATCH:
+            student, history = self._pruned("simmim", "shared")
+            for module in student.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        else:
+            student, history = self._pruned(cell.method, cell.widths)
+            if cell.reconstruct:
+                student = reconstruct(
+                    student,
+                    self.teacher,
+                    [x for x, _ in self.calibration],
+                    history,
+                    samples=CALIBRATION,
+                    seed=self._seed,
+                    refit_outputs=cell.epochs == 0,
+                )
+        return student, [len(step["kept"]) for step in history if step["axis"] == "out"]
+
+    def _pruned(self, method: str, widths: str) -> tuple[nn.Module, History]:
+        scores, _ = self._scored(method)
+        allocation = "information" if widths == "shared" else "score"
+        _, student, history = prune_units(
+            self.teacher, scores, self._recipe.budget, allocation=allocation
+        )
+        return student, history
+
+    def _scored(self, method: str) -> tuple[Scores, float]:
+        if method not in self._scores:
+            begin = time.perf_counter()
+            scores = score(
+                self.teacher,
+                self.calibration,
+                criterion=method,
+                config=CompressConfig(seed=self._seed),
+            )
+            self._scores[method] = scores, time.perf_counter() - begin
+        return self._scores[method]
+
+    def _trained(self, student: nn.Module, cell: Cell) -> nn.Module:
+        x, y = self._data.train
+        if cell.method == "scratch on labels":
+            student = copy.deepcopy(student)
+            return train(
+                student,
+                x,
+                y,
+                epochs=cell.epochs,
+                lr=cell.lr,
+                size=BATCH,
+                adam=True,
+                words=cell.name,
+            )
+        config = CompressConfig(epochs=cell.epochs, lr=cell.lr, seed=self._seed)
+        data = Shuffled([(x, self.logits)], BATCH)
+        return distill(student, _Answers(), data, config=config, forward_fn=_forward)[0]
+
+    def _figures(self, student: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        batches = list(zip(*(part.split(1000) for part in data), strict=True))
+        found = compare(self.teacher, student.eval(), batches)
+        return {
+            "accuracy": found.student["accuracy"],
+            "teacher_accuracy": found.teacher["accuracy"],
+            "kl": found.fidelity["kl"],
+            "agreement": found.fidelity["agreement"],
+        }
+
+
+class _Answers(nn.Module):
+    """Stands for the teacher whose logits the batches carry."""
+
+
+def _forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return batch[1] if isinstance(model, _Answers) else model(batch[0])
+
+
+def contestants(model: str, methods: tuple[str, ...]) -> Iterator[tuple[str, str, bool]]:
+    """(method, widths, reconstruct) of everything that is compared, baselines twice over."""
+    layers = 1 if model == "mlp" else 2
+    for method in methods:
+        if method in SCRATCH:
+            yield method, "shared", False
+            continue
+        for widths in WIDTHS[:layers]:
+            for refit in (True, False):
+                yield method, widths, refit
