@@ -43,4 +43,45 @@ void grouped_entropy_cpu(const GroupedEntropyArgs& args, int64_t feature_begin,
 // result is left as it was), or -1.
 int64_t conditional_information_cpu(const ConditionalInformationArgs& args, const PairBlock& block);
 
+// What both need on CUDA, where counters in shared memory take samples in any order. Pointers are
+// the device's, and so is what only z says.
+struct Given {
+  const int32_t* z;        // [samples] below *values; -1: the sample counts nowhere
+  const int64_t* values;   // the largest z + 1
+  const double* alphabet;  // of z
+  int64_t most_values;     // what *values is at most
+};
+
+struct GroupedTableArgs {
+  Given given;
+  const uint8_t* x;  // codes [features, samples]; null, with 1 bin: z alone
+  int64_t features;
+  int64_t samples;
+  int32_t bins;
+  EntropyTerms terms;
+  int64_t* valid;   // [features] samples that have x and z
+  double* entropy;  // [features] H(X,Z) in nats over them; NaN where fewer than two
+};
+
+struct ConditionalTableArgs {
+  Given given;
+  CodePair codes;
+  bool symmetric;
+  const int64_t* x_valid;  // as GroupedTableArgs has it
+  const int64_t* y_valid;
+  const int64_t* z_valid;  // one value: of z alone
+  const double* xz_entropy;
+  const double* yz_entropy;
+  const double* z_entropy;
+  EntropyTerms terms;
+  double nats_per_unit;
+  float* result;  // [x_features, y_features]
+};
+
+// On a cudaStream_t; they return a cudaError_t. What shares fewer than two valid samples gets NaN,
+// and *first_fault, on the device, becomes the smallest index of such a feature or pair.
+int grouped_entropy_cuda(const GroupedTableArgs& args, int64_t* first_fault, void* stream);
+int conditional_information_cuda(const ConditionalTableArgs& args, int64_t* first_fault,
+                                 void* stream);
+
 }  // namespace simmim

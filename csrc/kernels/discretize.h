@@ -33,6 +33,21 @@ int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin
 template <typename Stored>
 int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream);
 
+// Between low and high, exactly low where they are equal, and without overflow; rounded product by
+// product, so that no device fuses what another does not.
+SIMMIM_HD double interpolate(double low, double high, double fraction) {
+#ifdef __CUDA_ARCH__
+  const auto times = [](double a, double b) { return __dmul_rn(a, b); };
+#else
+  const auto times = [](double a, double b) { return a * b; };
+#endif
+  const double width = high - low;
+  const bool finite = width - width == 0;
+  const double value = finite ? low + times(width, fraction)
+                              : times(low, 1 - fraction) + times(high, fraction);
+  return value < low ? low : value > high ? high : value;
+}
+
 template <typename Stored>
 struct QuantileEdgesArgs {
   const Stored* x;  // [samples, features], any strides
@@ -52,5 +67,11 @@ struct QuantileEdgesArgs {
 template <typename Stored>
 bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_begin,
                         int64_t feature_end);
+
+// The same of columns that are sorted, NaN last, as float or double; on a cudaStream_t. Returns a
+// cudaError_t; *first_fault, on the device, becomes the first feature that has what it may not.
+template <typename Value>
+int sorted_quantile_edges_cuda(const QuantileEdgesArgs<Value>& args, int64_t* first_fault,
+                               void* stream);
 
 }  // namespace simmim

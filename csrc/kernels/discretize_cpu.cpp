@@ -33,18 +33,6 @@ int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin
   return without_bin;
 }
 
-namespace {
-
-// Between low and high, exactly low where they are equal, and without overflow.
-double interpolate(double low, double high, double fraction) {
-  const double width = high - low;
-  const double value =
-      std::isfinite(width) ? low + width * fraction : low * (1 - fraction) + high * fraction;
-  return std::min(std::max(value, low), high);
-}
-
-}  // namespace
-
 template <typename Stored>
 bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_begin,
                         int64_t feature_end) {

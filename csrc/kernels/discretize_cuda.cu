@@ -1,5 +1,9 @@
 #include "discretize.h"
+
+#include <cmath>
+
 #include "launch.cuh"
+#include "totals.cuh"
 
 namespace simmim {
 namespace {
@@ -42,7 +46,64 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The first index in [0, size) of a sorted column where `holds` does, or size.
+template <typename Holds>
+__device__ int64_t first_where(int64_t size, const Holds& holds) {
+  int64_t begin = 0, end = size;
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (holds(middle)) {
+      end = middle;
+    } else {
+      begin = middle + 1;
+    }
+  }
+  return begin;
+}
+
+// A warp makes the edges of one feature.
+template <typename Value>
+__global__ void __launch_bounds__(kThreads)
+    sorted_quantile_edges_kernel(QuantileEdgesArgs<Value> args, int64_t* first_fault) {
+  const int64_t feature =
+      int64_t{blockIdx.x} * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
+  if (feature >= args.features) return;
+  const auto at = [&](int64_t i) {
+    return args.x[i * args.sample_stride + feature * args.feature_stride];
+  };
+  const int64_t finite = first_where(args.samples, [&](int64_t i) { return !(at(i) < -INFINITY) &&
+                                                                           at(i) != -INFINITY; });
+  const int64_t infinite = first_where(args.samples, [&](int64_t i) { return !(at(i) < INFINITY); });
+  const int64_t nan = first_where(args.samples, [&](int64_t i) { return at(i) != at(i); });
+  const bool bad = (nan < args.samples && !args.omit_nan) ||
+                   ((finite > 0 || nan > infinite) && !args.omit_infinite);
+  const int lane = threadIdx.x % kWarpLanes;
+  if (bad && lane == 0) report_fault(first_fault, feature);
+  const int64_t last = infinite - finite - 1;
+  for (int64_t k = lane; k <= args.bins; k += kWarpLanes) {
+    double edge = 0;
+    if (!bad && last >= 0) {
+      const int64_t below = k * last / args.bins;
+      const double fraction = static_cast<double>(k * last % args.bins) / args.bins;
+      edge = interpolate(at(finite + below), at(finite + (below < last ? below + 1 : last)),
+                         fraction);
+    }
+    args.edges[feature * (args.bins + 1) + k] = edge;
+  }
+}
+
 }  // namespace
+
+template <typename Value>
+int sorted_quantile_edges_cuda(const QuantileEdgesArgs<Value>& args, int64_t* first_fault,
+                               void* stream) {
+  if (args.features == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(args.features, kThreads / kWarpLanes)));
+  return launch(sorted_quantile_edges_kernel<Value>, grid, dim3(kThreads), 0, stream, args,
+                first_fault);
+}
+template int sorted_quantile_edges_cuda(const QuantileEdgesArgs<float>&, int64_t*, void*);
+template int sorted_quantile_edges_cuda(const QuantileEdgesArgs<double>&, int64_t*, void*);
 
 template <typename Stored>
 int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream) {

@@ -22,6 +22,9 @@ struct LabelInformationArgs {
   float* result;  // [features]
 };
 
+// n ln n of a sum of probabilities.
+SIMMIM_HD double n_log_n(double n) { return n > 0 ? n * log(n) : 0; }
+
 struct SoftLabelInformationArgs {
   const uint8_t* x;             // codes [features, samples], contiguous
   const double* probabilities;  // [samples, classes], rows sum to 1
@@ -39,5 +42,29 @@ void label_information_cpu(const LabelInformationArgs& args, int64_t feature_beg
                            int64_t feature_end);
 void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
                                 int64_t feature_end);
+
+// What label_information needs on CUDA, where counters in shared memory take samples in any order.
+// Pointers are the device's, and so is what only the labels say.
+struct LabelTableArgs {
+  const uint8_t* x;         // codes [features, samples], contiguous
+  const int32_t* labels;    // [samples] below *classes
+  const int64_t* classes;   // the largest label + 1
+  const double* alphabet;   // of the labels
+  int64_t most_classes;     // what *classes is at most
+  int64_t features;
+  int64_t samples;
+  int32_t bins;  // 2..256
+  EntropyTerms terms;
+  Information information;
+  float* result;  // [features]; NaN where fewer than 2 samples are valid
+};
+
+// On a cudaStream_t; they return a cudaError_t.
+int label_information_cuda(const LabelTableArgs& args, void* stream);
+
+// x_entropy [features] is H(X) in nats; scratch holds soft_label_scratch(args) values.
+int64_t soft_label_scratch(const SoftLabelInformationArgs& args);
+int soft_label_information_cuda(const SoftLabelInformationArgs& args, const int64_t* valid,
+                                const double* x_entropy, double* scratch, void* stream);
 
 }  // namespace simmim

@@ -4,11 +4,6 @@
 #include "label.h"
 
 namespace simmim {
-namespace {
-
-double n_log_n(double n) { return n > 0 ? n * std::log(n) : 0; }
-
-}  // namespace
 
 void label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
                            int64_t feature_end) {

@@ -3,6 +3,8 @@
 #include <limits>
 #include <utility>
 
+#include "backend.h"
+
 namespace simmim {
 namespace {
 
@@ -29,16 +31,16 @@ void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest
       features, ", got ", edges.sizes());
   TORCH_CHECK_VALUE(edges.size(-1) == request.bins + 1, caller, ": bins = ", request.bins,
                     " needs ", request.bins + 1, " edges, got ", edges.size(-1));
-  TORCH_CHECK_VALUE(edges.isfinite().all().item<bool>(), caller,
+  TORCH_CHECK_VALUE(holds(edges.isfinite().all()), caller,
                     ": bins given as edges must be finite, got NaN or infinity");
-  TORCH_CHECK_VALUE(edges.diff().ge(0).all().item<bool>(), caller,
+  TORCH_CHECK_VALUE(holds(edges.diff().ge(0).all()), caller,
                     ": bins given as edges must ascend, got a smaller edge after a larger one");
 }
 
 void check_range(const at::Tensor& low, const at::Tensor& high, bool given, const at::Tensor& x,
                  const BinningRequest& request) {
   const at::Tensor good = low.isfinite().logical_and_(high.isfinite()).logical_and_(low <= high);
-  if (good.all().item<bool>()) return;
+  if (holds(good.all())) return;
   if (!given) raise_uncounted(x, request, {});
   const int64_t feature = first_of(good.logical_not());
   TORCH_CHECK_VALUE(
@@ -108,8 +110,11 @@ ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& reque
   check_range(low, high, request.low.has_value(), x, request);
   const at::Tensor width = high - low;
   binning.scale = at::where(width == 0, 0, request.bins / width).to(dtype).contiguous();
-  if (binning.scale.isfinite().logical_and_(width.isfinite()).all().item<bool>()) {
-    binning.low = low;
+  const at::Tensor usable = binning.scale.isfinite().logical_and_(width.isfinite());
+  if (holds(usable.all())) {
+    // While a graph is recorded nobody knows: bins that can't be used count nothing.
+    constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+    binning.low = is_capturing(x) ? low.masked_fill(usable.logical_not(), kNone) : low;
     binning.high = high;
   } else {
     // Too narrow or too wide for x's own arithmetic: the same bins, as edges in double precision.

@@ -276,12 +276,12 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "compressed_linear(Tensor x, Tensor bitmap, Tensor values, Tensor? weight, Tensor? bias, int "
       "out_features, int in_features) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("compress_weight", &simmim::compress_cpu);
   m.impl("decompress_weight", &simmim::decompress_cpu_op);
   m.impl("compressed_linear", &simmim::linear_cpu);
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("compress_weight", simmim::no_cuda_kernel());
   m.impl("decompress_weight", simmim::no_cuda_kernel());
   m.impl("compressed_linear", simmim::no_cuda_kernel());

@@ -203,9 +203,6 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "conditional_mutual_information(Tensor x, Tensor? y, Tensor z, int x_bins, int? y_bins, "
       "int? z_bins, str estimator, float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("conditional_mutual_information", &simmim::conditional_mutual_information);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-  m.impl("conditional_mutual_information", simmim::no_cuda_kernel());
 }

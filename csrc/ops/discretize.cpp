@@ -59,12 +59,12 @@ std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
                                       binning.view<compute_t<Stored>>(),
                                       codes.mutable_data_ptr<uint8_t>()};
 #ifdef SIMMIM_WITH_CUDA
-    if (x.is_cuda()) {
+    if (runs_on_cuda(x)) {
       const at::Tensor counter = at::zeros({}, x.options().dtype(at::kLong));
       on_cuda(x, [&](void* stream) {
         return discretize_cuda(args, counter.mutable_data_ptr<int64_t>(), stream);
       });
-      if (must_count_all(x, request)) without_bin = counter.item<int64_t>();
+      if (must_count_all(x, request) && !holds(counter == 0)) without_bin = 1;
       return;
     }
 #endif
@@ -78,6 +78,30 @@ std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
   return {std::move(codes), edges_of(binning, x.size(1))};
 }
 
+#ifdef SIMMIM_WITH_CUDA
+// Sorts every column in memory; returns whether none has what it may not.
+bool quantile_edges_on_cuda(const at::Tensor& x, const BinningRequest& request, at::Tensor& edges) {
+  const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor sorted = std::get<0>(x.t().to(dtype).contiguous().sort(1));
+  at::Tensor fault = at::full({}, kNoFault, x.options().dtype(at::kLong));
+  AT_DISPATCH_FLOATING_TYPES(dtype, "quantile_edges", [&] {
+    const QuantileEdgesArgs<scalar_t> args{sorted.const_data_ptr<scalar_t>(),
+                                           x.size(0),
+                                           x.size(1),
+                                           1,
+                                           x.size(0),
+                                           static_cast<int32_t>(request.bins),
+                                           request.omit_nan,
+                                           request.drop_outliers || request.clip_outliers,
+                                           edges.mutable_data_ptr<double>()};
+    on_cuda(x, [&](void* stream) {
+      return sorted_quantile_edges_cuda(args, fault.mutable_data_ptr<int64_t>(), stream);
+    });
+  });
+  return holds(fault == kNoFault);
+}
+#endif
+
 at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view nan_policy,
                           c10::string_view outliers, c10::string_view caller,
                           c10::string_view argument) {
@@ -87,6 +111,12 @@ at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view na
                     " must have at least 1 sample for quantile bins, got ", x.sizes());
   at::Tensor edges = at::empty({x.size(1), bins + 1}, x.options().dtype(at::kDouble));
   std::atomic<bool> clean{true};
+#ifdef SIMMIM_WITH_CUDA
+  if (runs_on_cuda(x)) {
+    if (!quantile_edges_on_cuda(x, request, edges)) raise_uncounted(x, request, {});
+    return edges;
+  }
+#endif
   SIMMIM_DISPATCH_VALUES(x, "quantile_edges", [&] {
     const QuantileEdgesArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
                                          x.size(0),
@@ -116,15 +146,11 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "quantile_edges(Tensor x, int bins, str nan_policy, str outliers, str caller, str argument) "
       "-> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("discretize", &simmim::discretize);
   m.impl("quantile_edges", &simmim::quantile_edges);
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-#ifdef SIMMIM_WITH_CUDA
-  m.impl("discretize", &simmim::discretize);
-#else
-  m.impl("discretize", simmim::no_cuda_kernel());
-#endif
-  m.impl("quantile_edges", simmim::no_cuda_kernel());
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
+  m.impl("discretize", SIMMIM_ON_CUDA(discretize));
+  m.impl("quantile_edges", SIMMIM_ON_CUDA(quantile_edges));
 }

@@ -41,5 +41,4 @@ at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::op
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("entropy(Tensor counts, str estimator, float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) { m.impl("entropy", &simmim::entropy); }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) { m.impl("entropy", simmim::no_cuda_kernel()); }
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) { m.impl("entropy", &simmim::entropy); }

@@ -50,11 +50,11 @@ at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::
                                      binning.view<compute_t<Stored>>(),
                                      counts.mutable_data_ptr<int64_t>()};
 #ifdef SIMMIM_WITH_CUDA
-    if (x.is_cuda()) return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
+    if (runs_on_cuda(x)) return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
 #endif
     count_on_cpu(args);
   });
-  if (must_count_all(x, request) && counts.sum().item<int64_t>() != x.numel()) {
+  if (must_count_all(x, request) && !holds(counts.sum() == x.numel())) {
     raise_uncounted(x, request, binning);
   }
   return counts;
@@ -68,11 +68,7 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "histogram(Tensor x, int bins, Tensor? low, Tensor? high, Tensor? edges, str nan_policy, "
       "str outliers, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) { m.impl("histogram", &simmim::histogram); }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-#ifdef SIMMIM_WITH_CUDA
-  m.impl("histogram", &simmim::histogram);
-#else
-  m.impl("histogram", simmim::no_cuda_kernel());
-#endif
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) { m.impl("histogram", &simmim::histogram); }
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
+  m.impl("histogram", SIMMIM_ON_CUDA(histogram));
 }

@@ -87,14 +87,33 @@ std::vector<int64_t> tabulate(EntropyTerms& terms, int64_t samples) {
   return table;
 }
 
-std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
-                                 const std::string& argument) {
+void check_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
+                 const std::string& argument) {
   TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, caller, ": codes of ", argument,
                    " must be uint8, got ", codes.scalar_type());
   TORCH_CHECK_VALUE(codes.dim() == 2, caller, ": codes of ", argument,
                     " must have shape [features, samples], got ", codes.sizes());
   TORCH_CHECK_VALUE(bins >= 2 && bins <= 256, caller, ": bins of ", argument,
                     " must be between 2 and 256, got ", bins);
+}
+
+void raise_bad_code(const at::Tensor& codes, int64_t feature, int64_t sample, int64_t bins,
+                    const std::string& caller, const std::string& argument) {
+  TORCH_CHECK_VALUE(false, caller, ": codes of ", argument, " must be below bins = ", bins,
+                    " (or 255, no sample), got ", codes[feature][sample].item<int64_t>(),
+                    " in feature ", feature);
+}
+
+void check_valid(int64_t valid, int64_t feature, const std::string& caller,
+                 const std::string& argument) {
+  TORCH_CHECK_VALUE(valid >= 2, caller, ": ", argument,
+                    " must have at least 2 valid samples in every feature, got ", valid,
+                    " in feature ", feature);
+}
+
+std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
+                                 const std::string& argument) {
+  check_codes(codes, bins, caller, argument);
   const int64_t features = codes.size(0), samples = codes.size(1);
   std::vector<int64_t> counts(features * bins);
   HistogramArgs<uint8_t> args{codes.const_data_ptr<uint8_t>(),
@@ -113,10 +132,8 @@ std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const st
   }
   const at::Tensor bad = codes.ge(bins).logical_and_(codes != kInvalidCode).nonzero();
   if (bad.size(0) == 0) return counts;
-  const int64_t feature = bad[0][0].item<int64_t>(), sample = bad[0][1].item<int64_t>();
-  TORCH_CHECK_VALUE(false, caller, ": codes of ", argument, " must be below bins = ", bins,
-                    " (or 255, no sample), got ", codes[feature][sample].item<int64_t>(),
-                    " in feature ", feature);
+  raise_bad_code(codes, bad[0][0].item<int64_t>(), bad[0][1].item<int64_t>(), bins, caller,
+                 argument);
 }
 
 std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int64_t bins,
@@ -124,9 +141,7 @@ std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int6
   std::vector<int64_t> valid(features);
   for (int64_t f = 0; f < features; ++f) {
     valid[f] = std::accumulate(counts + f * bins, counts + (f + 1) * bins, int64_t{0});
-    TORCH_CHECK_VALUE(valid[f] >= 2, caller, ": ", argument,
-                      " must have at least 2 valid samples in every feature, got ", valid[f],
-                      " in feature ", f);
+    check_valid(valid[f], f, caller, argument);
   }
   return valid;
 }
@@ -143,9 +158,8 @@ CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyT
   return marginals;
 }
 
-LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
-                           const std::string& argument) {
-  constexpr int64_t kClasses = 65536;
+void check_labels(const at::Tensor& labels, int64_t samples, const std::string& caller,
+                  const std::string& argument) {
   TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), caller, ": ",
                    argument, " must hold integer class labels, got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1, caller, ": ", argument,
@@ -153,14 +167,24 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
   check_same_samples(samples, labels.size(0), caller, argument);
   TORCH_CHECK_VALUE(samples < (int64_t{1} << 32), caller, ": ", argument,
                     " must have fewer than 2^32 samples, got ", samples);
+}
+
+void raise_bad_label(int64_t label, int64_t sample, const std::string& caller,
+                     const std::string& argument) {
+  TORCH_CHECK_VALUE(false, caller, ": ", argument, " must hold labels between 0 and 65535, got ",
+                    label, " in sample ", sample);
+}
+
+LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
+                           const std::string& argument) {
+  check_labels(labels, samples, caller, argument);
   const at::Tensor wide = labels.to(at::kLong).contiguous();
   const int64_t* label = wide.const_data_ptr<int64_t>();
 
-  std::vector<int64_t> next(kClasses + 1);
+  std::vector<int64_t> next(kMostClasses + 1);
   LabelGroups groups;
   for (int64_t i = 0; i < samples; ++i) {
-    TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < kClasses, caller, ": ", argument,
-                      " must hold labels between 0 and 65535, got ", label[i], " in sample ", i);
+    if (label[i] < 0 || label[i] >= kMostClasses) raise_bad_label(label[i], i, caller, argument);
     ++next[label[i] + 1];
     groups.classes = std::max(groups.classes, label[i] + 1);
   }

@@ -27,6 +27,19 @@ Information parse_information(c10::string_view quantity, Estimator estimator,
                               std::optional<c10::string_view> normalized,
                               std::optional<double> base, const std::string& caller);
 
+// Raises unless codes is uint8 [features, samples], whatever its values, and bins 2..256.
+void check_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
+                 const std::string& argument);
+
+// Raises over one code that is neither below bins nor 255.
+[[noreturn]] void raise_bad_code(const at::Tensor& codes, int64_t feature, int64_t sample,
+                                 int64_t bins, const std::string& caller,
+                                 const std::string& argument);
+
+// Raises where a feature has fewer than 2 valid samples.
+void check_valid(int64_t valid, int64_t feature, const std::string& caller,
+                 const std::string& argument);
+
 // Counts [features, bins] of codes. Raises unless codes is uint8 [features, samples] below bins (or
 // 255, no sample). `argument` is what error texts call the codes.
 std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
@@ -53,9 +66,26 @@ struct LabelGroups {
   int64_t classes = 0;          // the largest label + 1
 };
 
+constexpr int64_t kMostClasses = 65536;
+
+// Raises unless labels is integer [samples], whatever its values.
+void check_labels(const at::Tensor& labels, int64_t samples, const std::string& caller,
+                  const std::string& argument);
+
+[[noreturn]] void raise_bad_label(int64_t label, int64_t sample, const std::string& caller,
+                                  const std::string& argument);
+
 // Raises unless labels is integer [samples] of 0..65,535.
 LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
                            const std::string& argument);
+
+// [samples, classes] double with rows that sum to 1, from probabilities that do so within the
+// precision of their dtype.
+at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t samples,
+                                 const std::string& caller);
+
+// Raises unless logits is floating [samples, classes], at least 2 by 1.
+void check_logits(const at::Tensor& logits, const std::string& caller);
 
 // x and the other argument hold the same samples.
 void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,

@@ -104,13 +104,8 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "joint_information(Tensor counts, str quantity, str estimator, str? normalized, "
       "float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("joint_histogram", &simmim::joint_histogram);
   m.impl("pairwise_information", &simmim::pairwise_information);
   m.impl("joint_information", &simmim::joint_information);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-  m.impl("joint_histogram", simmim::no_cuda_kernel());
-  m.impl("pairwise_information", simmim::no_cuda_kernel());
-  m.impl("joint_information", simmim::no_cuda_kernel());
 }

@@ -7,6 +7,32 @@
 #include "information.h"
 
 namespace simmim {
+
+at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t samples,
+                                 const std::string& caller) {
+  TORCH_CHECK_TYPE(at::isFloatingType(probabilities.scalar_type()), caller,
+                   ": probabilities must be float16, bfloat16, float32 or float64, got ",
+                   probabilities.scalar_type());
+  TORCH_CHECK_VALUE(probabilities.dim() == 2 && probabilities.size(1) >= 1, caller,
+                    ": probabilities must have shape [samples, classes], got ",
+                    probabilities.sizes());
+  check_same_samples(samples, probabilities.size(0), caller, "probabilities");
+  const bool half =
+      probabilities.scalar_type() == at::kHalf || probabilities.scalar_type() == at::kBFloat16;
+  const double tolerance = half ? 1e-2 : 1e-3;
+  const at::Tensor wide = probabilities.to(at::kDouble);
+  const at::Tensor sums = wide.sum(1, /*keepdim=*/true);
+  const at::Tensor good = wide.ge(0).all(1).logical_and_((sums.squeeze(1) - 1).abs().le(tolerance));
+  if (!holds(good.all())) {
+    const int64_t sample = good.logical_not().nonzero()[0][0].item<int64_t>();
+    TORCH_CHECK_VALUE(false, caller,
+                      ": probabilities must be at least 0 and sum to 1 in every sample, got sum ",
+                      sums[sample].item<double>(), " and smallest ",
+                      wide[sample].min().item<double>(), " in sample ", sample);
+  }
+  return wide.div(sums).contiguous();
+}
+
 namespace {
 
 at::Tensor label_information(const at::Tensor& x, const at::Tensor& labels, int64_t bins,
@@ -37,33 +63,6 @@ at::Tensor label_information(const at::Tensor& x, const at::Tensor& labels, int6
     label_information_cpu(args, begin, end);
   });
   return result;
-}
-
-// [samples, classes] double with rows that sum to 1, from probabilities that do so within the
-// precision of their dtype.
-at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t samples,
-                                 const std::string& caller) {
-  TORCH_CHECK_TYPE(at::isFloatingType(probabilities.scalar_type()), caller,
-                   ": probabilities must be float16, bfloat16, float32 or float64, got ",
-                   probabilities.scalar_type());
-  TORCH_CHECK_VALUE(probabilities.dim() == 2 && probabilities.size(1) >= 1, caller,
-                    ": probabilities must have shape [samples, classes], got ",
-                    probabilities.sizes());
-  check_same_samples(samples, probabilities.size(0), caller, "probabilities");
-  const bool half =
-      probabilities.scalar_type() == at::kHalf || probabilities.scalar_type() == at::kBFloat16;
-  const double tolerance = half ? 1e-2 : 1e-3;
-  const at::Tensor wide = probabilities.to(at::kDouble);
-  const at::Tensor sums = wide.sum(1, /*keepdim=*/true);
-  const at::Tensor good = wide.ge(0).all(1).logical_and_((sums.squeeze(1) - 1).abs().le(tolerance));
-  if (!good.all().item<bool>()) {
-    const int64_t sample = good.logical_not().nonzero()[0][0].item<int64_t>();
-    TORCH_CHECK_VALUE(false, caller,
-                      ": probabilities must be at least 0 and sum to 1 in every sample, got sum ",
-                      sums[sample].item<double>(), " and smallest ",
-                      wide[sample].min().item<double>(), " in sample ", sample);
-  }
-  return wide.div(sums).contiguous();
 }
 
 at::Tensor soft_label_information(const at::Tensor& x, const at::Tensor& probabilities,
@@ -102,11 +101,7 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "soft_label_information(Tensor x, Tensor probabilities, int bins, str? normalized, "
       "float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("label_information", &simmim::label_information);
   m.impl("soft_label_information", &simmim::soft_label_information);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-  m.impl("label_information", simmim::no_cuda_kernel());
-  m.impl("soft_label_information", simmim::no_cuda_kernel());
 }

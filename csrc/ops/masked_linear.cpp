@@ -239,12 +239,12 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor x, Tensor mask) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("masked_linear", &simmim::forward_cpu);
   m.impl("masked_linear_input_grad", &simmim::input_grad_cpu);
   m.impl("masked_linear_weight_grad", &simmim::weight_grad_cpu);
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("masked_linear", simmim::no_cuda_kernel());
   m.impl("masked_linear_input_grad", simmim::no_cuda_kernel());
   m.impl("masked_linear_weight_grad", simmim::no_cuda_kernel());

@@ -9,11 +9,8 @@
 #include "parallel.h"
 
 namespace simmim {
-namespace {
 
-at::Tensor predictive_information(const at::Tensor& logits, std::optional<double> base,
-                                  c10::string_view caller_view) {
-  const std::string caller(caller_view);
+void check_logits(const at::Tensor& logits, const std::string& caller) {
   TORCH_CHECK_TYPE(at::isFloatingType(logits.scalar_type()), caller,
                    ": logits must be float16, bfloat16, float32 or float64, got ",
                    logits.scalar_type());
@@ -21,6 +18,14 @@ at::Tensor predictive_information(const at::Tensor& logits, std::optional<double
                     logits.sizes());
   TORCH_CHECK_VALUE(logits.size(0) >= 2 && logits.size(1) >= 1, caller,
                     ": logits must have at least 2 samples and 1 class, got ", logits.sizes());
+}
+
+namespace {
+
+at::Tensor predictive_information(const at::Tensor& logits, std::optional<double> base,
+                                  c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  check_logits(logits, caller);
   const double unit = nats_per_unit(base, caller);
   const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor wide = logits.to(dtype).contiguous();
@@ -69,9 +74,6 @@ at::Tensor predictive_information(const at::Tensor& logits, std::optional<double
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("predictive_information(Tensor logits, float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("predictive_information", &simmim::predictive_information);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
-  m.impl("predictive_information", simmim::no_cuda_kernel());
 }

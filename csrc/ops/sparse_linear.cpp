@@ -148,11 +148,11 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("pack_sparse_weight(Tensor weight, Tensor mask, str layout) -> Tensor");
   m.def("sparse_linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CPU, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("pack_sparse_weight", &simmim::pack_cpu);
   m.impl("sparse_linear", &simmim::linear_cpu);
 }
-TORCH_LIBRARY_IMPL(simmim_ext, CUDA, m) {
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("pack_sparse_weight", simmim::no_cuda_kernel());
   m.impl("sparse_linear", simmim::no_cuda_kernel());
 }

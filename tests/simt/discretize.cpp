@@ -1,6 +1,7 @@
 // discretize_cuda, emulated, against discretize_cpu: same arguments, same codes.
 #include "../../csrc/kernels/discretize.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -52,9 +53,49 @@ void check(int64_t samples, int64_t features, int bins, bool transposed, bool wi
   }
 }
 
+// Sorted columns with what quantiles leave out at their ends, against the CPU's edges.
+template <typename Value>
+void check_quantiles(int64_t samples, int64_t features, int bins, int odd, bool omit_nan,
+                     bool omit_infinite) {
+  std::mt19937 random(static_cast<unsigned>(samples));
+  std::vector<Value> x(samples * features);
+  for (int64_t i = 0; i < samples * features; ++i) {
+    x[i] = std::round(std::normal_distribution<Value>(0, 4)(random));
+    if (odd == 1 && i % 5 == 0) x[i] = NAN;
+    if (odd == 2 && i % 7 == 0) x[i] = i % 2 ? INFINITY : -INFINITY;
+    if (odd == 3) x[i] = i % 3 ? INFINITY : NAN;
+  }
+  for (int64_t f = 0; f < features; ++f) {
+    std::sort(x.begin() + f * samples, x.begin() + (f + 1) * samples,
+              [](Value a, Value b) { return std::isnan(b) ? !std::isnan(a) : a < b; });
+  }
+  std::vector<double> on_cpu(features * (bins + 1), 7), emulated(features * (bins + 1), 9);
+  simmim::QuantileEdgesArgs<Value> args{x.data(), samples, features, 1, samples, bins, omit_nan,
+                                        omit_infinite, on_cpu.data()};
+  const bool clean = simmim::quantile_edges_cpu(args, 0, features);
+  args.edges = emulated.data();
+  int64_t fault = INT64_MAX;
+  const int error = simmim::sorted_quantile_edges_cuda(args, &fault, nullptr);
+  if (error != 0 || on_cpu != emulated || clean != (fault == INT64_MAX)) {
+    std::printf("quantile_edges: samples=%ld bins=%d odd=%d omit=%d,%d\n", long(samples), bins, odd,
+                omit_nan, omit_infinite);
+    ++failures;
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (const int64_t samples : {1, 2, 77, 500}) {
+    for (const int bins : {2, 5, 256}) {
+      for (int odd = 0; odd < 4; ++odd) {
+        for (int omit = 0; omit < 4; ++omit) {
+          check_quantiles<float>(samples, 9, bins, odd, omit & 1, omit & 2);
+          check_quantiles<double>(samples, 3, bins, odd, omit & 1, omit & 2);
+        }
+      }
+    }
+  }
   for (const auto& [samples, features] :
        {std::pair<int64_t, int64_t>{1, 1}, {2, 33}, {257, 31}, {129, 33}, {0, 4}}) {
     for (const int bins : {2, 255, 256}) {
