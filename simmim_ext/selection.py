@@ -55,7 +55,7 @@ class ConditionalInformation:
     """
 
     def __init__(self, xx: Tensor, xz: Tensor, zz: Tensor, *, block: int = 1) -> None:
-        columns, targets = xz.shape
+        columns = len(xz)
         if columns % block:
             raise ValueError(
                 f"ConditionalInformation: block must divide the {columns} columns, got {block}"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.compression import contest, networks, tournament
+from benchmarks.compression import bars, contest, networks, tournament
 from simmim_ext import images
 from simmim_ext.cli import main
 
@@ -110,3 +110,22 @@ def test_without_the_source_tree_it_says_so(monkeypatch, capsys):
     )
     assert main(["bench", "compression"]) == 2
     assert "clone the repository and pip install -e . there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_bars_are_judged_on_the_means(tmp_path, capsys, monkeypatch):
+    case = bars.Case("mlp", {"units": 0.5}, 1, 0.9, 0.0, 1.1)
+    monkeypatch.setitem(bars.CASES, "small", case)
+    command = ["bench", "bars", "--cases", "small", "--seeds", "2", "--output", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)["cases"]["small"]
+    assert entry["layers"] == [[20], [20]]
+    assert len(set(entry["kl"]["values"])) == 2
+    reached = [entry[name]["reached"] for name in ("accuracy", "kl", "agreement")]
+    assert reached == [True, False, False]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("(missed)") == 2
+    assert main(["bench", "bars", "--cases", "large"]) == 2
+    assert "--cases must be of mlp-25%" in capsys.readouterr().err
