@@ -4,8 +4,9 @@ For jointly Gaussian units T and targets Z, the information that unit j adds to 
 
     I(T_j; Z | T_S) = 1/2 log det Var(T_j | T_S) - 1/2 log det Var(T_j | T_S, Z).
 
-Taking the largest each time is forward regression with an information gain. Covariances are
-conditioned on each unit taken by updates of its own rank, so no step inverts a whole matrix.
+Taking the largest each time is forward regression with an information gain. Both covariances,
+of the units and of the units given the targets, are factorized by Cholesky with the units taken as
+pivots: after the targets were conditioned on once, a step costs no more for many than for few.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ TARGET_NOISE = 0.05
 
 # Gains that differ by less than this share are ties, whatever rounding made of them.
 _TIE = 1e-9
+
+# Columns that are subtracted from a covariance at a time.
+_PANEL = 64
+
+# Variances below it are none.
+_FLOOR = 1e-300
 
 
 @dataclass(frozen=True)
@@ -48,68 +55,79 @@ class ConditionalInformation:
     """
 
     def __init__(self, xx: Tensor, xz: Tensor, zz: Tensor, *, block: int = 1) -> None:
-        columns, targets = xz.shape
+        columns = len(xz)
         if columns % block:
             raise ValueError(
                 f"ConditionalInformation: block must divide the {columns} columns, got {block}"
             )
-        self._block = block
-        self._xx = xx.double()
-        diagonal = self._xx.diagonal()
-        self._noise = UNIT_NOISE * float(diagonal.mean().clamp(min=1e-30))
-        zz = zz.double()
-        scale = zz.diagonal().mean().clamp(min=1e-30)
-        eye = torch.eye(targets, dtype=torch.float64, device=zz.device)
-        self._inverse = torch.linalg.inv(zz + TARGET_NOISE * scale * eye)
-        self._xz = xz.double().clone()
-        self._solved = self._xz @ self._inverse  # xz zz^-1, kept up to date with both
-        index = torch.arange(columns, device=xx.device).view(-1, block)
-        self._within = self._xx[index[:, :, None], index[:, None, :]].clone()
-        # Columns l with xx - sum l l^T the covariance given the units taken; the matrix itself
-        # is never formed.
-        self._factor = torch.empty(columns, 0, dtype=torch.float64, device=xx.device)
-        self._used = 0
+        noisy = xx.double().clone()
+        noisy.diagonal().add_(UNIT_NOISE * noisy.diagonal().mean().clamp(min=1e-30))
+        targets_noisy = zz.double().clone()
+        scale = targets_noisy.diagonal().mean().clamp(min=1e-30)
+        targets_noisy.diagonal().add_(TARGET_NOISE * scale)
+        # xz zz^-1 zx = half half^T.
+        root = torch.linalg.cholesky(targets_noisy)
+        half = torch.linalg.solve_triangular(root, xz.double().T, upper=False)
+        self._alone = _Conditional(noisy, block)
+        self._given_targets = _Conditional(noisy - half.T @ half, block)
 
     def gains(self) -> Tensor:
-        """[units] nats that each unit would add to those taken."""
-        units = len(self._within)
-        shape = (units, self._block, -1)
-        explained = self._xz.view(shape) @ self._solved.view(shape).mT
-        noisy = self._within + self._noise * torch.eye(self._block).to(self._within)
-        if self._block == 1:
-            ratio = (explained / noisy).flatten().clamp(0, 1 - 1e-12)
-            return -0.5 * torch.log1p(-ratio)
-        rest = noisy - (explained + explained.mT) / 2
-        return 0.5 * (_logdet(noisy, self._noise) - _logdet(rest, 1e-12 * self._noise))
+        """[units] nats that each unit would add to those taken; 0 for those."""
+        return 0.5 * (self._alone.logdets() - self._given_targets.logdets())
 
     def take_(self, unit: int) -> None:
-        """Conditions everything on a unit, whose columns are whitened first."""
+        """Conditions everything on a unit."""
+        self._alone.take_(unit)
+        self._given_targets.take_(unit)
+
+
+class _Conditional:
+    """The covariance of units given those taken: a Cholesky factorization, pivot by pivot.
+
+    Args:
+        covariance: [units * block, units * block], positive definite; changed.
+        block: columns per unit.
+    """
+
+    def __init__(self, covariance: Tensor, block: int) -> None:
+        self._covariance, self._block = covariance, block
+        columns = len(covariance)
+        index = torch.arange(columns, device=covariance.device).view(-1, block)
+        self._within = covariance[index[:, :, None], index[:, None, :]].clone()
+        self._left = torch.ones(len(index), dtype=torch.bool, device=covariance.device)
+        # Columns l of which l l^T is still to be subtracted from the covariance: a product of
+        # matrices now and then costs a fraction of as many of single columns.
+        self._panel = covariance.new_empty(columns, max(_PANEL, block))
+        self._used = 0
+
+    def logdets(self) -> Tensor:
+        """[units] log-determinants of each unit's covariance given those taken; 0 for those."""
+        if self._block == 1:
+            found = self._within.flatten().clamp(min=_FLOOR).log()
+        else:
+            roots, _ = torch.linalg.cholesky_ex(self._within)
+            found = 2 * roots.diagonal(dim1=1, dim2=2).clamp(min=_FLOOR).log().sum(-1)
+        return found.masked_fill(~self._left, 0)
+
+    def take_(self, unit: int) -> None:
+        """Conditions on a unit, whose columns are whitened first."""
         own = slice(unit * self._block, (unit + 1) * self._block)
-        taken = self._factor[:, : self._used]
-        covariance = self._xx[:, own] - taken @ taken[own].T
-        eye = torch.eye(self._block).to(covariance)
-        root = torch.linalg.cholesky(covariance[own] + self._noise * eye)
-        column = torch.linalg.solve_triangular(root, covariance.T, upper=False).T
-        cross = torch.linalg.solve_triangular(root, self._xz[own], upper=False)
-        solved = cross @ self._inverse
-        # Woodbury: the targets' covariance loses cross^T cross.
-        left = eye * (1 + 1e-12) - solved @ cross.T
-        update = torch.linalg.solve(left, solved)
-        self._inverse += solved.T @ update
-        self._xz -= column @ cross
-        self._solved -= column @ solved
-        self._solved += self._xz @ solved.T @ update
+        panel = self._panel[:, : self._used]
+        column = self._covariance[:, own] - panel @ panel[own].T
+        root = torch.linalg.cholesky(column[own])
+        column = torch.linalg.solve_triangular(root, column.T, upper=False).T
         blocks = column.view(-1, self._block, self._block)
         self._within -= blocks @ blocks.mT
+        self._left[unit] = False
         self._append_(column)
 
     def _append_(self, column: Tensor) -> None:
-        used = self._used + column.shape[1]
-        if used > self._factor.shape[1]:
-            room = self._factor.new_empty(len(column), max(used, 16))
-            self._factor = torch.cat([self._factor, room], dim=1)
-        self._factor[:, self._used : used] = column
-        self._used = used
+        if self._used + column.shape[1] > self._panel.shape[1]:
+            panel = self._panel[:, : self._used]
+            self._covariance.addmm_(panel, panel.T, alpha=-1)
+            self._used = 0
+        self._panel[:, self._used : self._used + column.shape[1]] = column
+        self._used += column.shape[1]
 
 
 def select_units(
@@ -138,9 +156,3 @@ def select_units(
         for layer in layers:
             layer.take_(unit)
     return Selection(tuple(order), tuple(gains))
-
-
-def _logdet(matrices: Tensor, floor: float) -> Tensor:
-    """Log-determinants of positive semi-definite matrices, eigenvalues clamped to the floor."""
-    values: Tensor = torch.linalg.eigvalsh(matrices)
-    return values.clamp(min=floor).log().sum(-1)

@@ -115,3 +115,14 @@ def test_scale_of_units_and_targets_does_not_matter():
 def test_block_must_divide():
     with pytest.raises(ValueError, match="block must divide the 12 columns, got 5"):
         ConditionalInformation(*problem(), block=5)
+
+
+def test_updates_by_panels_are_those_by_single_columns():
+    """More units than a panel holds: the covariance itself is brought up to date."""
+    moments = problem(columns=200, samples=1000)
+    found = select_units([ConditionalInformation(*moments)], 200)
+    whole = float(information(*moments, list(range(200))))
+    assert sum(found.gains) == pytest.approx(whole, rel=1e-6)
+    for taken in (63, 64, 65, 130):
+        part = float(information(*moments, list(found.order[:taken])))
+        assert sum(found.gains[:taken]) == pytest.approx(part, rel=1e-6)

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,16 @@ class Store:
         self._folder = folder / "cells"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's result, if it is there."""
-        path = self._folder / f"{cell.name}.json"
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The result of that name, if it is there."""
+        path = self._folder / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def put(self, cell: Cell, result: dict[str, Any]) -> None:
+    def put(self, name: str, result: dict[str, Any]) -> None:
         """Keeps a result: all of it or, killed, nothing."""
-        path = self._folder / f"{cell.name}.json"
+        path = self._folder / f"{name}.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**asdict(cell), **result}, indent=1) + "\n")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(path)
 
 

@@ -46,6 +46,7 @@ class Recipe:
         budget: the constraints of the comparison.
         epochs: of the teacher's training.
         lr: its initial learning rate.
+        decay: its weight decay.
     """
 
     build: Callable[[int, int], nn.Module]
@@ -53,6 +54,7 @@ class Recipe:
     budget: dict[str, float]
     epochs: int
     lr: float
+    decay: float = 0.0
 
 
 def mlp(pixels: int, classes: int, hidden: int = 500) -> nn.Module:
@@ -88,9 +90,9 @@ def cnn(pixels: int, classes: int) -> nn.Module:
 RECIPES = {
     "mlp": Recipe(mlp, False, {"units": 0.1}, 15, 0.05),
     "lenet": Recipe(lenet, False, {"params": 0.1}, 15, 0.05),
-    "cnn": Recipe(cnn, True, {"params": 0.064}, 6, 0.05),
+    "cnn": Recipe(cnn, True, {"params": 0.064}, 6, 0.05, 1e-4),
 }
-_BATCH, _DECAY = 64, 1e-4
+_BATCH = 64
 
 
 def load_data(recipe: Recipe, folder: Path | None = None) -> Data:
@@ -122,6 +124,7 @@ def train(
     *,
     epochs: int,
     lr: float,
+    decay: float = 0.0,
     size: int = _BATCH,
     adam: bool = False,
     words: str = "teacher",
@@ -131,7 +134,7 @@ def train(
     optimizer: torch.optim.Optimizer = (
         torch.optim.Adam(model.parameters(), lr=lr)
         if adam
-        else torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=_DECAY)
+        else torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     model.train()
@@ -157,7 +160,7 @@ def teacher(name: str, data: Data, seed: int, folder: Path) -> nn.Module:
             model.load_state_dict(load_file(path))
             return model.eval()
         x, y = (torch.cat(pair) for pair in zip(data.train, data.validation, strict=True))
-        train(model, x, y, epochs=recipe.epochs, lr=recipe.lr)
+        train(model, x, y, epochs=recipe.epochs, lr=recipe.lr, decay=recipe.decay)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(model.state_dict(), partial)

@@ -14,6 +14,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,10 @@ def play(
 
 
 def _result(contest: Contest, store: Store, cell: Cell) -> dict[str, Any]:
-    kept = store.get(cell)
+    kept = store.get(cell.name)
     if kept is None:
-        kept = contest.run(cell)
-        store.put(cell, kept)
+        kept = {**asdict(cell), **contest.run(cell)}
+        store.put(cell.name, kept)
     return kept
 
 

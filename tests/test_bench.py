@@ -1,0 +1,131 @@
+"""The experiments of ``simmim bench``, small: what they compare, and that they go on."""
+
+import json
+
+import pytest
+
+from benchmarks.compression import bars, contest, networks, tournament
+from simmim_ext import images
+from simmim_ext.cli import main
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "SYSTEM_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(images, "CACHE_FOLDER", tmp_path / "nothing")
+    recipe = networks.Recipe(
+        lambda pixels, classes: networks.mlp(pixels, classes, hidden=40),
+        False,
+        {"units": 0.2},
+        8,
+        0.05,
+    )
+    monkeypatch.setitem(networks.RECIPES, "mlp", recipe)
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_compression_compares_goes_on_and_prints_json_alone(tmp_path, capsys, monkeypatch):
+    command = ["bench", "compression", "--json", "--seeds", "1", "--epochs", "1"]
+    command += ["--methods", "simmim,random,scratch on labels", "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    out, error = capsys.readouterr()
+    results = json.loads(out)
+    assert "seed 0, 1 of 5: simmim" in error
+    assert (tmp_path / "out" / "compression-mlp.png").read_bytes().startswith(b"\x89PNG")
+    rows = {(r["method"], r["reconstruct"], r["epochs"]): r for r in results["rows"]}
+    assert len(rows) == 4 + 4 + 1
+    assert {row["params"] for row in rows.values()} == {64 * 8 + 8 + 8 * 10 + 10}
+    assert rows["simmim", True, 0]["kl"][0] < rows["random", True, 0]["kl"][0]
+    assert rows["simmim", True, 0]["kl"][0] < rows["simmim", False, 0]["kl"][0]
+    assert {row["lr"] for row in rows.values() if row["epochs"]} <= set(contest.LEARNING_RATES)
+    # A second call reads what the first one kept, and another seed is all that is run.
+    kept = sorted((tmp_path / "out" / "cells").iterdir())
+    ran = []
+    run = contest.Contest.run
+    monkeypatch.setattr(
+        contest.Contest, "run", lambda self, cell: ran.append(cell) or run(self, cell)
+    )
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == results
+    assert ran == []
+    kept[0].unlink()
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == results
+    assert len(ran) == 1
+
+
+def test_standings_name_the_best_rival_and_the_noise():
+    def row(method, values, refit=True, epochs=0):
+        figures = {"accuracy": values, "kl": [1 - v for v in values], "agreement": values}
+        return {
+            "method": method,
+            "widths": "shared",
+            "reconstruct": refit,
+            "epochs": epochs,
+        } | figures
+
+    found = tournament.standings(
+        [
+            row("simmim", [0.9, 0.92]),
+            row("fpgm", [0.8, 0.8]),
+            row("random", [0.95, 0.95]),
+            row("simmim", [0.5, 0.5], refit=False),
+            row("fpgm", [0.4, 0.4], refit=False),
+        ]
+    )
+    accuracy = {entry["column"]: entry for entry in found if entry["figure"] == "accuracy"}
+    assert accuracy["reconstructed"]["place"] == 2
+    assert accuracy["reconstructed"]["best_rival"] == "random"
+    assert accuracy["reconstructed"]["lead"] == pytest.approx(-0.04)
+    assert accuracy["reconstructed"]["noise"] == pytest.approx(2 * 0.01)
+    assert accuracy["raw"]["place"] == 1
+    assert accuracy["raw"]["best_rival"] == "fpgm, no refit"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--methods", "simmim,l3"), "--methods must hold simmim and others of simmim,"),
+        (("--methods", "random"), "--methods must hold simmim and others of simmim,"),
+        (("--epochs", "1,x"), "argument --epochs: must be an integer of at least 1, got x"),
+        (("--epoch", "1"), "unrecognized arguments: --epoch 1"),
+        (("--model", "vgg"), "argument --model: invalid choice: 'vgg'"),
+    ],
+)
+def test_a_mistake_is_one_line(options, text, capsys):
+    try:
+        code = main(["bench", "compression", *options])
+    except SystemExit as stop:
+        code = stop.code
+    out, error = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_without_the_source_tree_it_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(
+        __import__("simmim_ext.bench").bench.EXPERIMENTS, "compression", ("", "benchmarks_gone.x")
+    )
+    assert main(["bench", "compression"]) == 2
+    assert "clone the repository and pip install -e . there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_bars_are_judged_on_the_means(tmp_path, capsys, monkeypatch):
+    case = bars.Case("mlp", {"units": 0.5}, 1, 0.9, 0.0, 1.1)
+    monkeypatch.setitem(bars.CASES, "small", case)
+    command = ["bench", "bars", "--cases", "small", "--seeds", "2", "--output", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)["cases"]["small"]
+    assert entry["layers"] == [[20], [20]]
+    assert len(set(entry["kl"]["values"])) == 2
+    reached = [entry[name]["reached"] for name in ("accuracy", "kl", "agreement")]
+    assert reached == [True, False, False]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("(missed)") == 2
+    assert main(["bench", "bars", "--cases", "large"]) == 2
+    assert "--cases must be of mlp-25%" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""torch-pruning's importances on our groups, against their definitions."""
+
+import pytest
+import torch
+from models import mlp
+from torch.nn import functional
+
+from simmim_ext import score
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_hessian_is_the_mean_squared_gradient_over_all_samples():
+    torch.manual_seed(0)
+    model = mlp()
+    x, y = torch.randn(40, 12), torch.randint(4, (40,))
+    first, last = model[0].weight, model[2].weight
+    square_first, square_last = torch.zeros_like(first), torch.zeros_like(last)
+    for i in range(40):
+        loss = functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        a, b = torch.autograd.grad(loss, [first, last])
+        square_first += a**2 / 40
+        square_last += b**2 / 40
+    # Optimal brain damage of a neuron: w^2 h over its own weights, and over those that read it.
+    own = (first**2 * square_first).sum(1)
+    read = (last**2 * square_last).sum(0)
+    expected = (own + read) / 2
+    data = [(x[:25], y[:25]), (x[25:], y[25:])]
+    scores = score(model, data, criterion="hessian")
+    found = scores["0"]
+    torch.testing.assert_close(found / found.mean(), expected / expected.mean(), rtol=1e-4, atol=0)
+    assert model[0].weight.grad is None
