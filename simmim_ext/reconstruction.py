@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .collect import Recorder, draw_positions
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
 from .graph import tied_parameters
-from .layers import input_columns, is_grouped, output_rows, weighted
+from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 
 # Ridge as a share of the inputs' mean variance.
-RIDGE = {nn.Linear: 1e-3, nn.Conv2d: 1e-2}
+RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}
 
 # The logistic regression of the last layer: penalty per squared change of a weight, and steps.
 _REFIT_PENALTY = 1e-5
@@ -53,7 +53,7 @@ def reconstruct(
         forward_fn: as in ``score``.
     """
     student = deepcopy(student)
-    kept = {(step["module"], step["axis"]): step["kept"] for step in history}
+    kept = {(step["module"], step["axis"]): step["kept"] for step in history if "kept" in step}
     pair = Pair(student, deepcopy(teacher), data, samples, seed, forward_fn)
     order = layers_in_order(teacher, pair.example, forward_fn)
     lost = [name for name in order if (name, "in") in kept]
@@ -90,9 +90,9 @@ class Pair:
         generator = torch.Generator(self._device).manual_seed(self._seed)
         layer = self._models[0].get_submodule(name)
         total: Moments | None = None
-        for calls, _ in self._run(name):
+        for calls, _, mask in self._run(name):
             for (x, _), (_, z) in zip(*calls, strict=True):
-                at = draw_positions(layer, z, generator)
+                at = draw_positions(layer, z, generator, mask)
                 rows = output_rows(layer, z, at)
                 rows = rows if kept is None else rows[:, kept]
                 columns = input_columns(layer, x, at)
@@ -105,19 +105,20 @@ class Pair:
     def features(self, name: str) -> tuple[Tensor, Tensor]:
         """The student layer's inputs [rows, inputs], and the teacher's predictions."""
         inputs, predictions = [], []
-        for (student, _), outputs in self._run(name):
+        for (student, _), outputs, _ in self._run(name):
             inputs.append(student[-1][0].flatten(0, -2))
             predictions.append(outputs.float().softmax(-1))
         return torch.cat(inputs), torch.cat(predictions)
 
-    def _run(self, name: str) -> Iterator[tuple[tuple[Any, Any], Tensor]]:
+    def _run(self, name: str) -> Iterator[tuple[tuple[Any, Any], Tensor, Tensor | None]]:
         recorders = [Recorder(model, [name]) for model in self._models]
         outputs = torch.empty(0)
         for batch in batches(self._data, device=self._device, limit=self._samples):
             for model, recorder in zip(self._models, recorders, strict=True):
                 with torch.no_grad(), evaluating(model), recorder.recording():
                     outputs = forward(model, batch, self._forward_fn)
-            yield (recorders[0].calls[name], recorders[1].calls[name]), outputs
+            calls = recorders[0].calls[name], recorders[1].calls[name]
+            yield calls, outputs, token_mask(batch)
 
 
 def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
@@ -129,7 +130,7 @@ def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not is_grouped(module) and name not in tied
+        if isinstance(module, Weighted) and not is_grouped(module) and name not in tied
     ]
     order: list[str] = []
     hooks = [
@@ -160,7 +161,7 @@ def output_layer(
     return None
 
 
-def _fit(layer: nn.Linear | nn.Conv2d, moments: Moments) -> None:
+def _fit(layer: Weighted, moments: Moments) -> None:
     """Sets weight and bias to the ridge regression; without a bias, through the origin."""
     if layer.bias is None:
         xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
