@@ -1,7 +1,7 @@
 """Calibration statistics: what units do and what the layers behind them make of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +79,10 @@ class GroupStatistics:
 _Layer = tuple[Moments, Tensor]
 
 
+class _EnoughError(BaseException):
+    """Ends a forward pass whose rest is of no interest."""
+
+
 class Recorder:
     """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
 
@@ -87,24 +91,29 @@ class Recorder:
         self._model = model
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Records during the block; what was recorded before is dropped."""
+    def recording(self, most: int | None = None) -> Iterator[None]:
+        """Records during the block; what was recorded before is dropped.
+
+        The block ends with the call that makes it ``most`` recorded ones, wherever it then is.
+        """
         for calls in self.calls.values():
             calls.clear()
         hooks = [
-            self._model.get_submodule(name).register_forward_hook(self._hook(calls))
+            self._model.get_submodule(name).register_forward_hook(self._hook(calls, most))
             for name, calls in self.calls.items()
         ]
         try:
-            yield
+            with suppress(_EnoughError):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    @staticmethod
-    def _hook(calls: list[tuple[Tensor, Tensor]]) -> Any:
+    def _hook(self, calls: list[tuple[Tensor, Tensor]], most: int | None) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             calls.append((args[0].detach(), output))
+            if sum(map(len, self.calls.values())) == most:
+                raise _EnoughError
             # What follows gets a copy: an activation in place must not change the record, nor
             # the point at which gradients are taken.
             return output.clone()
