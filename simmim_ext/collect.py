@@ -1,7 +1,7 @@
 """Calibration statistics: what units do and what the layers behind them make of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, samples_of, token_mask
 from .errors import SimMIMError
 from .graph import Member, UnitGroup
-from .layers import input_columns, output_rows, weighted
+from .layers import input_columns, is_convolution, output_rows, weighted
 from .moments import Moments
 
-# Output positions of a convolution that are looked at in each image: neighbours say the same.
+# Positions that are looked at in each sample, of a convolution's output or of a text's tokens:
+# neighbours say the same.
 POSITIONS = 16
+
+# A layer with more outputs (a language model's vocabulary) is asked only where no other reads the
+# units: its outputs' second moments would be gigabytes.
+MOST_OUTPUTS = 4096
 
 # Bytes of second moments and activations that one pass over the data may gather.
 PASS_BYTES = 1 << 30
@@ -27,7 +32,8 @@ class Predictions:
     """What the model says on the calibration data.
 
     Attributes:
-        rows: [samples, classes] float32 probabilities; [samples, outputs] for values.
+        rows: [samples, classes] float32 probabilities; [samples, outputs] for values. Of a model
+            that answers for each token, samples are tokens.
         noise: None for classes; for values the variance of the Gaussian noise they are seen
             through.
     """
@@ -59,8 +65,8 @@ class GroupStatistics:
 
     Attributes:
         group: the group.
-        activations: [samples, units] float32 of every unit as its first reader sees it, the mean
-            over positions for a channel.
+        activations: [samples, units] float32 of every unit as its first reader sees it: the mean
+            over positions for a channel, the main direction of its channels for a head.
         readers: statistics of each layer that reads the units, by name.
     """
 
@@ -73,6 +79,10 @@ class GroupStatistics:
 _Layer = tuple[Moments, Tensor]
 
 
+class _EnoughError(BaseException):
+    """Ends a forward pass whose rest is of no interest."""
+
+
 class Recorder:
     """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
 
@@ -81,24 +91,29 @@ class Recorder:
         self._model = model
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Records during the block; what was recorded before is dropped."""
+    def recording(self, most: int | None = None) -> Iterator[None]:
+        """Records during the block; what was recorded before is dropped.
+
+        The block ends with the call that makes it ``most`` recorded ones, wherever it then is.
+        """
         for calls in self.calls.values():
             calls.clear()
         hooks = [
-            self._model.get_submodule(name).register_forward_hook(self._hook(calls))
+            self._model.get_submodule(name).register_forward_hook(self._hook(calls, most))
             for name, calls in self.calls.items()
         ]
         try:
-            yield
+            with suppress(_EnoughError):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    @staticmethod
-    def _hook(calls: list[tuple[Tensor, Tensor]]) -> Any:
+    def _hook(self, calls: list[tuple[Tensor, Tensor]], most: int | None) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             calls.append((args[0].detach(), output))
+            if sum(map(len, self.calls.values())) == most:
+                raise _EnoughError
             # What follows gets a copy: an activation in place must not change the record, nor
             # the point at which gradients are taken.
             return output.clone()
@@ -165,10 +180,13 @@ def _collect_pass(
 ) -> tuple[Predictions, list[GroupStatistics]]:
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
-    readers = {member.module: member for group in groups for member in group.consumers}
+    readers = {
+        m.module: m for group in groups for m in (group.consumers[0], *_readers(model, group))
+    }
     recorder = Recorder(model, readers)
     layers: dict[str, _Layer] = {}
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    directions: dict[str, Tensor] = {}
     rows = []
     for batch in batches(data, device=device, limit=samples, name="calibration"):
         with evaluating(model), recorder.recording(), _gradients(moments):
@@ -177,21 +195,91 @@ def _collect_pass(
             raise SimMIMError(
                 "calibration: the model's outputs are not finite; check the data and the weights"
             )
-        rows.append(outputs.detach().softmax(-1) if noise is None else outputs.detach())
+        answers = Answers(outputs, batch, samples, generator)
+        seen = answers.of_outputs(outputs.detach())
+        rows.append(seen.softmax(-1) if noise is None else seen)
         for group in groups:
-            reader = group.consumers[0]
-            activations[group.name].append(_by_unit(model, group, reader, recorder))
+            x = _by_channel(model, group, recorder, answers)
+            activations[group.name].append(_by_unit(group, x, directions))
         if moments:
             likelihood = _log_likelihood(outputs, noise, generator)
-            _add_moments(model, recorder, layers, likelihood, generator)
+            _add_moments(model, recorder, layers, likelihood, generator, token_mask(batch))
     return Predictions(torch.cat(rows), noise), [
         GroupStatistics(
             group,
             torch.cat(activations[group.name]),
-            {m.module: _reader(model, m, layers) for m in group.consumers} if moments else {},
+            {m.module: _reader(model, m, layers) for m in _readers(model, group)}
+            if moments
+            else {},
         )
         for group in groups
     ]
+
+
+def _readers(model: nn.Module, group: UnitGroup) -> tuple[Member, ...]:
+    """The layers that the group's units are judged by."""
+    found = tuple(
+        member
+        for member in group.consumers
+        if len(weighted(model, member.module).weight) <= MOST_OUTPUTS
+    )
+    return found or group.consumers[:1]
+
+
+class Answers:
+    """What a batch's outputs are about, samples or tokens, and which of them are looked at.
+
+    Args:
+        outputs: [rows, outputs] as ``forward`` gives them.
+        batch: the batch they are of.
+        samples: the most samples that there will be.
+        generator: draws tokens.
+    """
+
+    def __init__(
+        self, outputs: Tensor, batch: Batch, samples: int, generator: torch.Generator
+    ) -> None:
+        self._mask = token_mask(batch)
+        self._samples = samples_of(batch)
+        self._drawn: Tensor | None = None  # among the rows of outputs
+        self._tokens = torch.empty(0)  # the same as flat tokens of the batch
+        if len(outputs) == self._samples:
+            return
+        room = PASS_BYTES // (4 * outputs.shape[1] * samples)
+        count = max(1, min(POSITIONS, room)) * self._samples
+        drawn = torch.randperm(len(outputs), generator=generator, device=outputs.device)[:count]
+        self._drawn = drawn.sort().values
+        masked = self._mask is not None and int(self._mask.sum()) == len(outputs)
+        self._tokens = self._drawn
+        if masked and self._mask is not None:
+            self._tokens = self._mask.flatten().nonzero().flatten()[self._drawn]
+            self._each = self._mask.shape[1]
+        else:
+            self._each = len(outputs) // self._samples
+
+    def of_outputs(self, outputs: Tensor) -> Tensor:
+        """The rows of outputs that are looked at."""
+        return outputs if self._drawn is None else outputs[self._drawn]
+
+    def of_inputs(self, x: Tensor) -> Tensor:
+        """A layer's inputs [samples, ..., inputs] at the same places, means where there are more.
+
+        Where the outputs are about samples, the mean over the tokens that the mask keeps.
+        """
+        if self._drawn is not None:
+            if x.dim() > 2 and x[..., 0].numel() == self._samples * self._each:
+                return x.flatten(0, -2)[self._tokens]
+            return self._mean(x)[self._tokens // self._each]
+        return self._mean(x)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if x.dim() <= 2:
+            return x
+        x = x.reshape(len(x), -1, x.shape[-1]) if len(x) == self._samples else x.flatten(1, -2)
+        if self._mask is None or x.shape[:2] != self._mask.shape:
+            return x.mean(1)
+        weight = self._mask.to(x.dtype)[..., None]
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 @contextmanager
@@ -200,18 +288,29 @@ def _gradients(enabled: bool) -> Iterator[None]:
         yield
 
 
-def _by_unit(model: nn.Module, group: UnitGroup, reader: Member, recorder: Recorder) -> Tensor:
-    """Mean input of the reader over the positions and columns of each unit."""
+def _by_channel(model: nn.Module, group: UnitGroup, recorder: Recorder, answers: Answers) -> Tensor:
+    """[samples, columns] inputs of the group's first reader that are its units', unit by unit."""
+    reader = group.consumers[0]
     x = recorder.calls[reader.module][0][0]
-    layer = model.get_submodule(reader.module)
-    x = x.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else x
-    if x.dim() > 2:
-        x = x.flatten(1, -2).mean(1)
-    x = x[:, list(reader.indices)].float()
-    units = torch.tensor(reader.units, device=x.device)
-    total: Tensor = x.new_zeros(len(x), group.units).index_add_(1, units, x)
-    means: Tensor = total / torch.bincount(units, minlength=group.units)
-    return means
+    if is_convolution(model.get_submodule(reader.module)):
+        x = x.flatten(2).mean(2)
+    order = sorted(range(len(reader.units)), key=reader.units.__getitem__)
+    return answers.of_inputs(x)[:, [reader.indices[i] for i in order]].float()
+
+
+def _by_unit(group: UnitGroup, x: Tensor, directions: dict[str, Tensor]) -> Tensor:
+    """One number for each unit: its channels' main direction, found in the first batch."""
+    x = x.view(len(x), group.units, -1)
+    if group.channels == 1:  # what it has several columns of are positions
+        return x.mean(2)
+    if group.name not in directions:
+        centred = (x - x.mean(0)).double()
+        directions[group.name] = (
+            torch.linalg.eigh(torch.einsum("nuc,nud->ucd", centred, centred))
+            .eigenvectors[..., -1]
+            .float()
+        )
+    return torch.einsum("nuc,uc->nu", x, directions[group.name])
 
 
 def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Generator) -> Tensor:
@@ -230,13 +329,14 @@ def _add_moments(
     layers: dict[str, _Layer],
     likelihood: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None,
 ) -> None:
     outputs = [z for calls in recorder.calls.values() for _, z in calls]
     gradients = iter(torch.autograd.grad(likelihood, outputs))
     for name, calls in recorder.calls.items():
         layer = model.get_submodule(name)
         for x, z in calls:
-            at = draw_positions(layer, z, generator)
+            at = draw_positions(layer, z, generator, mask)
             rows = output_rows(layer, z.detach(), at)
             columns = input_columns(layer, x, at)
             gradient = output_rows(layer, next(gradients), at).double()
@@ -250,12 +350,26 @@ def _add_moments(
             fisher.addmm_(gradient.T, gradient)
 
 
-def draw_positions(layer: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Distinct flat output positions of a convolution, in increasing order; else None."""
-    if not isinstance(layer, nn.Conv2d):
-        return None
-    places = z.shape[2] * z.shape[3]
-    return torch.randperm(places, generator=generator, device=z.device)[:POSITIONS].sort().values
+def draw_positions(
+    layer: nn.Module, z: Tensor, generator: torch.Generator, mask: Tensor | None = None
+) -> Tensor | None:
+    """Which places of a layer's output z to look at, as ``input_columns`` takes them.
+
+    Distinct flat output positions of a convolution, the same for all samples; of a Linear's
+    [samples, tokens, outputs] rows that the mask [samples, tokens] keeps, or None for all.
+    """
+    if is_convolution(layer):
+        places = torch.arange(z[0, 0].numel(), device=z.device)
+        count = POSITIONS
+    else:
+        places = torch.arange(z[..., 0].numel(), device=z.device)
+        count = POSITIONS * len(z)
+        if mask is not None and mask.numel() == len(places):
+            places = places[mask.flatten().bool()]
+        elif len(places) <= count:
+            return None
+    drawn = torch.randperm(len(places), generator=generator, device=z.device)[:count]
+    return places[drawn.sort().values]
 
 
 def _reader(model: nn.Module, member: Member, layers: dict[str, _Layer]) -> LayerStatistics:
@@ -277,7 +391,7 @@ def _passes(
         if not group.consumers:
             raise SimMIMError(f"collect: no layer reads the units of {group.name!r}")
         size = 4 * samples * group.units
-        for member in group.consumers if moments else ():
+        for member in _readers(model, group) if moments else ():
             outputs, columns = weighted(model, member.module).weight.flatten(1).shape
             size += 8 * (columns**2 + 2 * outputs**2 + columns * outputs)
         if part and used + size > PASS_BYTES:

@@ -11,6 +11,7 @@ from .arguments import as_path, check_model, check_options
 from .assessment import assess, versions
 from .checkpoint import Checkpoint, identity_of
 from .config import CompressConfig
+from .conversion import prepared, restored
 from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
 from .graph import names_of
 from .outputs import check_output, noise_variance, resolve_output
@@ -59,7 +60,8 @@ def compress(
         granularity: "unit" removes neurons and channels; "weight" single weights of Linear layers,
             which become ``simmim_ext.nn.MaskedLinear``.
         output: "classes", "values", "embeddings" or "auto", see ``resolve_output``.
-        ignored_layers: layers, or their names, that keep their outputs.
+        ignored_layers: layers, their names or patterns of names ("encoder.layer.0.*"), that keep
+            their outputs.
         round_to: widths become multiples of it.
         forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's forward
             gives something else.
@@ -89,12 +91,13 @@ def compress(
     ignored = names_of(model, ignored_layers)
     with seeded(config.seed, device=device):
         teacher = copy.deepcopy(model).to(device)
+        worked_on, converted = prepared(teacher, ignored)
         samples = gather(calibration, config.calibration_samples)
         fit, seen_last = split(samples) if evaluate is None else (samples, evaluate)
         example = samples[0] if example_inputs is None else example_inputs
         resolved = resolve_output(output, teacher, samples[0], forward_fn)
         run = Run(
-            teacher=teacher,
+            teacher=worked_on,
             fit=fit,
             train=Shuffled(fit) if train is None else train,
             example=example,
@@ -117,6 +120,7 @@ def compress(
         }
         identity = "" if checkpoint_dir is None else identity_of(teacher, samples, settings)
         student, state = run.go(Checkpoint(checkpoint_dir, identity))
+        student, back = restored(student, teacher, converted)
         with stage(state.stages, "compare", progress):
             figures = assess(
                 teacher,
@@ -137,7 +141,10 @@ def compress(
         "versions": versions(),
     }
     return CompressionResult(
-        student.to(device_of(model)), report, state.history, signature_of(model)
+        student.to(device_of(model)),
+        report,
+        [*converted, *state.history, *back],
+        signature_of(model),
     )
 
 

@@ -45,6 +45,12 @@ def labels_of(batch: Batch) -> Tensor | None:
     return found[0] if found and isinstance(found[0], Tensor) else None
 
 
+def token_mask(batch: Batch) -> Tensor | None:
+    """The batch's attention mask [samples, tokens], which tells tokens from padding, or None."""
+    mask = inputs_of(batch)[1].get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def samples_of(batch: Batch) -> int:
     """Number of samples: the length of the first input tensor."""
     args, kwargs = inputs_of(batch)
@@ -245,7 +251,7 @@ def _answer(
     try:
         if forward_fn is not None:
             return forward_fn(model, batch), None
-        return model(*args, **kwargs), kwargs.get("attention_mask")
+        return model(*args, **kwargs), token_mask(batch)
     except SimMIMError:
         raise
     except Exception as error:

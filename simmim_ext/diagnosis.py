@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from .arguments import check_model, check_options
 from .collect import collect
 from .config import CompressConfig
+from .conversion import prepared
 from .criteria import layer_range, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
-from .graph import trace_units
+from .graph import names_of, trace_units
 from .information import entropy, mutual_information
 from .outputs import noise_variance, resolve_output
 from .report import figure_class
@@ -132,6 +133,8 @@ def diagnose(
     check_options("diagnose", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     config = config or CompressConfig()
     device = device_of(model)
+    ignored = names_of(model, ignored_layers)
+    model, _ = prepared(model, ignored)
     with seeded(config.seed, device=device):
         samples = gather(data, config.calibration_samples, name="data")
         first = next(batches(samples, device=device))
@@ -140,7 +143,7 @@ def diagnose(
         groups = trace_units(
             model,
             take(first, slice(0, 1)) if example_inputs is None else example_inputs,
-            ignored_layers=ignored_layers,
+            ignored_layers=ignored,
             forward_fn=forward_fn,
         )
         if not groups:

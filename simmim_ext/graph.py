@@ -1,21 +1,34 @@
 """Units of a network: what must be removed together, by torch-pruning's dependency graph.
 
-A unit is a neuron, a channel or an attention head. A group is a set of units that share one
-fate: unit j of the group's root layer, the same channel of the norm behind it and of a residual
-branch beside it, and the input columns of the layers that read it.
+A unit is a neuron, a channel, an attention head (or key/value group) or a normalization group. A
+group is a set of units that share one fate: unit j of the group's root layer, the same channel of
+the norm behind it and of a residual branch beside it, and the input columns of the layers that
+read it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, device_of, forward, to_device
+from .attention import Attention, find_attention
+from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .layers import Axis, is_coupled, is_supported, unsupported_reason
+from .layers import (
+    Axis,
+    is_channel_norm,
+    is_convolution,
+    is_coupled,
+    is_supported,
+    parameter_axis,
+    unsupported_reason,
+)
+from .standin import READS, insert_stand_ins, observe
 from .timelimit import run_limited
 
 
@@ -24,11 +37,12 @@ class Member:
     """One axis of one layer that shrinks with a group's units.
 
     Attributes:
-        module: qualified name of the layer.
-        axis: "out" for its output channels (a norm's channels too), "in" for its input channels.
+        module: qualified name of the layer, or of a parameter that no layer holds.
+        axis: "out" for its output channels (a norm's channels too), "in" for its input channels,
+            of a parameter the dimension: "0", "1", ...
         indices: the channels of that axis that belong to the group, in increasing order.
         units: the unit that each of them belongs to; after a flatten, a channel's unit repeats
-            once for each pixel.
+            once for each pixel, and a head has all of its channels.
     """
 
     module: str
@@ -42,14 +56,20 @@ class UnitGroup:
     """Units that are removed together.
 
     Attributes:
-        name: qualified name of the root layer, whose outputs the units are.
+        name: qualified name of the root layer, whose outputs the units are; of the attention
+            whose heads they are.
         units: how many there are.
         members: every axis of every layer that changes with them, the root's outputs first.
+        channels: channels that make up a unit where it is made: 1, or the size of a head.
+        attributes: (module, attribute, what each unit adds to it) of the integers in which modules
+            keep the number of their units, as attention does.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
+    channels: int = 1
+    attributes: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -74,9 +94,10 @@ def trace_units(
     Args:
         model: the network.
         example_inputs: a batch; one sample will do.
-        ignored_layers: layers, by qualified name or as modules of the model, that keep their
-            outputs; a name or module that holds others stands for all of them. A layer that
-            cannot be pruned at all (see the errors) keeps its inputs as well.
+        ignored_layers: layers, by qualified name, by pattern ("*.attention.*", as of a shell) or
+            as modules of the model, that keep their outputs; a name or module that holds others
+            stands for all of them. A layer that cannot be pruned at all (see the errors) keeps its
+            inputs as well.
         forward_fn: ``forward_fn(model, batch)`` returning outputs, where the model's own do not
             serve.
         time_limit: seconds that the tracing may take.
@@ -86,8 +107,9 @@ def trace_units(
 
     Raises:
         SimMIMError: a layer that tracing does not reach, or that is of a kind whose units cannot
-            be removed, and is not ignored; parameters shared between layers; a model that cannot
-            be copied, run or traced in time.
+            be removed, or attention of no known kind, that is not ignored; parameters shared by
+            layers of which not all change alike; a model that cannot be copied, run or traced in
+            time.
     """
     ignored = names_of(model, ignored_layers)
     try:
@@ -108,8 +130,8 @@ def trace_units(
     except TimeoutError as error:
         raise SimMIMError(
             f"trace_units: tracing did not end within {time_limit:g} s, as happens with "
-            "grouped-query attention; put the attention's projections in ignored_layers, or "
-            "raise time_limit"
+            "attention of no known kind; put its projections in ignored_layers, or raise "
+            "time_limit"
         ) from error
     order = [name for name, _ in model.named_modules()]
     return tuple(sorted(groups, key=lambda group: order.index(group.name)))
@@ -127,7 +149,10 @@ def _trace(
         # that are tied to either are known.
         return forward(network, _with_grad(example, sources), forward_fn) * 1.0
 
-    _drop_shared_slopes(model)
+    tied = _tied(model)
+    _simplify(model)
+    heads = _replace_attention(model, ignored, lambda: traced_forward(model, batch))
+    sources.clear()
     graph = tp.DependencyGraph()
     try:
         with torch.enable_grad():
@@ -143,53 +168,96 @@ def _trace(
         ) from error
     modules = dict(model.named_modules())
     _check_layers(model, ignored, reached=graph.module2node)
-    tied = tied_parameters(model)
+    kept = [modules[name] for name in ignored if name in modules]
+    kept += [
+        modules[f"{name}.{READS}"]
+        for name, attention in heads.items()
+        if any(f"{name}.{layer}" in ignored for layer in attention.kind.projections)
+    ]
     groups = []
-    for found in graph.get_all_groups(ignored_layers=[modules[name] for name in ignored]):
-        group = _group_of(found, graph, sources, ignored)
-        if group is not None:
-            _check_untied(group, tied)
+    for found in graph.get_all_groups(ignored_layers=kept):
+        channels = _group_of(found, graph, sources, ignored)
+        if channels is None:
+            continue
+        group = _grouped(channels, heads, modules)
+        _check_untied(group, tied)
+        if group.units > 1:
             groups.append(group)
     return groups
+
+
+def _replace_attention(
+    model: nn.Module, ignored: frozenset[str], run: Callable[[], object]
+) -> dict[str, Attention]:
+    """Puts stand-ins where attention of known kinds runs, and refuses any other."""
+    known = find_attention(model)
+    with torch.enable_grad(), evaluating(model):
+        seen = observe(model, known, run)
+    for name in seen.strangers:
+        if not any(n == name or n.startswith(f"{name}.") or not name for n in ignored):
+            kind = type(model.get_submodule(name)).__name__
+            raise SimMIMError(
+                f"trace_units: {name or 'the model'!r}, a {kind}, multiplies activations with each "
+                "other, as attention does, and is of no known kind; put it in ignored_layers to "
+                "leave it as it is"
+            )
+    insert_stand_ins(model, known, seen.results)
+    return {name: known[name] for name in seen.results}
 
 
 def _group_of(
     found: Any, graph: Any, sources: list[Any], ignored: frozenset[str]
 ) -> UnitGroup | None:
-    """The traced group, or None where its units must stay."""
+    """The traced group of channels, or None where they must stay."""
     from torch_pruning.ops import OPTYPE
 
     root = graph._module2name[found[0].dep.target.module]
-    members = []
+    members: dict[tuple[str, Axis], Member] = {}
     for item in found:
         node = item.dep.target
         if node.type == OPTYPE.OUTPUT or node.grad_fn in sources:
             return None
         if node.type == OPTYPE.PARAMETER:
-            name = graph._param_to_name[node.module]
-            if name.rpartition(".")[0] in ignored:
+            name, axis = _parameter_place(graph, item, len(found[0].idxs))
+            if name.rpartition(".")[0] in ignored or name in ignored:
                 return None
-            raise SimMIMError(
-                f"trace_units: the parameter {name!r} belongs to no standard layer and changes "
-                f"with the units of {root!r}; put {root!r} in ignored_layers"
-            )
-        name = graph._module2name.get(node.module)
-        if name is None or not is_coupled(node.module):
-            continue  # a view, an activation or another operation without parameters per unit
-        if unsupported_reason(node.module):  # ignored, or _check_layers would have raised
-            return None
+        else:
+            name = graph._module2name.get(node.module)
+            if name is None or not is_coupled(node.module):
+                continue  # a view, an activation or another operation without parameters per unit
+            if unsupported_reason(node.module):  # ignored, or _check_layers would have raised
+                return None
+            inputs = graph.is_in_channel_pruning_fn(item.dep.handler)
+            outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
+            axis = "in" if inputs and not outputs else "out"
         if item.root_idxs is None or any(unit is None for unit in item.root_idxs):
             raise SimMIMError(
                 f"trace_units: the units of {root!r} could not be followed into {name!r}; put "
                 f"{root!r} in ignored_layers"
             )
-        inputs = graph.is_in_channel_pruning_fn(item.dep.handler)
-        outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
-        axis: Axis = "in" if inputs and not outputs else "out"
         pairs = sorted(zip(item.idxs, item.root_idxs, strict=True))
         indices, units = zip(*pairs, strict=True)
-        members.append(Member(name, axis, indices, units))
-    return _rooted_first(members, list(graph._module2name.values()))
+        # A norm that torch-pruning knows by its parameters comes once for each of them.
+        members.setdefault((name, axis), Member(name, axis, indices, units))
+    return _rooted_first(list(members.values()), list(graph._module2name.values()))
+
+
+def _parameter_place(graph: Any, item: Any, units: int) -> tuple[str, Axis]:
+    """The layer and axis, or parameter and dimension, that a traced parameter is."""
+    node = item.dep.target
+    name = graph._param_to_name[node.module]
+    shape = list(node.module.shape)
+    one_to_one = units == len(set(item.root_idxs or ())) == len(set(item.idxs)) == len(item.idxs)
+    if not one_to_one or max(item.idxs) >= shape[node.pruning_dim]:
+        raise SimMIMError(
+            f"trace_units: the parameter {name!r} of shape {shape} belongs to no standard layer, "
+            f"and the {units} units that it is combined with could not be followed into it; "
+            "put the layers that make them in ignored_layers"
+        )
+    owner = name.rpartition(".")[0]
+    if is_channel_norm(graph.model.get_submodule(owner)):
+        return owner, "out"
+    return name, str(node.pruning_dim)
 
 
 def _rooted_first(members: list[Member], order: list[str]) -> UnitGroup:
@@ -197,8 +265,9 @@ def _rooted_first(members: list[Member], order: list[str]) -> UnitGroup:
 
     torch-pruning starts from the last one, at the outputs.
     """
+    places = {name: place for place, name in enumerate(order)}
     units = range(max(members[0].units) + 1)
-    members = sorted(members, key=lambda m: (order.index(m.module), m.axis))
+    members = sorted(members, key=lambda m: (places.get(m.module, len(places)), m.axis))
     makers = (m for m in members if m.axis == "out" and m.indices == m.units == tuple(units))
     root = next(makers, None)
     rest = tuple(member for member in members if member is not root)
@@ -206,9 +275,62 @@ def _rooted_first(members: list[Member], order: list[str]) -> UnitGroup:
     return UnitGroup(root.module, len(units), (root, *rest))
 
 
-def _drop_shared_slopes(model: nn.Module) -> None:
-    """Replaces PReLU of one slope, whose view of it torch-pruning takes for one of features."""
+def _grouped(
+    traced: UnitGroup, heads: Mapping[str, Attention], modules: Mapping[str, nn.Module]
+) -> UnitGroup:
+    """The group in terms of the model's own layers, its channels joined to what must stay whole.
+
+    That is all channels of a head, and those that a GroupNorm normalizes together.
+    """
+    sizes = {}
+    for member in traced.members:
+        attention = heads.get(member.module.removesuffix(f".{READS}"))
+        norm = modules.get(member.module)
+        if attention is not None and member.module.endswith(READS) and member.axis == "out":
+            sizes[member.module] = attention.channels
+        elif isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
+            sizes[member.module] = norm.num_channels // norm.num_groups
+        else:
+            continue
+        if member.indices != member.units:
+            raise SimMIMError(
+                f"trace_units: {member.module!r} takes its channels in groups, and those of "
+                f"{traced.name!r} are some of them only; put {traced.name!r} in ignored_layers"
+            )
+    size = math.lcm(*sizes.values())
+    members: list[Member] = []
+    attributes: list[tuple[str, str, int]] = []
+    for member in traced.members:
+        name = member.module.removesuffix(f".{READS}")
+        coarse = replace(member, units=tuple(unit // size for unit in member.units))
+        attention = heads.get(name)
+        if attention is None or name == member.module:
+            members.append(coarse)
+        elif member.axis == "in":
+            members += [
+                replace(coarse, module=f"{name}.{layer}") for layer in attention.kind.projections
+            ]
+        else:
+            factor = size // attention.channels
+            for layer, pairs in attention.rows():
+                if pairs:
+                    indices, units = zip(*pairs, strict=True)
+                    units = tuple(unit // factor for unit in units)
+                    members.append(Member(f"{name}.{layer}", "out", indices, units))
+            attributes += [(name, key, each * factor) for key, each in attention.attributes]
+    name = traced.name.removesuffix(f".{READS}")
+    return UnitGroup(name, traced.units // size, tuple(members), size, tuple(attributes))
+
+
+def _simplify(model: nn.Module) -> None:
+    """Takes out, in place, what makes no difference to groups and leads torch-pruning astray.
+
+    That is PReLU of one slope, whose view of it is taken for one of features, and padding other
+    than by zeros, of which it does not always return.
+    """
     for name, module in list(model.named_modules(remove_duplicate=False)):
+        if is_convolution(module):
+            module.padding_mode = "zeros"
         if isinstance(module, nn.PReLU) and module.num_parameters == 1 and name:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.LeakyReLU())
@@ -230,20 +352,24 @@ def _with_grad(batch: Batch, sources: list[Any]) -> Batch:
 
 
 def names_of(model: nn.Module, layers: Iterable[str | nn.Module]) -> frozenset[str]:
-    """Qualified names of the layers and of everything inside them."""
-    modules = dict(model.named_modules())
-    names = {id(module): name for name, module in modules.items()}
+    """Qualified names of the layers and of everything inside them; strings may be patterns."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = {id(module): name for name, module in model.named_modules()}
     found: set[str] = set()
     for layer in layers:
         name = layer if isinstance(layer, str) else names.get(id(layer))
-        if name not in modules:
+        matches = [name] if name in modules else []
+        if isinstance(layer, str) and not matches:
+            matches = [other for other in modules if other and fnmatchcase(other, layer)]
+        if not matches:
             shown = repr(layer) if isinstance(layer, str) else type(layer).__name__
             raise SimMIMError(
                 f"trace_units: ignored_layers holds {shown}, which is no layer of the model; "
-                "give a qualified name of model.named_modules()"
+                "give a qualified name of model.named_modules(), or a pattern of such"
             )
-        inside = (child for child, _ in modules[name].named_modules(prefix=name))
-        found.update(child.lstrip(".") for child in inside)
+        for match in matches:
+            inside = (child for child, _ in modules[match].named_modules(prefix=match))
+            found.update(child.lstrip(".") for child in inside)
     return frozenset(found)
 
 
@@ -258,7 +384,8 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[An
         if name in ignored or name.rpartition(".")[0] in ignored:
             continue
         reason = unsupported_reason(module)
-        if reason is None and is_supported(module) and module not in reached:
+        found = module in reached or any(p in reached for p in module.parameters(recurse=False))
+        if reason is None and is_supported(module) and not found:
             reason = "is not reached from the outputs: unused, detached or under no_grad"
         if reason:
             raise SimMIMError(
@@ -267,24 +394,51 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[An
             )
 
 
-def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Module name -> the names of a parameter that it shares with another module."""
+def shared_parameters(model: nn.Module) -> list[tuple[str, ...]]:
+    """The names of each parameter that several modules hold."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     modules = dict(model.named_modules(remove_duplicate=False))
-    tied: dict[str, tuple[str, ...]] = {}
-    for shared in names.values():
-        owners = {id(modules[name.rpartition(".")[0]]) for name in shared}
-        if len(owners) > 1:  # one module under two names shares nothing
-            tied.update({name.rpartition(".")[0]: tuple(shared) for name in shared})
-    return tied
+    return [
+        tuple(shared)
+        for shared in names.values()  # one module under two names shares nothing
+        if len({id(modules[name.rpartition(".")[0]]) for name in shared}) > 1
+    ]
 
 
-def _check_untied(group: UnitGroup, tied: Mapping[str, tuple[str, ...]]) -> None:
-    for member in group.members:
-        if member.module in tied:
-            shared = " and ".join(repr(name) for name in tied[member.module])
+def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Module name -> the names of a parameter that it shares with another module."""
+    return {
+        name.rpartition(".")[0]: shared for shared in shared_parameters(model) for name in shared
+    }
+
+
+# A parameter with several names, each with the layer that it belongs to.
+_Tie = dict[str, nn.Module]
+
+
+def _tied(model: nn.Module) -> list[_Tie]:
+    return [
+        {name: model.get_submodule(name.rpartition(".")[0]) for name in shared}
+        for shared in shared_parameters(model)
+    ]
+
+
+def _check_untied(group: UnitGroup, tied: list[_Tie]) -> None:
+    """Raises where the group's units are not the same slice of a parameter to all its layers."""
+    for tie in tied:
+        slices = []
+        for name, layer in tie.items():
+            module, _, own = name.rpartition(".")
+            cut = {
+                (parameter_axis(own, member.axis, layer), member.indices, member.units)
+                for member in group.members
+                if member.module == module
+            }
+            slices.append({part for part in cut if part[0] is not None})
+        if any(part != slices[0] for part in slices):
+            shared = " and ".join(repr(name) for name in tie)
             raise SimMIMError(
                 f"trace_units: {shared} are one parameter, and removing units of {group.name!r} "
                 f"would untie them; untie them, or put {group.name!r} in ignored_layers"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .arguments import check_model, check_options
 from .assessment import assess, versions
 from .config import CompressConfig
+from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, split, take
 from .errors import SimMIMError
 from .graph import names_of, trace_units
@@ -49,7 +50,7 @@ def prune(
         calibration: batches on which the layers behind removed units are refitted (unless
             ``config.reconstruct`` is False) and the models compared; without it neither is done.
         example_inputs: a batch; default the one that was scored with.
-        ignored_layers: layers, or their names, that keep their outputs.
+        ignored_layers: layers, their names or patterns of names, that keep their outputs.
         round_to: widths become multiples of it, or stay whole.
         output: what the outputs are, see ``compress``; it matters with calibration only.
         forward_fn: ``forward_fn(model, batch)`` returning outputs [samples, classes], where the
@@ -73,6 +74,8 @@ def prune(
         )
     config = config or CompressConfig()
     ignored = names_of(model, ignored_layers)
+    original = model
+    model, converted = prepared(model, ignored)
     scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
     plan, student, history = prune_units(
         model,
@@ -82,11 +85,10 @@ def prune(
         round_to=round_to,
         forward_fn=forward_fn,
     )
-    report: dict[str, Any]
-    if calibration is None:
-        report = {"teacher": _costs(model, scores.example, forward_fn)}
-        report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
-    else:
+    fit: list[Batch] = []
+    held_out: list[Batch] = []
+    noise: float | None = None
+    if calibration is not None:
         fit, held_out = split(gather(calibration, config.calibration_samples))
         resolved = resolve_output(output, model, fit[0], forward_fn)
         noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
@@ -101,8 +103,14 @@ def prune(
                 refit_outputs=noise is None,
                 forward_fn=forward_fn,
             )
+    student, back = restored(student, original, converted)
+    report: dict[str, Any]
+    if calibration is None:
+        report = {"teacher": _costs(original, scores.example, forward_fn)}
+        report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
+    else:
         report = assess(
-            model,
+            original,
             student,
             held_out,
             scores.example,
@@ -117,7 +125,7 @@ def prune(
         "constraints": dict(constraints),
         "versions": versions(),
     }
-    return CompressionResult(student, report, history, signature_of(model))
+    return CompressionResult(student, report, [*converted, *history, *back], signature_of(original))
 
 
 def prune_units(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .collect import Recorder, draw_positions
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
 from .graph import tied_parameters
-from .layers import input_columns, is_grouped, output_rows, weighted
+from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 
 # Ridge as a share of the inputs' mean variance.
-RIDGE = {nn.Linear: 1e-3, nn.Conv2d: 1e-2}
+RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}
 
 # The logistic regression of the last layer: penalty per squared change of a weight, and steps.
 _REFIT_PENALTY = 1e-5
@@ -53,19 +53,28 @@ def reconstruct(
         forward_fn: as in ``score``.
     """
     student = deepcopy(student)
-    kept = {(step["module"], step["axis"]): step["kept"] for step in history}
+    kept = {(step["module"], step["axis"]): step["kept"] for step in history if "kept" in step}
     pair = Pair(student, deepcopy(teacher), data, samples, seed, forward_fn)
-    order = layers_in_order(teacher, pair.example, forward_fn)
+    together = layers_together(teacher, pair.example, forward_fn)
+    order = [name for names in together for name in names]
     lost = [name for name in order if (name, "in") in kept]
     if not lost:
         return student
-    for name in order[order.index(lost[0]) :]:
-        _fit(weighted(student, name), pair.moments(name, kept.get((name, "out"))))
+    first = next(i for i, names in enumerate(together) if lost[0] in names)
+    for names in together[first:]:
+        moments = pair.moments({name: kept.get((name, "out")) for name in names})
+        for name in names:
+            _fit(weighted(student, name), moments[name])
     if refit_outputs and order[-1] == output_layer(student, pair.example, order, forward_fn):
         last = student.get_submodule(order[-1])
         assert isinstance(last, nn.Linear)
         refit_to_predictions(last, *pair.features(order[-1]))
     return student
+
+
+# Calls of layers in the student and in the teacher, the teacher's outputs, the batch's tokens.
+_Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
+_Run = tuple[tuple[_Calls, _Calls], Tensor, Tensor | None]
 
 
 class Pair:
@@ -85,39 +94,85 @@ class Pair:
         self._seed, self._device = seed, device_of(teacher)
         self.example = next(iter(batches(data, device=self._device, limit=2, name="calibration")))
 
-    def moments(self, name: str, kept: list[int] | None) -> Moments:
-        """Of the student layer's inputs with the teacher layer's outputs that are left."""
-        generator = torch.Generator(self._device).manual_seed(self._seed)
-        layer = self._models[0].get_submodule(name)
-        total: Moments | None = None
-        for calls, _ in self._run(name):
-            for (x, _), (_, z) in zip(*calls, strict=True):
-                at = draw_positions(layer, z, generator)
-                rows = output_rows(layer, z, at)
-                rows = rows if kept is None else rows[:, kept]
-                columns = input_columns(layer, x, at)
-                if total is None:
-                    total = Moments.zeros(columns.shape[1], rows.shape[1], z.device)
-                total.add_(columns, rows)
-        assert total is not None
-        return total
+    def moments(self, layers: Mapping[str, list[int] | None]) -> dict[str, Moments]:
+        """Of student layers' inputs with the outputs that are left of the teacher's layers.
+
+        Args:
+            layers: their names, each with the outputs that are left, or None for all.
+        """
+        generators = {
+            name: torch.Generator(self._device).manual_seed(self._seed) for name in layers
+        }
+        totals: dict[str, Moments] = {}
+        for (student, teacher), _, mask in self._run(layers, to_the_end=False):
+            for name, kept in layers.items():
+                layer = self._models[0].get_submodule(name)
+                for (x, _), (_, z) in zip(student[name], teacher[name], strict=True):
+                    at = draw_positions(layer, z, generators[name], mask)
+                    rows = output_rows(layer, z, at)
+                    rows = rows if kept is None else rows[:, kept]
+                    columns = input_columns(layer, x, at)
+                    if name not in totals:
+                        empty = Moments.zeros(columns.shape[1], rows.shape[1], z.device)
+                        totals[name] = empty
+                    totals[name].add_(columns, rows)
+        return totals
 
     def features(self, name: str) -> tuple[Tensor, Tensor]:
         """The student layer's inputs [rows, inputs], and the teacher's predictions."""
         inputs, predictions = [], []
-        for (student, _), outputs in self._run(name):
-            inputs.append(student[-1][0].flatten(0, -2))
+        for (student, _), outputs, _ in self._run([name]):
+            inputs.append(student[name][-1][0].flatten(0, -2))
             predictions.append(outputs.float().softmax(-1))
         return torch.cat(inputs), torch.cat(predictions)
 
-    def _run(self, name: str) -> Iterator[tuple[tuple[Any, Any], Tensor]]:
-        recorders = [Recorder(model, [name]) for model in self._models]
+    def _run(self, names: Iterable[str], *, to_the_end: bool = True) -> Iterator[_Run]:
+        """Both models' calls of the layers for each batch, and the teacher's outputs.
+
+        Unless it goes to the end, a forward pass stops after the layers, without outputs.
+        """
+        recorders = [Recorder(model, names) for model in self._models]
         outputs = torch.empty(0)
+        most: int | None = None
         for batch in batches(self._data, device=self._device, limit=self._samples):
             for model, recorder in zip(self._models, recorders, strict=True):
-                with torch.no_grad(), evaluating(model), recorder.recording():
+                with torch.no_grad(), evaluating(model), recorder.recording(most):
                     outputs = forward(model, batch, self._forward_fn)
-            yield (recorders[0].calls[name], recorders[1].calls[name]), outputs
+            if not to_the_end:
+                most = sum(map(len, recorders[1].calls.values()))
+            yield (recorders[0].calls, recorders[1].calls), outputs, token_mask(batch)
+
+
+def layers_together(
+    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
+) -> list[list[str]]:
+    """``layers_in_order``, those that read one and the same tensor in one list."""
+    read: dict[str, list[tuple[Tensor, int]]] = {}
+    order = layers_in_order(model, batch, forward_fn)
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            # With its version, since x += layer(x) is another tensor of the same name.
+            lambda _, args, n=name: read.setdefault(n, []).append((args[0], args[0]._version))
+        )
+        for name in order
+    ]
+    try:
+        with torch.no_grad(), evaluating(model):
+            forward(model, batch, forward_fn)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    together: list[list[str]] = []
+    last: tuple[Tensor, int] | None = None
+    for name in order:
+        (x, version), *more = read[name]
+        same = last is not None and x is last[0] and version == last[1]
+        if same and not more:
+            together[-1].append(name)
+        else:
+            together.append([name])
+        last = None if more else (x, version)
+    return together
 
 
 def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
@@ -129,7 +184,7 @@ def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not is_grouped(module) and name not in tied
+        if isinstance(module, Weighted) and not is_grouped(module) and name not in tied
     ]
     order: list[str] = []
     hooks = [
@@ -160,7 +215,7 @@ def output_layer(
     return None
 
 
-def _fit(layer: nn.Linear | nn.Conv2d, moments: Moments) -> None:
+def _fit(layer: Weighted, moments: Moments) -> None:
     """Sets weight and bias to the ridge regression; without a bias, through the origin."""
     if layer.bias is None:
         xx, xz = moments.xx / moments.samples, moments.xz / moments.samples

@@ -1,24 +1,33 @@
 """Removes units physically, remembers how, and proves that nothing else changed.
 
-A history is plain JSON: one step per shrunken axis,
+A history is plain JSON, one step after the other: a shrunken axis,
 
     {"module": "features.0", "axis": "out", "size": 64, "kept": [0, 3, 17]}
 
-where size is the number of channels before. A fresh instance of the architecture takes the same
-shape again from it, without any tracing.
+where size is the number of channels before (a parameter that no layer holds has its name as module
+and its dimension as axis); a number that a module keeps of its units,
+
+    {"module": "blocks.0.attention", "attribute": "num_heads", "value": 3}
+
+or a layer's other form, {"module": "h.0.mlp.c_fc", "convert": "Linear"} (see ``conversion``).
+A fresh instance of the architecture takes the same shape again from it, without any tracing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .conversion import convert_
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .graph import UnitGroup
-from .layers import Axis, axis_size, is_supported, shrink
+from .graph import UnitGroup, shared_parameters
+from .layers import Axis, axis_size, is_channel_norm, is_supported, shrink
+from .standin import running
+from .storage import set_submodule
 
 History = list[dict[str, Any]]
 
@@ -57,7 +66,7 @@ def remove_units(
             lost.update(index for index, unit in pairs if unit not in chosen[group.name])
     history: History = []
     for (name, axis), lost in removed.items():
-        size = axis_size(model.get_submodule(name), axis)
+        size = axis_size(_place(model, name, axis), axis)
         if max(lost, default=0) >= size:
             raise SimMIMError(
                 f"remove_units: axis {axis!r} of {name!r} has {size} channels, the groups were "
@@ -66,6 +75,7 @@ def remove_units(
         if lost:
             left = [index for index in range(size) if index not in lost]
             history.append({"module": name, "axis": axis, "size": size, "kept": left})
+    history += _attributes(groups, chosen)
     return apply_history(model, history), history
 
 
@@ -78,27 +88,88 @@ def apply_history(model: nn.Module, history: Iterable[Mapping[str, Any]]) -> nn.
     pruned = deepcopy(model)
     for parameter in pruned.parameters():
         parameter.grad = None
-    modules = dict(pruned.named_modules())
+    shared = shared_parameters(pruned)
     for step in history:
-        name, axis, size, kept = (step[key] for key in ("module", "axis", "size", "kept"))
-        module = modules.get(name)
-        if module is None or axis not in ("out", "in") or not is_supported(module):
-            raise SimMIMError(
-                f"apply_history: the model has no layer {name!r} whose {axis!r} axis can shrink; "
-                "give an instance of the architecture that was compressed"
-            )
-        if axis_size(module, axis) != size:
-            raise SimMIMError(
-                f"apply_history: axis {axis!r} of {name!r} has {axis_size(module, axis)} channels, "
-                f"the history expects {size}; give an instance of the original architecture"
-            )
-        if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= size:
-            raise SimMIMError(
-                f"apply_history: kept channels of {name!r} must be increasing and within "
-                f"0..{size - 1}, got {kept}"
-            )
-        shrink(module, axis, kept)
+        if "convert" in step:
+            convert_(pruned, step, model)
+        elif "attribute" in step:
+            _set_attribute(pruned, step)
+        else:
+            _shrink(pruned, step)
+    for names in shared:
+        _tie(pruned, names)
     return pruned
+
+
+def _attributes(groups: Iterable[UnitGroup], chosen: Mapping[str, frozenset[int]]) -> History:
+    return [
+        {"module": module, "attribute": attribute, "value": each * len(chosen[group.name])}
+        for group in groups
+        if len(chosen.get(group.name, ())) not in (0, group.units)
+        for module, attribute, each in group.attributes
+    ]
+
+
+def _set_attribute(model: nn.Module, step: Mapping[str, Any]) -> None:
+    name, attribute, value = (step[key] for key in ("module", "attribute", "value"))
+    module = dict(model.named_modules()).get(name)
+    present = getattr(module, attribute, None)
+    if not isinstance(present, int) or not isinstance(value, int) or not 0 < value <= present:
+        raise SimMIMError(
+            f"apply_history: {name!r} has no {attribute} of at least {value} (it is {present!r}); "
+            "give an instance of the architecture that was compressed"
+        )
+    setattr(module, attribute, value)
+
+
+def _shrink(model: nn.Module, step: Mapping[str, Any]) -> None:
+    name, axis, size, kept = (step[key] for key in ("module", "axis", "size", "kept"))
+    try:
+        place = _place(model, name, axis)
+        found = axis_size(place, axis)
+    except (AttributeError, IndexError, TypeError) as error:
+        raise SimMIMError(
+            f"apply_history: the model has no layer {name!r} whose {axis!r} axis can shrink; "
+            "give an instance of the architecture that was compressed"
+        ) from error
+    if found != size:
+        raise SimMIMError(
+            f"apply_history: axis {axis!r} of {name!r} has {found} channels, "
+            f"the history expects {size}; give an instance of the original architecture"
+        )
+    if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= size:
+        raise SimMIMError(
+            f"apply_history: kept channels of {name!r} must be increasing and within "
+            f"0..{size - 1}, got {kept}"
+        )
+    if isinstance(place, nn.Module):
+        shrink(place, axis, kept)
+    else:
+        values = place.detach().index_select(int(axis), torch.tensor(kept, device=place.device))
+        set_submodule(model, name, nn.Parameter(values, requires_grad=place.requires_grad))
+
+
+def _place(model: nn.Module, name: str, axis: Axis) -> nn.Module | nn.Parameter:
+    """The layer of that name, or for a dimension the parameter."""
+    if axis.isdigit():
+        return model.get_parameter(name)
+    module = model.get_submodule(name)
+    if axis not in ("out", "in") or not is_supported(module):
+        raise TypeError(f"{name!r} is no layer with an axis {axis!r}")
+    return module
+
+
+def _tie(model: nn.Module, names: Sequence[str]) -> None:
+    """Makes parameters one again that were one, and were shrunk alike."""
+    first = model.get_parameter(names[0])
+    for name in names[1:]:
+        other = model.get_parameter(name)
+        if other is not first and not torch.equal(other, first):
+            raise SimMIMError(
+                f"apply_history: {names[0]!r} and {name!r} were one parameter and would differ; "
+                "untie them, or put their layers in ignored_layers"
+            )
+        set_submodule(model, name, first)
 
 
 def check_mask_equivalence(
@@ -112,30 +183,36 @@ def check_mask_equivalence(
     """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode, with normalization over channels (LayerNorm) reduced to its affine part, since its
-    statistics rightly change with the channels. To be called before any weight is refitted.
+    mode. A norm over channels (LayerNorm, RMSNorm), whose statistics rightly change with the
+    channels, divides by the root mean square over the original's channels in both. To be called
+    before any weight is refitted.
     """
     batch = to_device(batch, device_of(model))
-    masked = deepcopy(model)
-    modules = dict(masked.named_modules())
+    masked, history = deepcopy(model), list(history)
     with torch.no_grad():
         for step in history:
-            gone = sorted(set(range(step["size"])) - set(step["kept"]))
-            _zero(modules[step["module"]], step["axis"], gone)
-    expected = _affine_outputs(masked, batch, forward_fn)
+            if step.get("convert") not in (None, "Conv1D"):  # the way back changes nothing here
+                convert_(masked, step)
+        original = deepcopy(masked)
+        whole = {n: axis_size(m, "out") for n, m in masked.named_modules() if is_channel_norm(m)}
+        for step in history:
+            if "kept" in step:
+                gone = sorted(set(range(step["size"])) - set(step["kept"]))
+                _zero(_place(masked, step["module"], step["axis"]), step["axis"], gone)
+    expected = _fixed_outputs(masked, whole, batch, forward_fn)
     copy = deepcopy(pruned)
-    running = _track_running(copy)
-    try:
-        outputs = _affine_outputs(copy, batch, forward_fn)
-    except SimMIMError as error:
-        raise SimMIMError(
-            f"the pruned model does not run: {running[-1] if running else 'its forward'!r} fails "
-            f"({error}), as attention does that splits its width into heads; put the layer, or "
-            "those inside it whose sizes it relies on, in ignored_layers"
-        ) from error
+    with running(copy) as names:
+        try:
+            outputs = _fixed_outputs(copy, whole, batch, forward_fn)
+        except SimMIMError as error:
+            raise SimMIMError(
+                f"the pruned model does not run: {names[-1] if names else 'its forward'!r} fails "
+                f"({error}), as attention does that splits its width into heads; put the layer, "
+                "or those inside it whose sizes it relies on, in ignored_layers"
+            ) from error
     allowed, difference = 0.0, torch.inf
     if outputs.shape == expected.shape:
-        effect = (_affine_outputs(deepcopy(model), batch, forward_fn) - expected).abs().max()
+        effect = (_fixed_outputs(original, whole, batch, forward_fn) - expected).abs().max()
         rounding = _ROUNDING[expected.dtype] * expected.abs().max()
         allowed = float(_SHARE * effect + rounding)
         difference = float((outputs - expected).abs().max())
@@ -164,45 +241,42 @@ def _checked(group: UnitGroup, kept: Mapping[str, Sequence[int] | Tensor]) -> fr
     return frozenset(chosen)
 
 
-def _zero(module: nn.Module, axis: Axis, channels: list[int]) -> None:
-    for name, parameter in module.named_parameters(recurse=False):
-        if axis == "out" and not isinstance(module, nn.Embedding):
+def _zero(place: nn.Module | nn.Parameter, axis: Axis, channels: list[int]) -> None:
+    if isinstance(place, nn.Parameter):
+        place.movedim(int(axis), 0)[channels] = 0
+        return
+    for name, parameter in place.named_parameters(recurse=False):
+        if axis == "out" and not isinstance(place, nn.Embedding):
             parameter[channels] = 0
         elif name == "weight":
             parameter[:, channels] = 0
-    statistics = getattr(module, "running_mean", None)
+    statistics = getattr(place, "running_mean", None)
     if axis == "out" and statistics is not None:
         statistics[channels] = 0  # so that a norm without affine part gives zero as well
 
 
-def _track_running(model: nn.Module) -> list[str]:
-    """Names of the modules that are in their forward, the innermost last, from now on."""
-    running: list[str] = []
-    for name, module in model.named_modules():
-        if name:
-            module.register_forward_pre_hook(lambda *_, n=name: running.append(n))
-            module.register_forward_hook(lambda *_: running.pop() and None)
-    return running
+def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
+    """What a norm over channels gives if it does not change with their number.
+
+    Removed channels are zero in the masked model and absent in the pruned one: the sum of squares
+    is the same in both.
+    """
+    dim = -1 if x.shape[-1] == axis_size(norm, "out") else 1
+    x = x * (x.square().sum(dim, keepdim=True) / channels + 1e-6).rsqrt()
+    x = x.movedim(dim, -1)
+    if getattr(norm, "weight", None) is not None:
+        x = x * norm.weight
+    if getattr(norm, "bias", None) is not None:
+        x = x + norm.bias
+    return x.movedim(-1, dim)
 
 
-class _Affine(nn.Module):
-    """The affine part of a LayerNorm."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight is not None:
-            x = x * self.weight
-        return x if self.bias is None else x + self.bias
-
-
-def _affine_outputs(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
-    """Outputs of a copy that may be changed."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.LayerNorm):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _Affine(module))
+def _fixed_outputs(
+    model: nn.Module, whole: Mapping[str, int], batch: Batch, forward_fn: ForwardFn | None
+) -> Tensor:
+    """Outputs of a copy that may be changed; ``whole`` has the channels of the original's norms."""
+    for name, channels in whole.items():
+        norm: Any = model.get_submodule(name)
+        norm.forward = partial(_fixed_norm, norm, channels)
     with torch.no_grad(), evaluating(model):
         return forward(model, batch, forward_fn).clone()

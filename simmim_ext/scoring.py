@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from .arguments import check_model, check_options
 from .collect import collect
 from .config import CompressConfig
+from .conversion import prepared
 from .criteria import CRITERIA, unit_information
 from .data import Batch, ForwardFn, batches, device_of, take
 from .errors import SimMIMError
-from .graph import UnitGroup, trace_units
+from .graph import UnitGroup, names_of, trace_units
 from .outputs import noise_variance, resolve_output
 from .ranking import Setting
 
@@ -99,12 +100,14 @@ def score(
     first = next(iter(batches(calibration, device=device_of(model), name="calibration")))
     if example_inputs is None:
         example_inputs = first
+    ignored = names_of(model, ignored_layers)
+    model, _ = prepared(model, ignored)
     output = resolve_output(output, model, first, forward_fn)
     noise = None if output == "classes" else noise_variance(model, calibration, forward_fn)
     groups = trace_units(
         model,
         take(example_inputs, slice(0, 1)),
-        ignored_layers=ignored_layers,
+        ignored_layers=ignored,
         forward_fn=forward_fn,
     )
     return score_groups(

@@ -98,8 +98,8 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
         ) from error
 
 
-def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replaces the submodule of that dotted name."""
+def set_submodule(model: nn.Module, name: str, module: nn.Module | nn.Parameter) -> None:
+    """Replaces the submodule, or parameter, of that dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -74,7 +74,7 @@ def prune_weights(
     counts = _weights_per_row({n: weighted(model, n).weight for n in linear}, sparsity)
     for name in linear:
         layer = weighted(student, name)
-        weight, bias = _eliminate(pair.moments(name, None), counts[name])
+        weight, bias = _eliminate(pair.moments({name: None})[name], counts[name])
         with torch.no_grad():
             layer.weight.copy_(weight)
             if layer.bias is not None:

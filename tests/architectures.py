@@ -6,6 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from attention_models import (
+    ByHeadAttention,
+    Conv1dNet,
+    Encoder,
+    GroupedAttention,
+    GroupNormNet,
+    NormedMLP,
+    ViT,
+)
 from torch import Tensor, nn
 
 SAMPLES, CLASSES = 320, 5
@@ -136,7 +145,7 @@ class TwoInputs(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of separate query, key and value projections."""
+    """Self-attention of separate query, key and value projections, of a kind of its own."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -242,6 +251,15 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
         lambda: {"left": _rows(), "right": _rows().flip(0)},
     ),
     "tied": (tied, _rows),
+    "timm vit": (ViT, _images),
+    "heads together": (lambda: ViT(ByHeadAttention), _images),
+    "key/value groups": (lambda: ViT(GroupedAttention, key_value_heads=2), _images),
+    "one key/value head": (lambda: ViT(GroupedAttention, key_value_heads=1), _images),
+    "torch encoder": (Encoder, _tokens),
+    "torch pre-norm encoder": (lambda: Encoder(norm_first=True), _tokens),
+    "group norm": (GroupNormNet, _images),
+    "conv1d": (Conv1dNet, lambda: _images().flatten(2)[..., :24]),
+    "rms norm": (NormedMLP, _rows),
 }
 
 

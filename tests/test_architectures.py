@@ -46,9 +46,9 @@ def test_half_of_the_parameters(name, tmp_path):
     assert {n: v.tolist() for n, v in model.state_dict().items()} == {
         n: v.tolist() for n, v in before.state_dict().items()
     }
-    assert [p.requires_grad for p in model.parameters()] == [
-        p.requires_grad for p in result.model.parameters()
-    ]
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    for n, p in result.model.named_parameters():  # torch's attention comes apart, see nn.attention
+        assert p.requires_grad == flags.get(n, True)
     params = [sum(p.numel() for p in m.parameters()) for m in (model, result.model)]
     assert 0.4 * params[0] < params[1] <= 0.5 * params[0]
 
@@ -83,8 +83,11 @@ def test_modes_flags_and_gradients_of_the_callers_model_stay(name):
 
 
 @pytest.mark.parametrize("name", ["transformer", "gated transformer"])
-def test_attention_whose_heads_would_break_is_named(name):
-    with pytest.raises(SimMIMError, match=r"'blocks\.[01]\.attention' fails .* in ignored_layers"):
+def test_attention_of_no_known_kind_is_named(name):
+    text = (
+        r"'blocks\.0\.attention', a Attention, multiplies activations with each other, as attention"
+    )
+    with pytest.raises(SimMIMError, match=text):
         half(name, ignored_layers=[])
 
 
@@ -121,7 +124,8 @@ def test_reconstruction_leaves_tied_layers_alone():
 
 def test_attention_that_would_run_with_other_heads_is_refused():
     model, (x, *_) = architecture("transformer")
-    groups = {group.name: group for group in trace_units(model, x)}
+    named = [f"{name}.out" for name in ATTENTION]  # the caller has seen to it: not well enough
+    groups = {group.name: group for group in trace_units(model, x, ignored_layers=named)}
     heads = groups["blocks.0.attention.q"]
     one_head_less = [unit for unit in range(16) if unit // 4 != 1]
     pruned, history = remove_units(model, [heads], {heads.name: one_head_less})

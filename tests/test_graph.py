@@ -99,6 +99,50 @@ def test_ignored_layers_keep_their_outputs(by_name):
     assert [group.name for group in rest] == ["hidden"]
 
 
+def test_ignored_layers_by_pattern():
+    model, x = case("cnn")
+    assert [group.name for group in trace_units(model, x, ignored_layers=["feat*.?"])] == ["hidden"]
+
+
+def test_parameters_of_no_layer_go_with_their_units():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 3)
+            self.gamma = nn.Parameter(torch.ones(1, 8))
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.gamma)
+
+    (group,) = trace_units(Scaled(), ROWS)
+    assert members(group) == {("a", "out"): 8, ("gamma", "1"): 8, ("b", "in"): 8}
+
+
+def test_channels_that_are_normalized_together_are_one_unit():
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)
+    )
+    (group,) = trace_units(model, IMAGES)
+    assert (group.units, group.channels) == (4, 2)
+    assert group.members[0].units == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert members(group) == {("0", "out"): 8, ("1", "out"): 8, ("4", "in"): 288}
+
+
+def test_channels_that_are_normalized_with_others_are_refused():
+    class Concatenated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 6, 1)
+            self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = torch.cat([self.a(x), self.b(x)], 1)
+            return self.head(self.norm(x).mean((2, 3)))
+
+    with pytest.raises(SimMIMError, match="'norm' takes its channels in groups, and those of 'b'"):
+        trace_units(Concatenated(), IMAGES)
+
+
 def test_unknown_ignored_layer_is_named():
     with pytest.raises(SimMIMError, match="ignored_layers holds 'nowhere', which is no layer"):
         trace_units(mlp(), ROWS, ignored_layers=["nowhere"])
@@ -174,10 +218,10 @@ def untraceable():
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 3)
-            self.gamma = nn.Parameter(torch.ones(8))
+            self.gamma = nn.Parameter(torch.ones(4, 2))
 
         def forward(self, x):
-            return self.b(self.a(x) * self.gamma)
+            return self.b(self.a(x) * self.gamma.flatten())
 
     tied = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 2))
     tied[2].weight = tied[0].weight
@@ -185,7 +229,7 @@ def untraceable():
     nn.utils.parametrizations.weight_norm(normed[0])
     return {
         "unused": (Detached(), ROWS, "layer 'a' is not reached from the outputs"),
-        "parameter": (Scaled(), ROWS, "parameter 'gamma' belongs to no standard layer"),
+        "parameter": (Scaled(), ROWS, r"'gamma' of shape \[4, 2\] belongs to no"),
         "tied": (tied, ROWS, "'0.weight' and '2.weight' are one parameter"),
         "parametrized": (normed, ROWS, "layer '0' is parametrized"),
         "grouped": (
@@ -194,9 +238,9 @@ def untraceable():
             r"layer '1' is a grouped convolution \(groups=2\)",
         ),
         "kind": (
-            nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)),
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 4, 1)),
             IMAGES,
-            "layer '1' is a GroupNorm, whose units cannot be removed",
+            "layer '1' is a ConvTranspose2d, whose units cannot be removed",
         ),
         "shape": (mlp(), ROWS[:, :5], r"failed on a batch, tensor of shape \[7, 5\]"),
     }

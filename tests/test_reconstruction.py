@@ -4,7 +4,7 @@ from models import CASES, case, snapshot
 from torch import nn
 
 from simmim_ext.graph import trace_units
-from simmim_ext.reconstruction import reconstruct
+from simmim_ext.reconstruction import layers_together, reconstruct
 from simmim_ext.removal import remove_units
 
 
@@ -108,3 +108,18 @@ def test_columns_times_weight_are_the_convolution(padding_mode):
     at = torch.tensor([0, 3, 17, z.shape[2] * z.shape[3] - 1])
     made = input_columns(layer, x, at) @ layer.weight.flatten(1).T + layer.bias
     torch.testing.assert_close(made, output_rows(layer, z, at))
+
+
+def test_layers_that_read_one_tensor_are_fitted_in_one_pass():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            x = self.a(x) + self.b(x)
+            x += self.c(x)
+            return self.d(x)
+
+    together = layers_together(Net(), torch.randn(3, 4), None)
+    assert together == [["a", "b"], ["c"], ["d"]]
