@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend.h"
@@ -24,8 +25,9 @@ Layout parse_layout(c10::string_view name) {
   if (name == "element") return Layout::element;
   if (name == "gather") return Layout::gather;
   if (name == "block") return Layout::block;
-  TORCH_CHECK_VALUE(false, kPack, ": layout must be 'element', 'gather' or 'block', got '", name,
-                    "'");
+  if (name == "window") return Layout::window;
+  TORCH_CHECK_VALUE(false, kPack,
+                    ": layout must be 'element', 'gather', 'block' or 'window', got '", name, "'");
 }
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
@@ -37,11 +39,14 @@ Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layou
       layout != Layout::block || is_block_mask_cpu(bits, weight.size(0), weight.size(1)), kPack,
       ": mask must keep or mask whole columns of ", kBlockRows,
       " rows for layout 'block'; use layout 'element'");
-  const std::vector<uint8_t> packed =
-      pack_sparse_cpu({full.const_data_ptr<float>(), bits, weight.size(0), weight.size(1), layout});
-  Tensor result = at::empty({static_cast<int64_t>(packed.size())}, keep.options().dtype(at::kByte));
-  std::memcpy(result.mutable_data_ptr(), packed.data(), packed.size());
-  return result;
+  Tensor packed;
+  pack_sparse_cpu(
+      {full.const_data_ptr<float>(), bits, weight.size(0), weight.size(1), layout, false},
+      [&](int64_t bytes) {
+        packed = at::empty({bytes}, keep.options().dtype(at::kByte));
+        return packed.mutable_data_ptr();
+      });
+  return packed;
 }
 
 PackedHeader read_header(const Tensor& packed) {
@@ -55,6 +60,12 @@ PackedHeader read_header(const Tensor& packed) {
       ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
       packed.sizes());
   return header;
+}
+
+// Without calls through the dispatcher where there is nothing to do: they cost a small layer's
+// time.
+Tensor as_float(const Tensor& t) {
+  return t.scalar_type() == at::kFloat && t.is_contiguous() ? t : t.to(at::kFloat).contiguous();
 }
 
 void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
@@ -72,6 +83,21 @@ void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor
                   [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
 }
 
+// Rows of whole vectors, for the kernel gathers from two of them at a time.
+void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  const int64_t columns = window_columns(header.in_features);
+  const Tensor padded = at::empty({args.batch, columns}, x.options());
+  float* rows = padded.mutable_data_ptr<float>();
+  for (int64_t b = 0; b < args.batch; ++b) {
+    const float* row = args.x + b * header.in_features;
+    std::fill(std::copy(row, row + header.in_features, rows + b * columns),
+              rows + (b + 1) * columns, 0.0f);
+  }
+  args.x = rows;
+  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
+                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
+}
+
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
   const PackedHeader header = read_header(packed);
@@ -85,11 +111,11 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
     check_floating(kLinear, "bias", *bias);
     check_bias_shape(kLinear, *bias, out_features);
   }
-  const Tensor input = x.to(at::kFloat).contiguous();
+  const Tensor input = as_float(x);
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = out_features;
   Tensor y = at::empty(shape, input.options());
-  const Tensor addend = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
+  const Tensor addend = bias.has_value() ? as_float(*bias) : Tensor();
   const SparseLinearArgs args{packed.const_data_ptr(),
                               input.const_data_ptr<float>(),
                               addend.defined() ? addend.const_data_ptr<float>() : nullptr,
@@ -110,8 +136,11 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
       parallel_ranges(divide_up(out_features, kBlockRows), work,
                       [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
       break;
+    case Layout::window:
+      run_window(args, header, input, work);
+      break;
   }
-  return y.to(x.scalar_type());
+  return x.scalar_type() == at::kFloat ? y : y.to(x.scalar_type());
 }
 
 Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
