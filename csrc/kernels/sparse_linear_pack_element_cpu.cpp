@@ -20,9 +20,14 @@ struct Tile {
   // Calls kept(row, column, weight) for the kept weights; columns ascend within each row.
   template <typename Kept>
   void for_each(const Kept& kept) const {
+    constexpr int64_t kAhead = 4;
     const int64_t lines = transposed ? columns : rows, length = transposed ? rows : columns;
     for (int64_t line = 0; line < lines; ++line) {
       const float* weights = weight + line * stride;
+      // A tile's lines are too short for the hardware to see them coming.
+      for (int64_t i = 0; line + kAhead < lines && i < length; i += 16) {
+        __builtin_prefetch(weights + kAhead * stride + i);
+      }
       for_each_kept(mask + line * stride, length, [&](int64_t i) {
         kept(transposed ? i : line, transposed ? line : i, weights[i]);
       });

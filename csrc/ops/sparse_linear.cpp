@@ -1,5 +1,5 @@
 // Linear layers on weights that are packed once for one kernel.
-#include "../kernels/sparse_linear.h"
+#include "sparse_linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -32,29 +32,27 @@ Layout parse_layout(c10::string_view name) {
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
   check_weight(kPack, weight, mask);
-  const Tensor full = weight.detach().to(at::kFloat).contiguous(), keep = mask.contiguous();
-  const auto* bits = static_cast<const uint8_t*>(keep.const_data_ptr());
+  const Tensor keep = mask.contiguous();
   const Layout layout = parse_layout(layout_name);
-  TORCH_CHECK_VALUE(
-      layout != Layout::block || is_block_mask_cpu(bits, weight.size(0), weight.size(1)), kPack,
-      ": mask must keep or mask whole columns of ", kBlockRows,
-      " rows for layout 'block'; use layout 'element'");
-  Tensor packed;
-  pack_sparse_cpu(
-      {full.const_data_ptr<float>(), bits, weight.size(0), weight.size(1), layout, false},
-      [&](int64_t bytes) {
-        packed = at::empty({bytes}, keep.options().dtype(at::kByte));
-        return packed.mutable_data_ptr();
-      });
-  return packed;
+  TORCH_CHECK_VALUE(layout != Layout::block ||
+                        is_block_mask_cpu(static_cast<const uint8_t*>(keep.const_data_ptr()),
+                                          weight.size(0), weight.size(1)),
+                    kPack, ": mask must keep or mask whole columns of ", kBlockRows,
+                    " rows for layout 'block'; use layout 'element'");
+  return pack_weight(weight.detach().to(at::kFloat).contiguous(), keep, layout);
+}
+
+PackedHeader header_of(const Tensor& packed) {
+  PackedHeader header;
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  return header;
 }
 
 PackedHeader read_header(const Tensor& packed) {
-  PackedHeader header{};
   const bool readable = packed.scalar_type() == at::kByte && packed.dim() == 1 &&
                         packed.is_contiguous() &&
-                        packed.size(0) >= static_cast<int64_t>(sizeof header);
-  if (readable) std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+                        packed.size(0) >= static_cast<int64_t>(sizeof(PackedHeader));
+  const PackedHeader header = readable ? header_of(packed) : PackedHeader{};
   TORCH_CHECK_VALUE(
       readable && header.magic == PackedHeader::kMagic && header.bytes == packed.size(0), kLinear,
       ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
@@ -112,34 +110,8 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
     check_bias_shape(kLinear, *bias, out_features);
   }
   const Tensor input = as_float(x);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = out_features;
-  Tensor y = at::empty(shape, input.options());
-  const Tensor addend = bias.has_value() ? as_float(*bias) : Tensor();
-  const SparseLinearArgs args{packed.const_data_ptr(),
-                              input.const_data_ptr<float>(),
-                              addend.defined() ? addend.const_data_ptr<float>() : nullptr,
-                              y.mutable_data_ptr<float>(),
-                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
-                              0};
-  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
-  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
-  switch (header.layout) {
-    case Layout::element:
-      run_element(args, header, input, work);
-      break;
-    case Layout::gather:
-      parallel_ranges(out_features, work,
-                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
-      break;
-    case Layout::block:
-      parallel_ranges(divide_up(out_features, kBlockRows), work,
-                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
-      break;
-    case Layout::window:
-      run_window(args, header, input, work);
-      break;
-  }
+  const Tensor y = packed_linear(input, packed,
+                                 bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt);
   return x.scalar_type() == at::kFloat ? y : y.to(x.scalar_type());
 }
 
@@ -171,6 +143,55 @@ Tensor linear_autocast(const Tensor& x, const Tensor& packed, const OptionalTens
 }
 
 }  // namespace
+
+at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, bool transposed) {
+  const PackArgs args{weight.const_data_ptr<float>(),
+                      static_cast<const uint8_t*>(mask.const_data_ptr()),
+                      weight.size(transposed ? 1 : 0),
+                      weight.size(transposed ? 0 : 1),
+                      layout,
+                      transposed};
+  Tensor packed;
+  pack_sparse_cpu(args, [&](int64_t bytes) {
+    packed = at::empty({bytes}, mask.options().dtype(at::kByte));
+    return packed.mutable_data_ptr();
+  });
+  return packed;
+}
+
+at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
+  const PackedHeader header = header_of(packed);
+  const int64_t out_features = header.out_features;
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = out_features;
+  Tensor y = at::empty(shape, x.options());
+  const SparseLinearArgs args{packed.const_data_ptr(),
+                              x.const_data_ptr<float>(),
+                              bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
+                              y.mutable_data_ptr<float>(),
+                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
+                              0};
+  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
+  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
+  switch (header.layout) {
+    case Layout::element:
+      run_element(args, header, x, work);
+      break;
+    case Layout::gather:
+      parallel_ranges(out_features, work,
+                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
+      break;
+    case Layout::block:
+      parallel_ranges(divide_up(out_features, kBlockRows), work,
+                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+      break;
+    case Layout::window:
+      run_window(args, header, x, work);
+      break;
+  }
+  return y;
+}
+
 }  // namespace simmim
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
