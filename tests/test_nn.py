@@ -47,6 +47,30 @@ def test_value_and_gradients_against_float64(shape, batch, kept) -> None:
     assert actual[1][~mask].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("density", [0.03, 0.3])
+def test_packed_products_under_every_capability(density, cpu_capability) -> None:
+    """Layers and batches large enough that only what is kept is multiplied."""
+    mask = uneven_mask(301, 213, density)
+    torch.manual_seed(0)
+    tensors = [torch.randn(130, 213), torch.randn(301, 213), torch.randn(301)]
+    x, weight, bias = (t.requires_grad_() for t in tensors)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    y = masked_linear(x, weight, mask, bias)
+    expected = F.linear(exact[0], exact[1] * mask, exact[2])
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+    grad = torch.randn_like(y)
+    actual = torch.autograd.grad(y, (x, weight, bias), grad)
+    for a, e in zip(actual, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=2e-4)
+    assert actual[1][~mask].count_nonzero() == 0
+    with torch.no_grad():
+        x[7, 11] = torch.nan
+        reached = masked_linear(x, weight, mask, bias).isnan()
+    assert torch.equal(reached[7], mask[:, 11])
+    assert not reached[:7].any()
+    assert not reached[8:].any()
+
+
 @pytest.mark.parametrize("rows", [1, 3, 700])
 def test_sampled_product_does_not_depend_on_threads(rows, threads) -> None:
     mask = uneven_mask(rows, 500)

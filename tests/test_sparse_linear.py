@@ -14,6 +14,7 @@ from torch import nn
 from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, strip
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
+LAYOUTS = ("element", "gather", "block", "window")
 BATCHES = (0, 1, 2, 7, 16, 33, 130)
 # out_features, in_features: large ones take the sparse kernels; none is a multiple of a vector
 SHAPES = ((1, 1), (1, 300), (300, 1), (10, 33), (259, 131), (130, 517))
@@ -82,7 +83,7 @@ def test_value_against_float64(shape, mask, memory) -> None:
     torch.testing.assert_close(layer(x[0, 0]), layer(x[0])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["element", "gather", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_under_every_capability(layout, cpu_capability) -> None:
     torch.manual_seed(0)
     for out_features, in_features in SHAPES:
@@ -99,7 +100,7 @@ def test_layouts_under_every_capability(layout, cpu_capability) -> None:
                 torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["element", "gather", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_packing_operators_are_registered(layout) -> None:
     """They are not in the case table: what is packed is opaque, so no reference makes it."""
     weight, mask = torch.randn(20, 30), block_mask(20, 30)
@@ -111,7 +112,7 @@ def test_packing_operators_are_registered(layout) -> None:
         torch.library.opcheck(ops.sparse_linear.default, (torch.randn(3, 30), packed, bias, 20))
 
 
-@pytest.mark.parametrize("layout", ["element", "gather", "block"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_do_not_depend_on_threads(layout, threads) -> None:
     weight, x = torch.randn(1000, 300), torch.randn(100, 300)
     packed = pack_sparse_weight(weight, block_mask(1000, 300), layout)
@@ -141,6 +142,24 @@ def test_gather_takes_wide_layers() -> None:
     y = sparse_linear(x, pack_sparse_weight(weight, mask, "gather"), None, 3)
     expected = F.linear(x.double(), (weight * mask).double())
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("special", [torch.nan, -torch.inf])
+def test_layouts_keep_nan_and_infinity_apart(layout, special, cpu_capability) -> None:
+    torch.manual_seed(0)
+    mask = (block_mask if layout == "block" else uneven_mask)(130, 517)
+    packed = pack_sparse_weight(torch.ones(130, 517), mask, layout)
+    for batch in (1, 3, 9, 40):
+        x = torch.randn(batch, 517)
+        clean = sparse_linear(x, packed, None, 130)
+        x[-1, 77], x[0, 500] = special, torch.nan
+        reached = torch.zeros(batch, 130, dtype=torch.bool)
+        reached[-1] |= mask[:, 77]
+        reached[0] |= mask[:, 500]
+        y = sparse_linear(x, packed, None, 130)
+        assert torch.equal(~y.isfinite(), reached)
+        torch.testing.assert_close(y[~reached], clean[~reached])
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf])
@@ -391,7 +410,7 @@ def packed_3x4() -> torch.Tensor:
         (lambda: make(3, 4)(torch.ones(2, 4).int()), TypeError, "x must be .*, got int32"),
         (lambda: make(259, 131)(torch.ones(2, 131) + 0j), TypeError, "x must be .*, got complex64"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4).bool(), "csr"), ValueError,
-         "pack_sparse_weight: layout must be 'element', 'gather' or 'block', got 'csr'"),
+         "pack_sparse_weight: layout must be 'element', 'gather', 'block' or 'window', got 'csr'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "block"), ValueError,
          "pack_sparse_weight: mask must keep or mask whole columns of 16 rows for layout 'block'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4), "block"), TypeError,

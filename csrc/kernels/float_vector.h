@@ -33,7 +33,13 @@ template <int N>
 
 template <int N>
 [[gnu::always_inline]] inline Vec<N> broadcast(float value) {
-  return Vec<N>{} + value;
+  // As integers, whose 0 the compiler may leave out: 0.0f + -0.0f is another value than -0.0f.
+  int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const typename FloatVector<N>::index all = typename FloatVector<N>::index{} + bits;
+  Vec<N> v;
+  std::memcpy(&v, &all, sizeof v);
+  return v;
 }
 
 // The lanes of a and b alternately: the lower halves' (upper = false) or the upper halves'.

@@ -15,6 +15,9 @@ struct MaskWeightArgs {
 };
 void mask_weight_cpu(const MaskWeightArgs& args, int64_t begin, int64_t end);
 
+// How many of mask [elements], 0 or 1, are 1.
+int64_t count_mask_cpu(const uint8_t* mask, int64_t begin, int64_t end);
+
 // product[o, i] = mask[o, i] ? sum_b grad[b, o] x[b, i] : 0, the sampled dense-dense product
 // (SDDMM): only the kept entries are computed.
 struct SampledProductArgs {

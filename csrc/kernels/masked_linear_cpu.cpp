@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "float_vector.h"
+#include "mask_bits.h"
 #include "masked_linear.h"
 
 namespace simmim {
@@ -31,44 +32,50 @@ bool all_finite(const AllFiniteArgs& args) {
   return true;
 }
 
-// The dot products of one row of grad with `count` rows of x, all of them `width` long.
-template <int N, int count>
-[[gnu::always_inline]] inline void dot_products(const float* grad, const float* x,
-                                                const int32_t* columns, int64_t width,
-                                                float* product) {
-  Vec<N> sums[count] = {};
-  for (int64_t lane = 0; lane < width; lane += N) {
-    const Vec<N> g = load<N>(grad + lane);
+// The dot products of one row of grad with N rows of x, all of them `width` long.
+template <int N>
+[[gnu::always_inline]] inline Vec<N> dot_products(const float* grad, const float* x,
+                                                  const int32_t* columns, int64_t width) {
+  constexpr int kChains = N < 8 ? N : 8;  // as many as hide the latency of a multiply-add
+  Vec<N> sums[N];
+#pragma GCC unroll 2
+  for (int first = 0; first < N; first += kChains) {
+    Vec<N> chains[kChains] = {};
+    for (int64_t lane = 0; lane < width; lane += N) {
+      const Vec<N> g = load<N>(grad + lane);
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      sums[i] += g * load<N>(x + columns[i] * width + lane);
+      for (int i = 0; i < kChains; ++i) {
+        chains[i] += g * load<N>(x + columns[first + i] * width + lane);
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) product[columns[i]] = sum<N>(sums[i]);
+    for (int i = 0; i < kChains; ++i) sums[first + i] = chains[i];
+  }
+  transpose<N>(sums);
+#pragma GCC unroll 4
+  for (int half = N / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
 }
 
 template <int N>
 [[gnu::always_inline]] inline void sampled_product(const SampledProductArgs& args, int64_t begin,
                                                    int64_t end) {
-  constexpr int kUnroll = 8;  // as many accumulators as hide the latency of a multiply-add
-  std::vector<int32_t> columns(args.in_features);
+  std::vector<int32_t> columns(args.in_features + N);
   for (int64_t row = begin; row < end; ++row) {
-    const uint8_t* mask = args.mask + row * args.in_features;
     float* product = args.product + row * args.in_features;
     int64_t kept = 0;
-    for (int64_t i = 0; i < args.in_features; ++i) {
-      columns[kept] = static_cast<int32_t>(i);
-      kept += mask[i];
-    }
+    for_each_kept(args.mask + row * args.in_features, args.in_features,
+                  [&](int64_t i) { columns[kept++] = static_cast<int32_t>(i); });
+    std::fill_n(columns.begin() + kept, N, 0);  // multiplied, to fill the vector, and dropped
     std::fill_n(product, args.in_features, 0.0f);
-    const float* grad = args.grad + row * args.width;
-    int64_t i = 0;
-    for (; i + kUnroll <= kept; i += kUnroll) {
-      dot_products<N, kUnroll>(grad, args.x, columns.data() + i, args.width, product);
-    }
-    for (; i < kept; ++i) {
-      dot_products<N, 1>(grad, args.x, columns.data() + i, args.width, product);
+    for (int64_t i = 0; i < kept; i += N) {
+      float dots[N];
+      store<N>(dots,
+               dot_products<N>(args.grad + row * args.width, args.x, &columns[i], args.width));
+      for (int64_t k = i; k < std::min(i + N, kept); ++k) product[columns[k]] = dots[k - i];
     }
   }
 }
@@ -98,6 +105,17 @@ void mask_weight_cpu(const MaskWeightArgs& args, int64_t begin, int64_t end) {
     default:
       return mask_weight<uint64_t>(args, begin, end);
   }
+}
+
+int64_t count_mask_cpu(const uint8_t* mask, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = 255;  // whose count a byte holds, so that bytes are added as vectors
+  int64_t kept = 0;
+  for (; begin < end; begin += kBlock) {
+    uint8_t here = 0;
+    for (int64_t i = begin; i < std::min(begin + kBlock, end); ++i) here += mask[i];
+    kept += here;
+  }
+  return kept;
 }
 
 bool all_finite_cpu(const AllFiniteArgs& args) {

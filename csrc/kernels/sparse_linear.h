@@ -3,14 +3,16 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <functional>
 
 namespace simmim {
 
 // element: any mask, batches that fill a vector; x lies transposed, the batch along the vector.
 // gather: any mask, small batches; compressed rows (CSR).
 // block: a mask of columns of kBlockRows rows, which make one vector of outputs.
-enum class Layout : int64_t { element = 1, gather = 2, block = 3 };
+// window: any mask, small batches on AVX-512; the rows along the vector, x gathered by a
+// permutation of two of its vectors.
+enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4 };
 
 constexpr int64_t kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
@@ -18,10 +20,12 @@ constexpr int64_t kTileColumns = 128;  // times a batch tile's lanes: what the L
 // A packed tile of x ends with a column of zeros, which padding points at: padding with a column
 // of x would let its infinities and NaNs through.
 constexpr int64_t kPackedTileColumns = kTileColumns + 1;
+constexpr int64_t kWindowRows = 32;
+constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
-  static constexpr uint64_t kMagic = 0x31575353'4d494d53;  // "SMIMSSW1"
+  static constexpr uint64_t kMagic = 0x32575353'4d494d53;  // "SMIMSSW2"
   uint64_t magic;
   int64_t bytes;  // of the whole block
   Layout layout;
@@ -30,19 +34,22 @@ struct PackedHeader {
 };
 
 struct PackArgs {
-  const float* weight;  // [out_features, in_features]
+  const float* weight;  // [out_features, in_features], or its transpose [in_features, out_features]
   const uint8_t* mask;  // likewise, 0 or 1
   int64_t out_features, in_features;
   Layout layout;
+  bool transposed;  // element alone
 };
-std::vector<uint8_t> pack_sparse_cpu(const PackArgs& args);
+// Asks for memory of so many bytes, at a multiple of 64, and packs into it.
+void pack_sparse_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 
 // Whether the block layout fits: every column of kBlockRows rows is kept or masked as a whole.
 bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_features);
 
 struct SparseLinearArgs {
   const void* packed;
-  const float* x;     // [batch, in_features]; element: as pack_input makes it
+  const float* x;     // [batch, in_features]; element: as pack_input makes it; window: rows of
+                      // window_columns(in_features), at a multiple of 64 bytes
   const float* bias;  // [out_features], or null
   float* y;           // [batch, out_features]
   int64_t batch;
@@ -52,6 +59,7 @@ struct SparseLinearArgs {
 void element_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);  // tiles of y
 void gather_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // rows of W
 void block_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);    // row blocks
+void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // row groups
 
 // x [batch, in_features] -> [batch tiles, column tiles, kPackedTileColumns, lanes]; serial over
 // the tiles [begin, end).
@@ -65,5 +73,10 @@ void pack_input_cpu(const PackInputArgs& args, int64_t begin, int64_t end);
 int64_t element_lanes_cpu(int64_t batch);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What the row of x takes whose last window begins with its last vector.
+inline int64_t window_columns(int64_t in_features) {
+  return (divide_up(in_features, kWindowVector) + 1) * kWindowVector;
+}
 
 }  // namespace simmim

@@ -13,7 +13,7 @@ namespace {
 // `rows` of a group's kGroupRows rows, times `vectors` vectors of a tile's batch lanes: eight
 // accumulators, or four, that live in registers.
 template <int N, int rows, int vectors, int lanes>
-[[gnu::always_inline]] inline void element_rows(const float* values, const uint16_t* columns,
+[[gnu::always_inline]] inline void element_rows(const float* values, const uint8_t* columns,
                                                 const uint16_t* row_numbers, int64_t count,
                                                 const float* x, float* y) {
   Vec<N> sums[rows][vectors];
@@ -28,7 +28,7 @@ template <int N, int rows, int vectors, int lanes>
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
       const Vec<N> weight = broadcast<N>(values[r]);
-      const float* inputs = x + columns[r] * lanes;
+      const float* inputs = x + int64_t{columns[r]} * lanes;
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[r][v] += weight * load<N>(inputs + v * N);
     }
@@ -46,7 +46,7 @@ template <int N, int lanes>
   constexpr int kVectors = std::min(4, lanes / N);
   constexpr int kRows = kVectors == 4 ? 2 : 4;
   const float* values = weight.values + tile.first_weight;
-  const uint16_t* columns = weight.columns + tile.first_weight;
+  const uint8_t* columns = weight.columns + tile.first_weight;
   const uint16_t* row_numbers = weight.rows + tile.first_row;
   for (int64_t run = tile.first_run; run < tile.end_run; ++run) {
     const int64_t count = weight.runs[run].count;
@@ -255,7 +255,9 @@ SIMMIM_VECTOR_LAUNCHER(block_linear, SparseLinearArgs)
 
 int64_t element_lanes_cpu(int64_t batch) {
   if (batch <= 16) return 16;
-  return cpu_capability() >= CpuCapability::avx512 ? 64 : 32;
+  // Twice the lanes halve the reads of a weight, but may be half empty.
+  const bool full = divide_up(batch, 64) * 64 <= divide_up(batch, 32) * 36;
+  return full && cpu_capability() >= CpuCapability::avx512 ? 64 : 32;
 }
 
 }  // namespace simmim

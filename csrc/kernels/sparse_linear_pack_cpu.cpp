@@ -1,111 +1,15 @@
 #include <algorithm>
 #include <numeric>
-#include <utility>
 
 #include "sparse_linear_packed.h"
+#include "sparse_linear_packer.h"
 
 namespace simmim {
 namespace {
 
-// Appends sections, each on a cache line of its own, behind a header.
-class Packer {
- public:
-  explicit Packer(const PackArgs& args) : bytes_(kAlignment * 2) {
-    static_assert(sizeof(PackedHeader) <= kAlignment * 2);
-    header_ = {PackedHeader::kMagic, 0, args.layout, args.out_features, args.in_features, {}};
-  }
+using Allocate = std::function<void*(int64_t bytes)>;
 
-  template <typename T>
-  void add(int section, const std::vector<T>& items) {
-    header_.sections[section] = static_cast<int64_t>(bytes_.size());
-    const auto* begin = reinterpret_cast<const uint8_t*>(items.data());
-    bytes_.insert(bytes_.end(), begin, begin + items.size() * sizeof(T));
-    bytes_.resize(divide_up(bytes_.size(), kAlignment) * kAlignment);
-  }
-
-  std::vector<uint8_t> finish() {
-    header_.bytes = static_cast<int64_t>(bytes_.size());
-    std::memcpy(bytes_.data(), &header_, sizeof header_);
-    return std::move(bytes_);
-  }
-
- private:
-  static constexpr int64_t kAlignment = 64;
-  std::vector<uint8_t> bytes_;
-  PackedHeader header_;
-};
-
-struct Weight {
-  float value;
-  uint16_t column;
-};
-
-// One tile of the element layout, as it grows.
-struct ElementSections {
-  std::vector<ElementTile> tiles;
-  std::vector<ElementRun> runs;
-  std::vector<uint16_t> rows;
-  std::vector<float> values;
-  std::vector<uint16_t> columns;
-
-  void add_tile(const std::vector<std::vector<Weight>>& tile) {
-    std::vector<int> order;
-    for (int row = 0; row < static_cast<int>(tile.size()); ++row) {
-      if (!tile[row].empty()) order.push_back(row);
-    }
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int a, int b) { return tile[a].size() < tile[b].size(); });
-    const int64_t first_run = runs.size(), first_row = rows.size(), first_weight = values.size();
-    for (size_t first = 0; first < order.size(); first += kGroupRows) {
-      const size_t in_group = std::min<size_t>(kGroupRows, order.size() - first);
-      const auto count = static_cast<uint16_t>(tile[order[first + in_group - 1]].size());
-      if (static_cast<int64_t>(runs.size()) > first_run && runs.back().count == count) {
-        ++runs.back().groups;
-      } else {
-        runs.push_back({count, 1});
-      }
-      for (size_t r = 0; r < kGroupRows; ++r) {
-        rows.push_back(r < in_group ? order[first + r] : kTileRows);
-      }
-      for (size_t i = 0; i < count; ++i) {
-        for (size_t r = 0; r < kGroupRows; ++r) {
-          const bool filled = r < in_group && i < tile[order[first + r]].size();
-          values.push_back(filled ? tile[order[first + r]][i].value : 0.0f);
-          columns.push_back(filled ? tile[order[first + r]][i].column : kTileColumns);
-        }
-      }
-    }
-    tiles.push_back({first_run, static_cast<int64_t>(runs.size()), first_row, first_weight});
-  }
-};
-
-void pack_element(const PackArgs& args, Packer& packer) {
-  ElementSections sections;
-  std::vector<std::vector<Weight>> tile;
-  for (int64_t first_row = 0; first_row < args.out_features; first_row += kTileRows) {
-    const int64_t rows = std::min(kTileRows, args.out_features - first_row);
-    for (int64_t first_column = 0; first_column < args.in_features; first_column += kTileColumns) {
-      const int64_t columns = std::min(kTileColumns, args.in_features - first_column);
-      tile.assign(rows, {});
-      for (int64_t row = 0; row < rows; ++row) {
-        const int64_t offset = (first_row + row) * args.in_features + first_column;
-        for (int64_t column = 0; column < columns; ++column) {
-          if (args.mask[offset + column]) {
-            tile[row].push_back({args.weight[offset + column], static_cast<uint16_t>(column)});
-          }
-        }
-      }
-      sections.add_tile(tile);
-    }
-  }
-  packer.add(0, sections.tiles);
-  packer.add(1, sections.runs);
-  packer.add(2, sections.rows);
-  packer.add(3, sections.values);
-  packer.add(4, sections.columns);
-}
-
-void pack_gather(const PackArgs& args, Packer& packer) {
+void pack_gather(const PackArgs& args, const Allocate& allocate) {
   std::vector<int64_t> first = {0};
   std::vector<float> values;
   std::vector<int32_t> columns;
@@ -118,16 +22,26 @@ void pack_gather(const PackArgs& args, Packer& packer) {
     }
     first.push_back(values.size());
   }
-  packer.add(0, first);
-  packer.add(1, values);
-  if (args.in_features <= 1 << 16) {
-    packer.add(2, std::vector<uint16_t>(columns.begin(), columns.end()));
+  const bool narrow = args.in_features <= 1 << 16;
+  Packer packer(args);
+  packer.reserve<int64_t>(0, first.size());
+  packer.reserve<float>(1, values.size());
+  if (narrow) {
+    packer.reserve<uint16_t>(2, columns.size());
   } else {
-    packer.add(3, columns);
+    packer.reserve<int32_t>(3, columns.size());
+  }
+  packer.allocate(allocate);
+  packer.write(0, first);
+  packer.write(1, values);
+  if (narrow) {
+    packer.write(2, std::vector<uint16_t>(columns.begin(), columns.end()));
+  } else {
+    packer.write(3, columns);
   }
 }
 
-void pack_block(const PackArgs& args, Packer& packer) {
+void pack_block(const PackArgs& args, const Allocate& allocate) {
   std::vector<int64_t> first = {0};
   std::vector<float> values;
   std::vector<int32_t> columns;
@@ -142,27 +56,87 @@ void pack_block(const PackArgs& args, Packer& packer) {
     }
     first.push_back(columns.size());
   }
-  packer.add(0, first);
-  packer.add(1, values);
-  packer.add(2, columns);
+  Packer packer(args);
+  packer.reserve<int64_t>(0, first.size());
+  packer.reserve<float>(1, values.size());
+  packer.reserve<int32_t>(2, columns.size());
+  packer.allocate(allocate);
+  packer.write(0, first);
+  packer.write(1, values);
+  packer.write(2, columns);
+}
+
+// The columns of one row's kept weights, ascending.
+std::vector<int32_t> kept_columns(const PackArgs& args, int64_t row) {
+  std::vector<int32_t> columns;
+  for (int64_t column = 0; column < args.in_features; ++column) {
+    if (args.mask[row * args.in_features + column]) columns.push_back(column);
+  }
+  return columns;
+}
+
+void pack_window(const PackArgs& args, const Allocate& allocate) {
+  std::vector<std::vector<int32_t>> kept;
+  for (int64_t row = 0; row < args.out_features; ++row) kept.push_back(kept_columns(args, row));
+  std::vector<int32_t> rows(args.out_features);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::stable_sort(rows.begin(), rows.end(),
+                   [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
+  rows.resize(divide_up(args.out_features, kWindowRows) * kWindowRows, -1);
+
+  std::vector<int64_t> first = {0};
+  std::vector<float> values;
+  std::vector<uint8_t> offsets;
+  std::vector<int32_t> windows;
+  for (size_t group = 0; group < rows.size(); group += kWindowRows) {
+    size_t taken[kWindowRows] = {};
+    const auto next = [&](int lane) {  // the column of the lane's next weight, or beyond all
+      const int32_t row = rows[group + lane];
+      return row < 0 || taken[lane] == kept[row].size() ? INT32_MAX : kept[row][taken[lane]];
+    };
+    for (;;) {
+      int32_t column = INT32_MAX;
+      for (int lane = 0; lane < kWindowRows; ++lane) column = std::min(column, next(lane));
+      if (column == INT32_MAX) break;
+      const int32_t begin = column / kWindowVector * kWindowVector;
+      windows.push_back(begin / kWindowVector);
+      for (int lane = 0; lane < kWindowRows; ++lane) {
+        const bool takes = next(lane) < begin + 2 * kWindowVector;
+        offsets.push_back(takes ? next(lane) - begin : kIdle);
+        values.push_back(takes ? args.weight[rows[group + lane] * args.in_features + next(lane)]
+                               : 0.0f);
+        taken[lane] += takes;
+      }
+    }
+    first.push_back(windows.size());
+  }
+  Packer packer(args);
+  packer.reserve<int64_t>(0, first.size());
+  packer.reserve<int32_t>(1, rows.size());
+  packer.reserve<float>(2, values.size());
+  packer.reserve<uint8_t>(3, offsets.size());
+  packer.reserve<int32_t>(4, windows.size());
+  packer.allocate(allocate);
+  packer.write(0, first);
+  packer.write(1, rows);
+  packer.write(2, values);
+  packer.write(3, offsets);
+  packer.write(4, windows);
 }
 
 }  // namespace
 
-std::vector<uint8_t> pack_sparse_cpu(const PackArgs& args) {
-  Packer packer(args);
+void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate) {
   switch (args.layout) {
     case Layout::element:
-      pack_element(args, packer);
-      break;
+      return pack_element_cpu(args, allocate);
     case Layout::gather:
-      pack_gather(args, packer);
-      break;
+      return pack_gather(args, allocate);
     case Layout::block:
-      pack_block(args, packer);
-      break;
+      return pack_block(args, allocate);
+    case Layout::window:
+      return pack_window(args, allocate);
   }
-  return packer.finish();
 }
 
 bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_features) {

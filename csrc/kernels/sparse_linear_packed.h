@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "sparse_linear.h"
 
@@ -24,10 +23,11 @@ struct ElementTile {
 struct ElementWeight {
   const ElementTile* tiles;  // [row tiles, column tiles]
   const ElementRun* runs;
-  const uint16_t* rows;     // within the tile
-  const float* values;      // [groups][count][kGroupRows]
-  const uint16_t* columns;  // within the tile, as values
+  const uint16_t* rows;    // within the tile
+  const float* values;     // [groups][count][kGroupRows]
+  const uint8_t* columns;  // within the tile, as values
 };
+static_assert(kTileColumns <= UINT8_MAX);
 
 struct GatherWeight {
   const int64_t* first;  // [out_features + 1]
@@ -42,6 +42,18 @@ struct BlockWeight {
   const int32_t* columns;  // [blocks]
 };
 
+// Rows are sorted by their count of weights and taken in groups of kWindowRows lanes. In each step
+// of a group every lane takes its next weight, if its column lies in the step's window; else the
+// lane is idle, with value 0 and offset kIdle.
+constexpr uint8_t kIdle = 255;  // of which the permutation sees the low 5 bits
+struct WindowWeight {
+  const int64_t* first;    // [groups + 1] steps
+  const int32_t* rows;     // [groups, kWindowRows]; -1 where there is none
+  const float* values;     // [steps, kWindowRows]
+  const uint8_t* offsets;  // likewise: the column within the window
+  const int32_t* windows;  // [steps] the vector of x that the window begins with
+};
+
 // Reads a packed weight.
 class Packed {
  public:
@@ -51,10 +63,14 @@ class Packed {
   const PackedHeader& header() const { return header_; }
   ElementWeight element() const {
     return {section<ElementTile>(0), section<ElementRun>(1), section<uint16_t>(2),
-            section<float>(3), section<uint16_t>(4)};
+            section<float>(3), section<uint8_t>(4)};
   }
   GatherWeight gather() const {
     return {section<int64_t>(0), section<float>(1), section<uint16_t>(2), section<int32_t>(3)};
+  }
+  WindowWeight window() const {
+    return {section<int64_t>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
+            section<int32_t>(4)};
   }
   BlockWeight block() const {
     return {section<int64_t>(0), section<float>(1), section<int32_t>(2)};

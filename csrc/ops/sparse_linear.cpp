@@ -1,10 +1,11 @@
 // Linear layers on weights that are packed once for one kernel.
-#include "../kernels/sparse_linear.h"
+#include "sparse_linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend.h"
@@ -24,37 +25,45 @@ Layout parse_layout(c10::string_view name) {
   if (name == "element") return Layout::element;
   if (name == "gather") return Layout::gather;
   if (name == "block") return Layout::block;
-  TORCH_CHECK_VALUE(false, kPack, ": layout must be 'element', 'gather' or 'block', got '", name,
-                    "'");
+  if (name == "window") return Layout::window;
+  TORCH_CHECK_VALUE(false, kPack,
+                    ": layout must be 'element', 'gather', 'block' or 'window', got '", name, "'");
 }
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
   check_weight(kPack, weight, mask);
-  const Tensor full = weight.detach().to(at::kFloat).contiguous(), keep = mask.contiguous();
-  const auto* bits = static_cast<const uint8_t*>(keep.const_data_ptr());
+  const Tensor keep = mask.contiguous();
   const Layout layout = parse_layout(layout_name);
-  TORCH_CHECK_VALUE(
-      layout != Layout::block || is_block_mask_cpu(bits, weight.size(0), weight.size(1)), kPack,
-      ": mask must keep or mask whole columns of ", kBlockRows,
-      " rows for layout 'block'; use layout 'element'");
-  const std::vector<uint8_t> packed =
-      pack_sparse_cpu({full.const_data_ptr<float>(), bits, weight.size(0), weight.size(1), layout});
-  Tensor result = at::empty({static_cast<int64_t>(packed.size())}, keep.options().dtype(at::kByte));
-  std::memcpy(result.mutable_data_ptr(), packed.data(), packed.size());
-  return result;
+  TORCH_CHECK_VALUE(layout != Layout::block ||
+                        is_block_mask_cpu(static_cast<const uint8_t*>(keep.const_data_ptr()),
+                                          weight.size(0), weight.size(1)),
+                    kPack, ": mask must keep or mask whole columns of ", kBlockRows,
+                    " rows for layout 'block'; use layout 'element'");
+  return pack_weight(weight.detach().to(at::kFloat).contiguous(), keep, layout);
+}
+
+PackedHeader header_of(const Tensor& packed) {
+  PackedHeader header;
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  return header;
 }
 
 PackedHeader read_header(const Tensor& packed) {
-  PackedHeader header{};
   const bool readable = packed.scalar_type() == at::kByte && packed.dim() == 1 &&
                         packed.is_contiguous() &&
-                        packed.size(0) >= static_cast<int64_t>(sizeof header);
-  if (readable) std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+                        packed.size(0) >= static_cast<int64_t>(sizeof(PackedHeader));
+  const PackedHeader header = readable ? header_of(packed) : PackedHeader{};
   TORCH_CHECK_VALUE(
       readable && header.magic == PackedHeader::kMagic && header.bytes == packed.size(0), kLinear,
       ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
       packed.sizes());
   return header;
+}
+
+// Without calls through the dispatcher where there is nothing to do: they cost a small layer's
+// time.
+Tensor as_float(const Tensor& t) {
+  return t.scalar_type() == at::kFloat && t.is_contiguous() ? t : t.to(at::kFloat).contiguous();
 }
 
 void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
@@ -72,6 +81,21 @@ void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor
                   [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
 }
 
+// Rows of whole vectors, for the kernel gathers from two of them at a time.
+void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  const int64_t columns = window_columns(header.in_features);
+  const Tensor padded = at::empty({args.batch, columns}, x.options());
+  float* rows = padded.mutable_data_ptr<float>();
+  for (int64_t b = 0; b < args.batch; ++b) {
+    const float* row = args.x + b * header.in_features;
+    std::fill(std::copy(row, row + header.in_features, rows + b * columns),
+              rows + (b + 1) * columns, 0.0f);
+  }
+  args.x = rows;
+  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
+                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
+}
+
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
   const PackedHeader header = read_header(packed);
@@ -85,33 +109,10 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
     check_floating(kLinear, "bias", *bias);
     check_bias_shape(kLinear, *bias, out_features);
   }
-  const Tensor input = x.to(at::kFloat).contiguous();
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = out_features;
-  Tensor y = at::empty(shape, input.options());
-  const Tensor addend = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
-  const SparseLinearArgs args{packed.const_data_ptr(),
-                              input.const_data_ptr<float>(),
-                              addend.defined() ? addend.const_data_ptr<float>() : nullptr,
-                              y.mutable_data_ptr<float>(),
-                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
-                              0};
-  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
-  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
-  switch (header.layout) {
-    case Layout::element:
-      run_element(args, header, input, work);
-      break;
-    case Layout::gather:
-      parallel_ranges(out_features, work,
-                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
-      break;
-    case Layout::block:
-      parallel_ranges(divide_up(out_features, kBlockRows), work,
-                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
-      break;
-  }
-  return y.to(x.scalar_type());
+  const Tensor input = as_float(x);
+  const Tensor y = packed_linear(input, packed,
+                                 bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt);
+  return x.scalar_type() == at::kFloat ? y : y.to(x.scalar_type());
 }
 
 Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
@@ -142,6 +143,55 @@ Tensor linear_autocast(const Tensor& x, const Tensor& packed, const OptionalTens
 }
 
 }  // namespace
+
+at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, bool transposed) {
+  const PackArgs args{weight.const_data_ptr<float>(),
+                      static_cast<const uint8_t*>(mask.const_data_ptr()),
+                      weight.size(transposed ? 1 : 0),
+                      weight.size(transposed ? 0 : 1),
+                      layout,
+                      transposed};
+  Tensor packed;
+  pack_sparse_cpu(args, [&](int64_t bytes) {
+    packed = at::empty({bytes}, mask.options().dtype(at::kByte));
+    return packed.mutable_data_ptr();
+  });
+  return packed;
+}
+
+at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
+  const PackedHeader header = header_of(packed);
+  const int64_t out_features = header.out_features;
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = out_features;
+  Tensor y = at::empty(shape, x.options());
+  const SparseLinearArgs args{packed.const_data_ptr(),
+                              x.const_data_ptr<float>(),
+                              bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
+                              y.mutable_data_ptr<float>(),
+                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
+                              0};
+  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
+  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
+  switch (header.layout) {
+    case Layout::element:
+      run_element(args, header, x, work);
+      break;
+    case Layout::gather:
+      parallel_ranges(out_features, work,
+                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
+      break;
+    case Layout::block:
+      parallel_ranges(divide_up(out_features, kBlockRows), work,
+                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+      break;
+    case Layout::window:
+      run_window(args, header, x, work);
+      break;
+  }
+  return y;
+}
+
 }  // namespace simmim
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {

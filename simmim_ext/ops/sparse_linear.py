@@ -17,7 +17,8 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
         weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32.
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
-            smaller batches, "block" for masks of whole columns of 16 rows.
+            smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
+            and batches of up to about 8 on AVX-512.
 
     Returns:
         packed [bytes] uint8, for this build and machine alone.

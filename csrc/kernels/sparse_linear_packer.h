@@ -1,0 +1,55 @@
+// Lays out a packed weight: sections, each on a cache line of its own, behind a header.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "sparse_linear.h"
+
+namespace simmim {
+
+class Packer {
+ public:
+  explicit Packer(const PackArgs& args)
+      : header_{PackedHeader::kMagic, 2 * kAlignment,   args.layout,
+                args.out_features,    args.in_features, {}} {
+    static_assert(sizeof(PackedHeader) <= 2 * kAlignment);
+  }
+
+  // A section for `count` items, which the caller writes after `allocate`.
+  template <typename T>
+  void reserve(int section, int64_t count) {
+    header_.sections[section] = header_.bytes;
+    header_.bytes += divide_up(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    ends_.push_back(header_.bytes);
+  }
+
+  // Fills what lies between the sections with 0: equal weights make equal bytes.
+  void allocate(const std::function<void*(int64_t bytes)>& allocate) {
+    bytes_ = static_cast<uint8_t*>(allocate(header_.bytes));
+    std::memset(bytes_, 0, 2 * kAlignment);
+    for (const int64_t end : ends_) std::memset(bytes_ + end - kAlignment, 0, kAlignment);
+    std::memcpy(bytes_, &header_, sizeof header_);
+  }
+
+  template <typename T>
+  T* section(int section) const {
+    return reinterpret_cast<T*>(bytes_ + header_.sections[section]);
+  }
+  template <typename T>
+  void write(int index, const std::vector<T>& items) const {
+    if (!items.empty()) std::memcpy(section<T>(index), items.data(), items.size() * sizeof(T));
+  }
+
+ private:
+  static constexpr int64_t kAlignment = 64;
+  PackedHeader header_;
+  std::vector<int64_t> ends_;
+  uint8_t* bytes_ = nullptr;
+};
+
+void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
+
+}  // namespace simmim

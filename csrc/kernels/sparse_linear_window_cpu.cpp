@@ -1,0 +1,125 @@
+#include <algorithm>
+
+#include "cpu_capability.h"
+#include "sparse_linear.h"
+#include "sparse_linear_packed.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace simmim {
+namespace {
+
+// The steps [step, end) of a group, for one sample. Idle lanes see nothing of x.
+void window_sums(const WindowWeight& weight, int64_t step, int64_t end, const float* x,
+                 float* sums) {
+  std::fill_n(sums, kWindowRows, 0.0f);
+  for (; step < end; ++step) {
+    const float* window = x + weight.windows[step] * kWindowVector;
+    const uint8_t* offsets = weight.offsets + step * kWindowRows;
+    const float* values = weight.values + step * kWindowRows;
+    for (int64_t lane = 0; lane < kWindowRows; ++lane) {
+      if (offsets[lane] != kIdle) sums[lane] += values[lane] * window[offsets[lane]];
+    }
+  }
+}
+
+#if defined(__x86_64__)
+// The sums of a group for `batch` samples, idle lanes multiplying some x by 0. Returns whether all
+// are finite: such a lane may have met an infinity or NaN.
+template <int batch>
+SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t step, int64_t end,
+                                             const float* x, int64_t x_stride,
+                                             float (*sums)[kWindowRows]) {
+  constexpr int kVectors = kWindowRows / kWindowVector;
+  __m512 totals[batch][kVectors];
+  for (auto& sample : totals) {
+    for (__m512& total : sample) total = _mm512_setzero_ps();
+  }
+  for (; step < end; ++step) {
+    const float* window = x + weight.windows[step] * kWindowVector;
+    __m512i offsets[kVectors];
+    __m512 values[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t i = step * kWindowRows + v * kWindowVector;
+      // Masked by nothing: gcc 12 warns of the plain conversion's own undefined value.
+      offsets[v] = _mm512_maskz_cvtepu8_epi32(
+          0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.offsets + i)));
+      values[v] = _mm512_loadu_ps(weight.values + i);
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < batch; ++b) {
+      const __m512 low = _mm512_loadu_ps(window + b * x_stride);
+      const __m512 high = _mm512_loadu_ps(window + b * x_stride + kWindowVector);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512 inputs = _mm512_permutex2var_ps(low, offsets[v], high);
+        totals[b][v] = _mm512_fmadd_ps(values[v], inputs, totals[b][v]);
+      }
+    }
+  }
+  constexpr int kNanOrInfinity = 0x99;
+  __mmask16 special = 0;
+  for (int b = 0; b < batch; ++b) {
+    for (int v = 0; v < kVectors; ++v) {
+      special |= _mm512_fpclass_ps_mask(totals[b][v], kNanOrInfinity);
+      _mm512_storeu_ps(sums[b] + v * kWindowVector, totals[b][v]);
+    }
+  }
+  return special == 0;
+}
+#endif
+
+template <int batch>
+void window_group(const WindowWeight& weight, int64_t group, const float* x, int64_t x_stride,
+                  float (*sums)[kWindowRows]) {
+  const int64_t step = weight.first[group], end = weight.first[group + 1];
+#if defined(__x86_64__)
+  if (cpu_capability() >= CpuCapability::avx512) {
+    if (window_sums_avx512<batch>(weight, step, end, x, x_stride, sums)) return;
+  }
+#endif
+  for (int b = 0; b < batch; ++b) window_sums(weight, step, end, x + b * x_stride, sums[b]);
+}
+
+}  // namespace
+
+void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kBatch = 4;
+  const Packed packed(args.packed);
+  const WindowWeight weight = packed.window();
+  const int64_t out_features = packed.header().out_features;
+  const int64_t stride = window_columns(packed.header().in_features);
+  for (int64_t group = begin; group < end; ++group) {
+    const int32_t* rows = weight.rows + group * kWindowRows;
+    for (int64_t b = 0; b < args.batch; b += kBatch) {
+      float sums[kBatch][kWindowRows];
+      const float* x = args.x + b * stride;
+      const int64_t samples = std::min(kBatch, args.batch - b);
+      switch (samples) {
+        case 1:
+          window_group<1>(weight, group, x, stride, sums);
+          break;
+        case 2:
+          window_group<2>(weight, group, x, stride, sums);
+          break;
+        case 3:
+          window_group<3>(weight, group, x, stride, sums);
+          break;
+        default:
+          window_group<4>(weight, group, x, stride, sums);
+      }
+      for (int64_t s = 0; s < samples; ++s) {
+        float* y = args.y + (b + s) * out_features;
+        for (int64_t lane = 0; lane < kWindowRows && rows[lane] >= 0; ++lane) {
+          const int32_t row = rows[lane];
+          y[row] = sums[s][lane] + (args.bias == nullptr ? 0.0f : args.bias[row]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace simmim

@@ -1,0 +1,19 @@
+// Packed products on float32 tensors that are checked and contiguous; CPU only.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "../kernels/sparse_linear.h"
+
+namespace simmim {
+
+// weight and mask [out_features, in_features] -> packed [bytes] uint8. `transposed` packs the
+// transpose, for products with W in the place of W^T.
+at::Tensor pack_weight(const at::Tensor& weight, const at::Tensor& mask, Layout layout,
+                       bool transposed = false);
+
+// x [..., in_features] W^T + bias [out_features] -> [..., out_features].
+at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
+                         const std::optional<at::Tensor>& bias);
+
+}  // namespace simmim
