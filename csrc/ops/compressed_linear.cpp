@@ -166,7 +166,8 @@ Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
     check_dtype_and_device(kLinear, "x", x, "values", values);
   }
   check_bias(kLinear, bias, out_features, "values", values);
-  const Tensor input = x.to(values.scalar_type());
+  const bool cast = x.scalar_type() != values.scalar_type();
+  const Tensor input = cast ? x.to(values.scalar_type()) : x;
   Tensor y;
   if (weight.has_value()) {
     check_dtype_and_device(kLinear, "weight", *weight, "values", values);
@@ -180,7 +181,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
   recompute_special_rows(
       y, input, [&] { return decompress_cpu_op(bitmap, values, out_features, in_features); },
       [&] { return decompress_mask(bitmap, values, out_features, in_features); }, bias);
-  return y.to(x.scalar_type());
+  return cast ? y.to(x.scalar_type()) : y;
 }
 
 // --------------------------------------------------------------------------------------- autograd

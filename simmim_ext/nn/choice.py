@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from .pattern import Pattern
-from .speedups import BATCHES, DENSITIES, SPEEDUPS
+from .speedups import BATCHES, DENSITIES, KERNELS, SPEEDUPS
 
 # A sparse kernel must promise so much more than dense, or dense is taken.
 MARGIN = 1.15
@@ -25,7 +27,7 @@ class Choice:
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
             Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "gather",
-            "block", "compressed" (decompresses block by block: memory="small").
+            "window", "block", "compressed" (decompresses block by block: memory="small").
         reason: why, in words.
     """
 
@@ -50,14 +52,14 @@ class Choice:
         return f"{self.pattern}, {self.density:.1%} kept: {self.kernels_text()} ({self.reason})"
 
 
-def choose(pattern: Pattern, weights: int, capability: str, exact_float: bool) -> Choice:
+def choose(pattern: Pattern, weights: int, capability: str, dtype: torch.dtype) -> Choice:
     """The fastest kernels for a layer.
 
     Args:
         pattern: of the layer's mask.
         weights: out_features * in_features.
         capability: of the CPU; see ``simmim info``.
-        exact_float: the layer's dtype is at most float32, which the sparse kernels compute in.
+        dtype: of the layer's values.
     """
 
     def fixed(kernel: str, reason: str) -> Choice:
@@ -69,23 +71,25 @@ def choose(pattern: Pattern, weights: int, capability: str, exact_float: bool) -
         return fixed("compact", "a smaller dense layer does it")
     if weights < SMALLEST:
         return fixed("dense", f"fewer than {SMALLEST} weights")
-    if not exact_float:
+    if dtype == torch.float64:
         return fixed("dense", "sparse kernels compute in float32")
-    sparse = ["element", "gather"]
-    if pattern.name.startswith("block"):
-        sparse.append("block")
-    kernels = tuple(_merged(_best(sparse, pattern.density, capability)))
+    is_block = pattern.name.startswith("block")
+    sparse = [name for name in KERNELS[capability] if is_block or name != "block"]
+    kernels = tuple(_merged(_best(sparse, pattern.density, capability, dtype)))
     if kernels == ((None, "dense"),):
         return fixed("dense", "too many weights are kept")
     return Choice(pattern.name, pattern.density, kernels, "fastest in the table of measurements")
 
 
-def _best(sparse: list[str], density: float, capability: str) -> Iterator[tuple[int, str]]:
-    table = SPEEDUPS["portable" if capability == "portable" else "avx2"]
+def _best(
+    sparse: list[str], density: float, capability: str, dtype: torch.dtype
+) -> Iterator[tuple[int, str]]:
+    table = SPEEDUPS["avx512" if capability == "amx" else capability]
     for row, batch in enumerate(BATCHES):
         speedups = {kernel: _interpolate(table[kernel][row], density) for kernel in sparse}
         kernel = max(speedups, key=lambda name: speedups[name])
-        yield batch, kernel if speedups[kernel] >= MARGIN else "dense"
+        dense = max(1.0, table["dense bfloat16"][row][0]) if dtype == torch.bfloat16 else 1.0
+        yield batch, kernel if speedups[kernel] >= MARGIN * dense else "dense"
 
 
 def _interpolate(speedups: tuple[float, ...], density: float) -> float:

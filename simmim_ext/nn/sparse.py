@@ -139,15 +139,18 @@ class SparseLinear(nn.Module):
         kernel = self._kernel_for(x)
         if kernel.name == "compact":
             return self._forward_compact(x, kernel)
+        # Not as attributes, which nn.Module takes longer to find than a small layer to compute.
+        buffers = self._buffers
         packed = kernel.name not in ("dense", "compressed")
         if packed and not (x.requires_grad and torch.is_grad_enabled()):
-            return sparse_linear(x, cast(Tensor, kernel.weight), self.bias, self.out_features)
+            weight = cast(Tensor, kernel.weight)
+            return sparse_linear(x, weight, buffers["bias"], self.out_features)
         return compressed_linear(
             x,
-            self.bitmap,
-            self.values,
+            cast(Tensor, buffers["bitmap"]),
+            cast(Tensor, buffers["values"]),
             None if packed else kernel.weight,
-            self.bias,
+            buffers["bias"],
             self.out_features,
             self.in_features,
         )
@@ -233,8 +236,7 @@ class SparseLinear(nn.Module):
             kernels = ((None, "compressed"),)
             self._choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
         else:
-            exact = self.values.dtype != torch.float64
-            self._choice = choose(pattern, weights, cpu_capability(), exact)
+            self._choice = choose(pattern, weights, cpu_capability(), self.values.dtype)
         made = {
             name: _make_kernel(name, weight, mask, pattern)
             for name in {name for _, name in self._choice.kernels}
