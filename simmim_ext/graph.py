@@ -7,7 +7,7 @@ read it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -167,7 +167,14 @@ def _trace(
             "check example_inputs and forward_fn"
         ) from error
     modules = dict(model.named_modules())
-    _check_layers(model, ignored, reached=graph.module2node)
+    # A layer that does not run itself but shares its weights with one that does, runs.
+    runs = {
+        layer
+        for tie in tied
+        if any(layer in graph.module2node for layer in tie.values())
+        for layer in tie.values()
+    }
+    _check_layers(model, ignored, {*graph.module2node, *runs})
     kept = [modules[name] for name in ignored if name in modules]
     kept += [
         modules[f"{name}.{READS}"]
@@ -379,7 +386,7 @@ def _layers_with_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]
             yield name, module
 
 
-def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[Any, Any]) -> None:
+def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Set[Any]) -> None:
     for name, module in _layers_with_parameters(model):
         if name in ignored or name.rpartition(".")[0] in ignored:
             continue
