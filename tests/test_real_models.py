@@ -65,11 +65,11 @@ def test_minilm_knows_what_sentences_are_about():
 
 def test_half_of_the_heads_and_mlp_units_of_minilms_last_layer(tmp_path):
     model, tokenizer = minilm()
-    texts = sentences(96)
+    texts = sentences(264)
     result = compress(
         model,
-        calibration=encoded(tokenizer, texts[:64]),
-        evaluate=encoded(tokenizer, texts[64:]),
+        calibration=encoded(tokenizer, texts[:200]),
+        evaluate=encoded(tokenizer, texts[200:]),
         constraints={"units": 0.5},
         ignored_layers=["encoder.layer.[0-4].*"],
         config=CompressConfig(epochs=0, allocation="uniform"),
@@ -81,8 +81,8 @@ def test_half_of_the_heads_and_mlp_units_of_minilms_last_layer(tmp_path):
     assert layer.intermediate.dense.out_features == 768
     fidelity = result.report["fidelity"]
     assert result.report["output"] == "embeddings"
-    assert fidelity["cosine"] > 0.85
-    assert fidelity["rank_correlation"] > 0.8
+    assert fidelity["cosine"] > 0.88
+    assert fidelity["rank_correlation"] > 0.9
     result.save(tmp_path / "small")
     loaded = load(tmp_path / "small", model)
     batch = encoded(tokenizer, texts[:8])
