@@ -28,6 +28,7 @@ from .layers import (
     parameter_axis,
     unsupported_reason,
 )
+from .sharing import shared_parameters
 from .standin import READS, insert_stand_ins, observe
 from .timelimit import run_limited
 
@@ -399,26 +400,6 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Set[Any]) 
                 f"trace_units: the layer {name or type(model).__name__!r} {reason}; put it in "
                 "ignored_layers to leave it as it is"
             )
-
-
-def shared_parameters(model: nn.Module) -> list[tuple[str, ...]]:
-    """The names of each parameter that several modules hold."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return [
-        tuple(shared)
-        for shared in names.values()  # one module under two names shares nothing
-        if len({id(modules[name.rpartition(".")[0]]) for name in shared}) > 1
-    ]
-
-
-def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Module name -> the names of a parameter that it shares with another module."""
-    return {
-        name.rpartition(".")[0]: shared for shared in shared_parameters(model) for name in shared
-    }
 
 
 # A parameter with several names, each with the layer that it belongs to.
