@@ -7,7 +7,7 @@ read it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,6 +28,7 @@ from .layers import (
     parameter_axis,
     unsupported_reason,
 )
+from .sharing import shared_parameters
 from .standin import READS, insert_stand_ins, observe
 from .timelimit import run_limited
 
@@ -167,7 +168,14 @@ def _trace(
             "check example_inputs and forward_fn"
         ) from error
     modules = dict(model.named_modules())
-    _check_layers(model, ignored, reached=graph.module2node)
+    # A layer that does not run itself but shares its weights with one that does, runs.
+    runs = {
+        layer
+        for tie in tied
+        if any(layer in graph.module2node for layer in tie.values())
+        for layer in tie.values()
+    }
+    _check_layers(model, ignored, {*graph.module2node, *runs})
     kept = [modules[name] for name in ignored if name in modules]
     kept += [
         modules[f"{name}.{READS}"]
@@ -379,7 +387,7 @@ def _layers_with_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]
             yield name, module
 
 
-def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[Any, Any]) -> None:
+def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Set[Any]) -> None:
     for name, module in _layers_with_parameters(model):
         if name in ignored or name.rpartition(".")[0] in ignored:
             continue
@@ -392,26 +400,6 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Mapping[An
                 f"trace_units: the layer {name or type(model).__name__!r} {reason}; put it in "
                 "ignored_layers to leave it as it is"
             )
-
-
-def shared_parameters(model: nn.Module) -> list[tuple[str, ...]]:
-    """The names of each parameter that several modules hold."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return [
-        tuple(shared)
-        for shared in names.values()  # one module under two names shares nothing
-        if len({id(modules[name.rpartition(".")[0]]) for name in shared}) > 1
-    ]
-
-
-def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Module name -> the names of a parameter that it shares with another module."""
-    return {
-        name.rpartition(".")[0]: shared for shared in shared_parameters(model) for name in shared
-    }
 
 
 # A parameter with several names, each with the layer that it belongs to.

@@ -1,6 +1,7 @@
 """Which units to keep: the scores' order cut at widths that meet the budget."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,10 @@ def make_plan(
 
 
 class _Costs:
-    """What models of given widths cost; each is built once and measured as a user would."""
+    """What models of given widths cost; each is built once and measured as a user would.
+
+    Parameters are counted on shapes alone.
+    """
 
     def __init__(
         self, model: nn.Module, scores: Scores, example: Batch, forward_fn: ForwardFn | None
@@ -96,6 +100,7 @@ class _Costs:
         self._model, self._scores = model, scores
         self._example, self._forward_fn = example, forward_fn
         self._original: dict[str, float] = {}
+        self._shapes = deepcopy(model).to("meta")
 
     def original(self, name: str) -> float:
         """The cost of the model as it is."""
@@ -111,7 +116,8 @@ class _Costs:
         if name == "units":
             return sum(widths.values())
         kept = {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
-        return self._count(name, remove_units(self._model, self._scores.groups, kept)[0])
+        model = self._shapes if name == "params" else self._model
+        return self._count(name, remove_units(model, self._scores.groups, kept)[0])
 
     def _count(self, name: str, model: nn.Module) -> float:
         if name == "params":

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .collect import Recorder, draw_positions
 from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
-from .graph import tied_parameters
 from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
+from .sharing import tied_parameters
 
 # Ridge as a share of the inputs' mean variance.
 RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from .conversion import convert_
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .graph import UnitGroup, shared_parameters
+from .graph import UnitGroup
 from .layers import Axis, axis_size, is_channel_norm, is_supported, shrink
+from .sharing import shared_parameters
 from .standin import running
 from .storage import set_submodule
 
@@ -164,7 +165,8 @@ def _tie(model: nn.Module, names: Sequence[str]) -> None:
     first = model.get_parameter(names[0])
     for name in names[1:]:
         other = model.get_parameter(name)
-        if other is not first and not torch.equal(other, first):
+        alike = other.shape == first.shape and (other.is_meta or torch.equal(other, first))
+        if other is not first and not alike:
             raise SimMIMError(
                 f"apply_history: {names[0]!r} and {name!r} were one parameter and would differ; "
                 "untie them, or put their layers in ignored_layers"

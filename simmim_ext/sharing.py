@@ -1,0 +1,23 @@
+"""Parameters that several layers of a model hold: tied weights."""
+
+from torch import nn
+
+
+def shared_parameters(model: nn.Module) -> list[tuple[str, ...]]:
+    """The names of each parameter that several modules hold."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return [
+        tuple(shared)
+        for shared in names.values()  # one module under two names shares nothing
+        if len({id(modules[name.rpartition(".")[0]]) for name in shared}) > 1
+    ]
+
+
+def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Module name -> the names of a parameter that it shares with another module."""
+    return {
+        name.rpartition(".")[0]: shared for shared in shared_parameters(model) for name in shared
+    }

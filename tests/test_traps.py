@@ -1,0 +1,143 @@
+"""Each trap of structured pruning that is known, by name: it raises, or it is handled."""
+
+import pytest
+import torch
+from architectures import architecture
+from models import ROWS, mlp
+from torch import nn
+
+from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
+from simmim_ext.graph import trace_units
+from simmim_ext.removal import apply_history, remove_units
+
+pytestmark = pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+UNIFORM = CompressConfig(epochs=0, allocation="uniform", reconstruct=False)
+
+
+def test_all_scores_tied_still_meets_the_budget():
+    result = prune(
+        mlp(),
+        {"0": torch.ones(10)},
+        constraints={"units": 0.5},
+        example_inputs=ROWS,
+        config=UNIFORM,
+    )
+    assert result.model[0].out_features == 5
+    assert result.report["layers"][0]["after"] == 5
+
+
+@pytest.mark.parametrize(
+    "values", [torch.full((10,), torch.nan), torch.ones(9), torch.ones(11)], ids=["nan", "9", "11"]
+)
+def test_scores_that_are_nan_or_of_a_wrong_length_are_refused(values):
+    with pytest.raises(SimMIMError, match="must hold 10 finite values for '0'"):
+        prune(mlp(), {"0": values}, constraints={"units": 0.5}, example_inputs=ROWS, config=UNIFORM)
+
+
+def test_missing_scores_are_refused():
+    with pytest.raises(SimMIMError, match="must hold 10 finite values for '0', got none"):
+        prune(mlp(), {}, constraints={"units": 0.5}, example_inputs=ROWS, config=UNIFORM)
+
+
+def test_budgets_are_monotonic_and_met_from_below():
+    model, data = architecture("mobilenet")
+    scores = score(model, data)
+    total = sum(p.numel() for p in model.parameters())
+    counts = []
+    for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        result = prune(model, scores, constraints={"params": share})
+        counts.append(sum(p.numel() for p in result.model.parameters()))
+        assert counts[-1] <= share * total
+    assert counts == sorted(counts)
+    assert len(set(counts)) == len(counts)
+
+
+def test_history_is_recorded_once_and_replays_once():
+    model = mlp()
+    pruned, history = remove_units(model, trace_units(model, ROWS), {"0": [1, 4]})
+    assert len(history) == 2
+    assert apply_history(mlp(), history)[0].out_features == pruned[0].out_features == 2
+
+
+@pytest.mark.parametrize("frozen", ["all", "some"])
+def test_frozen_parameters_hide_no_group_and_stay_frozen(frozen):
+    model = mlp()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen == "some" and name != "0.weight")
+    (group,) = trace_units(model, ROWS)
+    pruned, _ = remove_units(model, [group], {"0": [1, 2]})
+    flags = [{n: p.requires_grad for n, p in m.named_parameters()} for m in (model, pruned)]
+    assert flags[0] == flags[1]
+
+
+def test_the_classifier_never_shrinks():
+    result = prune(
+        mlp(), {"0": torch.rand(10)}, constraints={"params": 0.3}, example_inputs=ROWS,
+        config=UNIFORM,
+    )  # fmt: skip
+    assert result.model[2].out_features == 4
+
+
+def test_tracing_leaves_training_mode_and_the_next_call_alone():
+    model = mlp().train()
+    first = trace_units(model, ROWS, ignored_layers=["0"])
+    assert model.training
+    assert first == ()
+    assert len(trace_units(model, ROWS)) == 1
+
+
+def test_an_optimizer_built_before_has_none_of_the_results_parameters():
+    model, data = architecture("mlp")
+    result = compress(model, calibration=data, constraints={"units": 0.5}, config=UNIFORM)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in result.model.parameters()}
+
+
+def test_heads_are_told_from_shapes_where_no_attribute_counts_them():
+    model, data = architecture("heads together")  # has head_size alone
+    heads = [g for g in trace_units(model, data[0]) if g.channels > 1]
+    assert [(g.units, g.channels) for g in heads] == [(4, 4)] * 2
+
+
+def test_rotary_head_channels_are_never_split():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)  # with its default cache, which is no obstacle
+    groups = trace_units(model, {"input_ids": torch.arange(6)[None]})
+    (heads,) = (g for g in groups if g.name.endswith("self_attn"))
+    for member in heads.members:
+        for unit in range(heads.units):
+            own = [i for i, u in zip(member.indices, member.units, strict=True) if u == unit]
+            assert own == list(range(own[0], own[0] + len(own)))
+            assert len(own) % 4 == 0
+
+
+def test_members_of_unlike_lengths_after_flatten_go_by_unit():
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Flatten(), nn.Linear(16 * 36, 3))
+    x = torch.randn(2, 1, 8, 8)
+    (group,) = trace_units(model, x)
+    pruned, _ = remove_units(model, [group], {"0": [3, 9]})
+    assert pruned[2].in_features == 72
+    columns = model[2].weight.view(3, 16, 36)[:, [3, 9]].flatten(1)
+    assert torch.equal(pruned[2].weight, columns)
+
+
+def test_a_regression_model_is_judged_by_its_values():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 3))
+    data = list(torch.randn(400, 12).split(100))
+    result = compress(
+        model,
+        calibration=data,
+        constraints={"units": 0.5},
+        output="values",
+        config=CompressConfig(epochs=0),
+        progress=False,
+    )
+    fidelity = result.report["fidelity"]
+    assert result.report["output"] == "values"
+    assert fidelity["agreement"] is None
+    assert fidelity["relative_error"] < 0.5
+    assert fidelity["rank_correlation"] > 0.8
