@@ -224,7 +224,7 @@ def predictive_information(logits: Tensor, *, base: float | None = None) -> Tens
     return _predictive_information(logits.detach(), base)
 
 
-def _is_labels(y: Tensor | Discretized | None) -> TypeGuard[Tensor]:
+def is_labels(y: Tensor | Discretized | None) -> TypeGuard[Tensor]:
     """Whether y holds class labels [samples], rather than features."""
     return isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
 
@@ -233,7 +233,7 @@ def _codes_or_labels(
     binned: Binning, y: Tensor | Discretized, argument: str
 ) -> tuple[Tensor, int | None]:
     """Codes [features, samples] and their bins, or class labels [samples] as they are and None."""
-    if _is_labels(y):
+    if is_labels(y):
         return y, None
     codes = binned.discretize(y, argument)
     return codes.codes, codes.bins
@@ -250,7 +250,7 @@ def _pairs(
 ) -> Tensor:
     """The quantity for every pair, named as the public function that asks."""
     options = (quantity, estimator, normalized, base, quantity)
-    if _is_labels(y):
+    if is_labels(y):
         values, bins = binned.operand(x)
         return label_information(values, y, *bins, *options)
     codes = binned.discretize(x)
