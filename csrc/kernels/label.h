@@ -62,11 +62,11 @@ void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t fe
 // What label_information needs on CUDA, where counters in shared memory take samples in any order.
 // Pointers are the device's, and so is what only the labels say.
 struct LabelTableArgs {
-  const uint8_t* x;         // codes [features, samples], contiguous
-  const int32_t* labels;    // [samples] below *classes
-  const int64_t* classes;   // the largest label + 1
-  const double* alphabet;   // of the labels
-  int64_t most_classes;     // what *classes is at most
+  const uint8_t* x;        // codes [features, samples], contiguous
+  const int32_t* labels;   // [samples] below *classes
+  const int64_t* classes;  // the largest label + 1
+  const double* alphabet;  // of the labels
+  int64_t most_classes;    // what *classes is at most
   int64_t features;
   int64_t samples;
   int32_t bins;  // 2..256
