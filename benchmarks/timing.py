@@ -22,7 +22,7 @@ def interleaved(
 
     Args:
         rivals: name -> a call without arguments.
-        rounds: how many; at least 5 are run.
+        rounds: how many; at least 3 are run.
         seconds: after so long no further round begins.
     """
     names = list(rivals)
@@ -32,7 +32,7 @@ def interleaved(
     order = random.Random(0)
     end = time.perf_counter() + seconds
     for turn in range(rounds):
-        if turn >= 5 and time.perf_counter() > end:
+        if turn >= 3 and time.perf_counter() > end:
             break
         for name in order.sample(names, len(names)):
             call = rivals[name]

@@ -82,8 +82,8 @@ PYBIND11_MODULE(_C, m) {
   Bind<Tensor(const Tensor&, Text, Text, MaybeText, Base, Text)>::as(m, "joint_information");
   Bind<Tensor(const Tensor&, Maybe, int64_t, MaybeInt, Text, Text, MaybeText, Base, Text)>::as(
       m, "pairwise_information");
-  Bind<Tensor(const Tensor&, const Tensor&, int64_t, Text, Text, MaybeText, Base, Text)>::as(
-      m, "label_information");
+  Bind<Tensor(const Tensor&, const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text, Text,
+              MaybeText, Base, Text)>::as(m, "label_information");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, MaybeText, Base, Text)>::as(
       m, "soft_label_information");
   Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, MaybeInt, MaybeInt, Text, Base,

@@ -19,6 +19,7 @@ _PUBLIC = {
             "entropy joint_entropy conditional_entropy mutual_information"
             " conditional_mutual_information predictive_information"
         ),
+        "significance": "independence_test IndependenceTest",
         "discretization": "discretize Discretized",
         "streaming": "Histogram JointHistogram",
         "scoring": "score Scores",

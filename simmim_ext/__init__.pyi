@@ -19,6 +19,8 @@ from .result import CompressionResult as CompressionResult
 from .result import load as load
 from .scoring import Scores as Scores
 from .scoring import score as score
+from .significance import IndependenceTest as IndependenceTest
+from .significance import independence_test as independence_test
 from .streaming import Histogram as Histogram
 from .streaming import JointHistogram as JointHistogram
 

@@ -194,11 +194,16 @@ class Binning:
 
     def histogram(self, x: Tensor | Discretized) -> Tensor:
         """The counts [features, bins] int64 of x."""
+        values, bins = self.operand(x)
+        return histogram(values, *bins, self.caller)
+
+    def operand(self, x: Tensor | Discretized) -> tuple[Tensor, _OperatorBins]:
+        """What operators that bin take for x: values or codes [samples, features], and the bins."""
         if isinstance(x, Discretized):
             self._check_discretized("x")
-            return histogram(x.codes.t(), x.bins, caller=self.caller)
+            return x.codes.t(), (x.bins, None, None, None, "raise", "raise")
         x = self._values(x, "x")
-        return histogram(x, *self._bins_of(x, "x"), self.caller)
+        return x, self._bins_of(x, "x")
 
     def _check_discretized(self, argument: str) -> None:
         for name in ("bins", "range"):

@@ -28,6 +28,8 @@ valid samples raise.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor
 
 from .discretization import Binning, Discretized, Range
@@ -222,11 +224,16 @@ def predictive_information(logits: Tensor, *, base: float | None = None) -> Tens
     return _predictive_information(logits.detach(), base)
 
 
+def is_labels(y: Tensor | Discretized | None) -> TypeGuard[Tensor]:
+    """Whether y holds class labels [samples], rather than features."""
+    return isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+
+
 def _codes_or_labels(
     binned: Binning, y: Tensor | Discretized, argument: str
 ) -> tuple[Tensor, int | None]:
     """Codes [features, samples] and their bins, or class labels [samples] as they are and None."""
-    if isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex()):
+    if is_labels(y):
         return y, None
     codes = binned.discretize(y, argument)
     return codes.codes, codes.bins
@@ -243,10 +250,11 @@ def _pairs(
 ) -> Tensor:
     """The quantity for every pair, named as the public function that asks."""
     options = (quantity, estimator, normalized, base, quantity)
+    if is_labels(y):
+        values, bins = binned.operand(x)
+        return label_information(values, y, *bins, *options)
     codes = binned.discretize(x)
     if y is None:
         return pairwise_information(codes.codes, None, codes.bins, None, *options)
-    y_codes, y_bins = _codes_or_labels(binned, y, "y")
-    if y_bins is None:
-        return label_information(codes.codes, y_codes, codes.bins, *options)
-    return pairwise_information(codes.codes, y_codes, codes.bins, y_bins, *options)
+    other = binned.discretize(y, "y")
+    return pairwise_information(codes.codes, other.codes, codes.bins, other.bins, *options)

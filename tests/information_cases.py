@@ -84,16 +84,41 @@ def _pairwise_arguments(device: str) -> Iterator[tuple[Any, ...]]:
     yield _codes(2, 999, 256, device), _codes(1, 999, 256, device), 256, 256, "joint_entropy"
 
 
+def _by_label(codes: Tensor, labels: Tensor, bins: int, *options: Any) -> tuple[Any, ...]:
+    """Arguments of label_information for codes [features, samples], which have no edges."""
+    return codes.t(), labels, bins, None, None, None, "raise", "raise", *options
+
+
 def _label_arguments(device: str) -> Iterator[tuple[Any, ...]]:
     labels = torch.randint(0, 10, (601,), generator=_random(3)).to(device)
+    many = torch.randint(0, 500, (601,), generator=_random(3)).to(device)
+    x, gaps = _codes(4, 601, 8, device), _codes(3, 601, 9, device, 0.3)
     for estimator in ESTIMATORS:
         for quantity in QUANTITIES:
-            yield _codes(4, 601, 8, device), labels, 8, quantity, estimator
-            yield _codes(3, 601, 9, device, 0.3), labels.short(), 9, quantity, estimator, None, 2.0
+            yield _by_label(x, labels, 8, quantity, estimator)
+            yield _by_label(gaps, labels.short(), 9, quantity, estimator, None, 2.0)
+            yield _by_label(gaps, many, 9, quantity, estimator)
         for normalized in NORMALIZATIONS[1:]:
-            yield _codes(2, 601, 8, device), labels, 8, "mutual_information", estimator, normalized
+            yield _by_label(x[:2], labels, 8, "mutual_information", estimator, normalized)
+        yield from _label_values(labels, estimator, device)
     far = torch.tensor([65535, 0, 65535, 7], device=device)
-    yield _codes(2, 4, 3, device), far, 3, "mutual_information"
+    yield _by_label(_codes(2, 4, 3, device), far, 3, "mutual_information")
+    yield _by_label(_codes(20, 601, 8, device), labels, 8, "mutual_information")
+
+
+def _label_values(labels: Tensor, estimator: str, device: str) -> Iterator[tuple[Any, ...]]:
+    """Values on a grid of 1/64, which uniform bins meet without rounding, edges included."""
+    x = torch.randint(-64, 65, (601, 5), generator=_random(9)).to(device) / 64
+    low, high = x.new_full((5,), -1), x.new_full((5,), 1)
+    gone = x.masked_fill(x > 0.9, torch.nan)
+    options = ("mutual_information", estimator)
+    yield x, labels, 16, low, high, None, "raise", "raise", *options
+    yield x.t().contiguous().t(), labels, 256, low, high, None, "raise", "raise", *options
+    yield x.bfloat16(), labels, 8, low / 2, high / 2, None, "raise", "clip", *options
+    yield x.double(), labels, 8, low / 2, high / 2, None, "raise", "drop", *options
+    yield gone, labels, 16, low, high, None, "omit", "raise", *options
+    yield gone, labels % 3, 4, None, None, None, "omit", "raise", *options
+    yield gone, labels, 3, None, None, low.new_tensor([-1, -0.5, 0, 1]), "omit", "drop", *options
 
 
 def _soft_label_arguments(device: str) -> Iterator[tuple[Any, ...]]:
@@ -121,6 +146,22 @@ def _conditional_arguments(device: str) -> Iterator[tuple[Any, ...]]:
         yield gaps, None, codes, 4, 5, 6, estimator
         yield x, classes, labels, 4, 0, None, estimator
         yield gaps, classes.int(), codes, 4, 0, 6, estimator
+        yield from _many_given(labels, codes, estimator, device)
+    long = torch.arange(17000, device=device) % 3  # several chunks, some of them of two groups
+    yield _codes(2, 17000, 4, device), _codes(8, 17000, 5, device, 0.1), long, 4, 5
+    yield _codes(9, 17000, 4, device)[:5], _codes(8, 17000, 5, device), long, 4, 5
+
+
+def _many_given(
+    labels: Tensor, codes: Tensor, estimator: str, device: str
+) -> Iterator[tuple[Any, ...]]:
+    """Features enough for carry-save addition."""
+    x, y = _codes(9, 400, 4, device), _codes(8, 400, 5, device)
+    gaps, more = _codes(9, 400, 4, device, 0.2), _codes(8, 400, 5, device, 0.1)
+    yield x, y, labels, 4, 5, None, estimator
+    yield x, None, labels, 4, None, None, estimator
+    yield gaps, more, codes, 4, 5, 6, estimator
+    yield gaps, None, codes, 4, None, 6, estimator
 
 
 def _predictive_arguments(device: str) -> Iterator[tuple[Any, ...]]:
@@ -132,6 +173,13 @@ def _predictive_arguments(device: str) -> Iterator[tuple[Any, ...]]:
     ruled_out = torch.randn(9, 4, generator=_random(8)).to(device)
     ruled_out[::2, 1] = -torch.inf
     yield (ruled_out,)
+
+
+def _values_with(value: float, samples: int | slice = 3) -> Tensor:
+    """[100, 3] in [0, 1] but for a value in feature 2."""
+    x = torch.rand(100, 3, generator=_random(10))
+    x[samples, 2] = value
+    return x
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -224,17 +272,33 @@ INFORMATION_CASES: tuple[Case, ...] = (
         arguments=_label_arguments,
         tolerance=1e-5,
         bad=(
-            (lambda: (_zeros(2, 3), torch.tensor([0, -1, 2]), 4, "joint_entropy"), ValueError,
+            (lambda: _by_label(_zeros(2, 3), torch.tensor([0, -1, 2]), 4, "joint_entropy"),
+             ValueError,
              "label_information: y must hold labels between 0 and 65535, got -1 in sample 1"),
-            (lambda: (_zeros(2, 3), torch.tensor([0, 1, 65536]), 4, "joint_entropy"), ValueError,
+            (lambda: _by_label(_zeros(2, 3), torch.tensor([0, 1, 65536]), 4, "joint_entropy"),
+             ValueError,
              "label_information: y must hold labels between 0 and 65535, got 65536 in sample 2"),
-            (lambda: (_zeros(2, 3), torch.zeros(3), 4, "joint_entropy"), TypeError,
+            (lambda: _by_label(_zeros(2, 3), torch.zeros(3), 4, "joint_entropy"), TypeError,
              "label_information: y must hold integer class labels, got Float"),
-            (lambda: (_zeros(2, 3), torch.zeros(3, 1).int(), 4, "joint_entropy"), ValueError,
+            (lambda: _by_label(_zeros(2, 3), torch.zeros(3, 1).int(), 4, "joint_entropy"),
+             ValueError,
              "label_information: y must have shape [samples] where it holds class labels, got "
              "[3, 1]"),
-            (lambda: (_zeros(2, 3), torch.zeros(4).int(), 4, "joint_entropy"), ValueError,
+            (lambda: _by_label(_zeros(2, 3), torch.zeros(4).int(), 4, "joint_entropy"), ValueError,
              "label_information: y must have as many samples as x, got 4 and 3"),
+            (lambda: _by_label(_zeros(2, 3) + 9, torch.zeros(3).int(), 4, "joint_entropy"),
+             ValueError, "label_information: codes of x must be below bins = 4 (or 255, no "
+             "sample), got 9 in feature 0"),
+            (lambda: (_values_with(torch.nan), torch.arange(2).repeat(50), 4, None, None, None,
+                      "raise", "raise", "joint_entropy"),
+             ValueError, "label_information: x has NaN in feature 2; pass nan_policy='omit'"),
+            (lambda: (_values_with(7.0), torch.arange(2).repeat(50), 4, torch.zeros(3),
+                      torch.ones(3), None, "raise", "raise", "joint_entropy"),
+             ValueError, "label_information: x must lie in range [0, 1], got 7 in feature 2"),
+            (lambda: (_values_with(torch.nan, slice(1, None)), torch.arange(2).repeat(50), 4, None,
+                      None, None, "omit", "raise", "joint_entropy"),
+             ValueError, "label_information: x must have at least 2 valid samples in every "
+             "feature, got 1 in feature 2"),
         ),
     ),
     Case(

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from discretization_cases import discretize_reference
 from scipy.special import digamma, xlogy
 from torch import Tensor
 
@@ -116,14 +117,22 @@ def label_information(
     x: Tensor,
     labels: Tensor,
     bins: int,
+    low: Tensor | None,
+    high: Tensor | None,
+    edges: Tensor | None,
+    nan_policy: str,
+    outliers: str,
     quantity: str,
     estimator: str = "plugin",
     normalized: str | None = None,
     base: float | None = None,
     caller: str = "",
 ) -> Tensor:
+    codes = x.t()
+    if x.is_floating_point():
+        codes, _ = discretize_reference(x, bins, low, high, edges, nan_policy, outliers)
     classes = int(labels.max()) + 1
-    counts = joint_histogram(x, labels.long().unsqueeze(0), bins, classes)
+    counts = joint_histogram(codes, labels.long().unsqueeze(0), bins, classes)
     return joint_information(counts, quantity, estimator, normalized, base)[:, 0]
 
 

@@ -48,3 +48,12 @@ def test_information_does_not_depend_on_the_way_of_counting(bins, cpu_capability
             between = quantity(Discretized(x, bins), few)
             off_diagonal = torch.arange(70)[:, None] != torch.arange(first, first + 7)
             assert torch.equal(within[:, first : first + 7][off_diagonal], between[off_diagonal])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_counts_where_one_bin_is_fullest(share, cpu_capability) -> None:
+    """After a ReLU: the counts of the fullest bin follow from the others, unless samples miss."""
+    x, y = codes(6, 1003, 8), codes(41, 1003, 8, 0.1)
+    x[:, torch.rand(1003, generator=torch.Generator().manual_seed(0)) < share] = 0
+    x[5, 7] = 255
+    assert torch.equal(joint_histogram(x, y, 8, 8, ""), reference(x, y, 8, 8))

@@ -37,16 +37,12 @@ SIMMIM_HD int32_t uniform_bin(Compute value, Compute low, Compute scale, int32_t
 
 // The bin of a value in [edges[0], edges[bins]]: that of the last edge not above it.
 SIMMIM_HD int32_t edge_bin(double value, const double* edges, int32_t bins) {
-  int32_t first = 1, last = bins;  // the first edge above value, if any, lies in [first, last]
-  while (first < last) {
-    const int32_t middle = (first + last) / 2;
-    if (edges[middle] > value) {
-      last = middle;
-    } else {
-      first = middle + 1;
-    }
+  int32_t bin = 0;
+  for (int32_t step = bins > 16 ? 128 : 8; step > 0; step /= 2) {  // free of branches
+    const int32_t next = bin + step < bins ? bin + step : bins - 1;
+    bin = edges[next] <= value ? next : bin;
   }
-  return first - 1;
+  return bin;
 }
 
 // The bin of any value, or kNoBin for NaN and for what lies outside the range.

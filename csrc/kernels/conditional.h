@@ -9,9 +9,8 @@ namespace simmim {
 
 // I(X;Y|Z) = H(X,Z) + H(Y,Z) - H(X,Y,Z) - H(Z), each entropy by the estimator in `terms`.
 struct ConditionalInformationArgs {
-  CodePair codes;              // the samples sorted by z
-  const int64_t* group_begin;  // [groups + 1] where each value of z that occurs begins
-  int64_t groups;
+  CodePair codes;            // the samples sorted by z
+  SampleGroups groups;       // the values of z that occur
   double z_alphabet;         // the number of values z can take, counting those that do not occur
   bool symmetric;            // x and y are the same features: the pairs y >= x give the rest too
   const int64_t* x_valid;    // [x_features] valid samples
@@ -25,11 +24,10 @@ struct ConditionalInformationArgs {
 };
 
 struct GroupedEntropyArgs {
-  const uint8_t* x;            // codes [features, samples], the samples sorted by z
-  const int64_t* group_begin;  // [groups + 1]
+  const uint8_t* x;  // codes [features, samples], the samples sorted by z
+  SampleGroups groups;
   int64_t features;
   int64_t samples;
-  int64_t groups;
   int32_t bins;
   double z_alphabet;
   EntropyTerms terms;
@@ -39,8 +37,8 @@ struct GroupedEntropyArgs {
 void grouped_entropy_cpu(const GroupedEntropyArgs& args, int64_t feature_begin,
                          int64_t feature_end);
 
-// Returns the first pair, as x * y_features + y, that shares fewer than two valid samples (its
-// result is left as it was), or -1.
+// Counts stay in a scratch of at most 14 MiB. Returns the first pair, as x * y_features + y, that
+// shares fewer than two valid samples (its result is left as it was), or -1.
 int64_t conditional_information_cpu(const ConditionalInformationArgs& args, const PairBlock& block);
 
 // What both need on CUDA, where counters in shared memory take samples in any order. Pointers are

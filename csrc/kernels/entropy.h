@@ -84,6 +84,27 @@ struct OwnTotal {
   }
 };
 
+// What the estimators of one pass over the cells need of them.
+struct CellSums {
+  int64_t terms = 0;     // fixed point
+  int64_t observed = 0;  // cells that are not empty
+};
+
+SIMMIM_HD bool takes_sums(Estimator estimator) {
+  return estimator == Estimator::plugin || estimator == Estimator::miller_madow ||
+         estimator == Estimator::grassberger;
+}
+
+// Entropy in nats of `samples` counted samples, for an estimator that takes sums.
+SIMMIM_HD double entropy_of_sums(const EntropyTerms& terms, int64_t samples, const CellSums& sums) {
+  const double n = static_cast<double>(samples);
+  const double sum = static_cast<double>(sums.terms);
+  if (terms.estimator == Estimator::grassberger) return log(n) - sum / (terms.scale * n);
+  const double plugin = static_cast<double>(term(terms, samples) - sums.terms) / (terms.scale * n);
+  if (terms.estimator == Estimator::plugin) return plugin;
+  return plugin + static_cast<double>(sums.observed - 1) / (2 * n);
+}
+
 // Entropy in nats of `samples` counted samples. `cells` calls its argument with the count of every
 // cell, in any order; empty cells may be left out. `alphabet` is the number of cells, empty ones
 // included, and matters to `shrink` alone. Where several threads share the cells, each visits its
@@ -93,24 +114,17 @@ SIMMIM_HD double entropy_of_cells(const EntropyTerms& terms, int64_t samples, do
                                   Cells&& cells, const Total& total = {}) {
   const double n = static_cast<double>(samples);
   switch (terms.estimator) {
-    case Estimator::plugin: {
-      int64_t sum = 0;
-      cells([&](int64_t count) { sum += term(terms, count); });
-      return static_cast<double>(term(terms, samples) - total(sum)) / (terms.scale * n);
-    }
-    case Estimator::miller_madow: {
-      int64_t sum = 0, observed = 0;
-      cells([&](int64_t count) {
-        sum += term(terms, count);
-        observed += count > 0;
-      });
-      return static_cast<double>(term(terms, samples) - total(sum)) / (terms.scale * n) +
-             static_cast<double>(total(observed) - 1) / (2 * n);
-    }
+    case Estimator::plugin:
+    case Estimator::miller_madow:
     case Estimator::grassberger: {
-      int64_t sum = 0;
-      cells([&](int64_t count) { sum += term(terms, count); });
-      return log(n) - static_cast<double>(total(sum)) / (terms.scale * n);
+      CellSums sums;
+      cells([&](int64_t count) {
+        sums.terms += term(terms, count);
+        sums.observed += count > 0;
+      });
+      sums.terms = total(sums.terms);
+      if (terms.estimator == Estimator::miller_madow) sums.observed = total(sums.observed);
+      return entropy_of_sums(terms, samples, sums);
     }
     case Estimator::chao_shen: {
       int64_t singletons = 0;

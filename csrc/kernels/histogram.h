@@ -18,6 +18,8 @@ struct HistogramArgs {
   int64_t feature_stride;  // in elements
   Binning<compute_t<Stored>> binning;
   int64_t* counts;  // [features, bins], added to
+  // Which rows of x the samples are, below 2^32; null: sample i is row i. CPU only.
+  const uint32_t* order = nullptr;
 };
 
 // Counts samples [sample_begin, sample_end) of features [feature_begin, feature_end).

@@ -20,6 +20,13 @@ struct CodePair {
   int32_t y_bins;  // 2..256
 };
 
+// Samples sorted by a label: those of one label lie side by side.
+struct SampleGroups {
+  const int64_t*
+      begin;  // [count + 1] where each label that occurs begins; 0 and samples at the ends
+  int64_t count;
+};
+
 struct JointHistogramArgs {
   CodePair codes;
   int64_t* counts;  // [x_features, y_features, x_bins, y_bins], overwritten
@@ -55,7 +62,7 @@ struct PairBlock {
 
 void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block);
 
-// Joint counts stay in a scratch of at most 8 MiB. Returns the first pair, as
+// Joint counts stay in a scratch of at most 14 MiB. Returns the first pair, as
 // x * y_features + y, that shares fewer than two valid samples (its result is left as it was), or
 // -1.
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block);

@@ -1,227 +1,128 @@
 // Samples are sorted by x, so that those of one x bin form a run; y becomes one bit of a word for
 // each of its bins, several features to a word. Adding up the words of a run, bit by bit, then
 // gives one row of the joint counts of a whole vector of y features. Work grows with the bins of y
-// alone.
+// alone. Where samples come in groups, each group has runs of its own.
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-#include "carry_save.h"
 #include "cpu_capability.h"
 #include "joint_carry_save.h"
+#include "vectors.h"
 
 namespace simmim {
 namespace {
 
 constexpr int kWordBits = 32;
-constexpr int kUnit = BitCounts<uint32_t>::kRows;  // samples added at a time
+constexpr int kUnit = 16;          // samples added at a time
 constexpr int64_t kChunk = 16384;  // samples: their words, at most 1 MiB, stay in the L2 cache
-constexpr int64_t kTallyBytes = 4 * 1024 * 1024;  // of counts that wait for the next chunk
-constexpr int64_t kMostX = 32;                    // features sorted at a time
+constexpr int64_t kTallyBytes = 8 * 1024 * 1024;  // of counts that wait for the next chunk
+constexpr int64_t kMostRuns = 2048;               // whose tally takes 4 MiB
+// Features sorted at a time: they share the words of y. Where there are several chunks, an order
+// must serve many groups of y too, and their counts wait.
+constexpr int64_t kMostX = 128, kMostXOfChunks = 32;
+constexpr int64_t kFewestX = 4;  // worth counting y without x, to skip a run of each
 
 constexpr int bits_of(int32_t bins) { return bins <= 8 ? 8 : bins <= 16 ? 16 : 32; }
 
-// The samples of a chunk sorted by x. Each bin's run is filled up to whole units.
+// The samples of a chunk sorted by group and x. Each run is filled up to whole units.
 struct Order {
   uint16_t* samples;
-  int unit_begin[kWordBits + 1];  // of each run
+  int32_t* unit_begin;  // [runs + 1]
 };
 
-// What fills a run up is number `samples`. The two halves of the chunk fill parts of their own of
-// each run, so that consecutive samples of one bin need not wait for each other.
-void sort_by_bin(const uint8_t* codes, int samples, int32_t bins, Order& order) {
-  const int half = samples / 2;
-  int counts[2][256] = {}, next[2][256];
-  for (int i = 0; i < samples - half; ++i) {
-    if (i < half) ++counts[0][codes[i]];
-    ++counts[1][codes[half + i]];
+// The part of a group of samples that lies in [begin, begin + samples), counted from begin.
+struct Segment {
+  int begin, end;
+  Segment(const SampleGroups& groups, int64_t group, int64_t chunk_begin, int64_t samples)
+      : begin(static_cast<int>(std::clamp(groups.begin[group] - chunk_begin, int64_t{0}, samples))),
+        end(static_cast<int>(
+            std::clamp(groups.begin[group + 1] - chunk_begin, int64_t{0}, samples))) {}
+};
+
+// Sorts a segment into runs from `unit` on; returns the unit behind them. What fills a run up is
+// sample number `filler`. The two halves of the segment fill parts of their own of each run, so
+// that consecutive samples of one bin need not wait for each other.
+int sort_segment(const uint8_t* codes, const Segment& segment, int32_t bins, int unit, int filler,
+                 uint16_t* to, int32_t* unit_begin) {
+  const int half = (segment.end - segment.begin) / 2, middle = segment.begin + half;
+  const int rest = segment.end - middle;  // half or one more
+  int counts[2][kWordBits + 1] = {}, next[2][kWordBits + 1];
+  const auto bin_of = [&](int i) { return std::min<int>(codes[i], bins); };
+  for (int i = 0; i < rest; ++i) {
+    if (i < half) ++counts[0][bin_of(segment.begin + i)];
+    ++counts[1][bin_of(middle + i)];
   }
-  int unit = 0;
   for (int bin = 0; bin < bins; ++bin) {
-    order.unit_begin[bin] = unit;
+    unit_begin[bin] = unit;
     next[0][bin] = unit * kUnit;
     next[1][bin] = unit * kUnit + counts[0][bin];
     unit += (counts[0][bin] + counts[1][bin] + kUnit - 1) / kUnit;
   }
-  order.unit_begin[bins] = unit;
-  // A code that is no bin goes behind all runs, where nothing is read.
-  for (int part = 0; part < 2; ++part) std::fill(next[part] + bins, next[part] + 256, unit * kUnit);
-  for (int i = 0; i < samples - half; ++i) {
-    if (i < half) order.samples[next[0][codes[i]]++] = static_cast<uint16_t>(i);
-    order.samples[next[1][codes[half + i]]++] = static_cast<uint16_t>(half + i);
+  // A code that is no bin goes behind all runs, where the next segment or nothing is read.
+  next[0][bins] = unit * kUnit;
+  next[1][bins] = unit * kUnit + counts[0][bins];
+  for (int i = 0; i < rest; ++i) {
+    if (i < half)
+      to[next[0][bin_of(segment.begin + i)]++] = static_cast<uint16_t>(segment.begin + i);
+    to[next[1][bin_of(middle + i)]++] = static_cast<uint16_t>(middle + i);
   }
   for (int bin = 0; bin < bins; ++bin) {
-    std::fill(order.samples + next[1][bin], order.samples + order.unit_begin[bin + 1] * kUnit,
-              static_cast<uint16_t>(samples));
+    const int end = (bin + 1 < bins ? unit_begin[bin + 1] : unit) * kUnit;
+    std::fill(to + next[1][bin], to + end, static_cast<uint16_t>(filler));
+  }
+  return unit;
+}
+
+void sort_chunk(const CodePair& codes, const SampleGroups& groups, int64_t x, int64_t begin,
+                int samples, Order& order) {
+  int unit = 0;
+  for (int64_t group = 0; group < groups.count; ++group) {
+    const Segment segment(groups, group, begin, samples);
+    unit = sort_segment(codes.x + x * codes.samples + begin, segment, codes.x_bins, unit, samples,
+                        order.samples, order.unit_begin + group * codes.x_bins);
+  }
+  order.unit_begin[groups.count * codes.x_bins] = unit;
+}
+
+// The fullest bin of each group of samples, whose counts follow from those of the other bins and of
+// y alone; -1 where a sample has no bin, and they do not.
+void choose_skipped(const CodePair& codes, const SampleGroups& groups, int64_t x,
+                    int32_t* skipped) {
+  for (int64_t group = 0; group < groups.count; ++group) {
+    int64_t counts[256] = {};
+    const uint8_t* code = codes.x + x * codes.samples;
+    for (int64_t i = groups.begin[group]; i < groups.begin[group + 1]; ++i) ++counts[code[i]];
+    const int64_t* fullest = std::max_element(counts, counts + codes.x_bins);
+    const int64_t valid = std::accumulate(counts, counts + codes.x_bins, int64_t{0});
+    const bool whole = valid == groups.begin[group + 1] - groups.begin[group];
+    skipped[group] = whole ? static_cast<int32_t>(fullest - counts) : -1;
   }
 }
-
-// The y features that share a vector of words: feature f has its bits in lane f % lanes.
-struct Group {
-  int64_t begin;
-  int64_t size;
-};
-
-// Writes words [samples + 1, lanes], the last one 0, of samples sample_begin and following.
-template <int kLanes>
-[[gnu::always_inline]] inline void write_words(const CodePair& codes, const Group& group,
-                                               int64_t sample_begin, int samples,
-                                               vector_of<uint32_t, kLanes>* words) {
-  constexpr int kTile = 256;  // samples whose words stay in the L1 cache
-  const int bits = bits_of(codes.y_bins);
-  words[samples] = vector_of<uint32_t, kLanes>{};
-  for (int begin = 0; begin < samples; begin += kTile) {
-    const int end = std::min(begin + kTile, samples);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      uint32_t tile[kTile] = {};
-      for (int64_t f = lane, shift = 0; f < group.size; f += kLanes, shift += bits) {
-        const uint8_t* code = codes.y + (group.begin + f) * codes.samples + sample_begin + begin;
-        for (int i = 0; i < end - begin; ++i) {
-          const uint32_t valid = code[i] < codes.y_bins;
-          tile[i] |= valid << (code[i] & (kWordBits - 1)) << shift;
-        }
-      }
-      auto* word = reinterpret_cast<uint32_t*>(words + begin) + lane;
-      for (int i = 0; i < end - begin; ++i) word[int64_t{i} * kLanes] = tile[i];
-    }
-  }
-}
-
-// The words of samples, fetched one by one as they are added.
-template <typename Words>
-struct RowsOf {
-  const Words* words;
-  const uint16_t* samples;
-  [[gnu::always_inline]] Words operator[](int i) const { return words[samples[i]]; }
-};
-
-// Adds the counts of each run to tally [x_bins, 32 bits, lanes].
-template <int kLanes>
-[[gnu::always_inline]] inline void add_runs(const vector_of<uint32_t, kLanes>* words,
-                                            const Order& order, int32_t bins,
-                                            vector_of<uint32_t, kLanes>* tally) {
-  using Words = vector_of<uint32_t, kLanes>;
-  for (int bin = 0; bin < bins; ++bin, tally += kWordBits) {
-    const int units = order.unit_begin[bin + 1] - order.unit_begin[bin];
-    const uint16_t* sample = order.samples + order.unit_begin[bin] * kUnit;
-    BitCounts<Words> state;
-    state.clear();
-    for (int unit = 1; unit <= units; ++unit, sample += kUnit) {
-      state.add(RowsOf<Words>{words, sample});
-      if (unit % 16 == 0) state.settle();
-    }
-    state.settle();
-    for (int octet = 0; octet < (units < 16 ? 1 : 2); ++octet) {
-      Words bytes[8];
-      state.bytes_of_counts(octet, bytes);
-      for (int bit = 0; bit < kWordBits; ++bit) {
-        tally[bit] += (bytes[bit % 8] >> (bit / 8 * 8) & 0xffu) << (8 * octet);
-      }
-    }
-  }
-}
-
-template <int kLanes>
-[[gnu::always_inline]] inline void visit_group(const CodePair& codes, bool symmetric, int64_t x,
-                                               const Group& group,
-                                               const vector_of<uint32_t, kLanes>* tally,
-                                               int64_t* counts, const VisitPair& visit) {
-  for (int64_t f = symmetric ? std::max<int64_t>(0, x + 1 - group.begin) : 0; f < group.size; ++f) {
-    const auto* bit = reinterpret_cast<const uint32_t*>(tally + f / kLanes * bits_of(codes.y_bins));
-    int64_t* to = counts;
-    for (int a = 0; a < codes.x_bins; ++a, bit += kWordBits * kLanes) {
-      for (int b = 0; b < codes.y_bins; ++b) *to++ = bit[b * kLanes + f % kLanes];
-    }
-    visit(x, group.begin + f, counts);
-  }
-}
-
-// Words of one chunk of samples and one group of y features serve all x features of the block;
-// an order serves all groups. Counts of several chunks wait in a tally for each x and group.
-template <int kLanes>
-[[gnu::always_inline]] inline void count_block(const CodePair& codes, bool symmetric,
-                                               const PairBlock& block, const VisitPair& visit) {
-  using Words = vector_of<uint32_t, kLanes>;
-  const bool one_chunk = codes.samples <= kChunk;
-  const int64_t group_size = kLanes * kWordBits / bits_of(codes.y_bins);
-  const int64_t tally_size = int64_t{codes.x_bins} * kWordBits;  // of one x and group
-  const int64_t xs = std::min(kMostX, block.x_end - block.x_begin);
-  const int64_t tallies = one_chunk ? 1 : kTallyBytes / (tally_size * int64_t{sizeof(Words)});
-  const int64_t ys =
-      one_chunk ? block.y_end - block.y_begin : std::max<int64_t>(1, tallies / xs) * group_size;
-  const int64_t order_size = kChunk + codes.x_bins * int64_t{kUnit};
-
-  const int64_t word_count = std::min(codes.samples, kChunk) + 1;
-  std::vector<CacheLine> workspace(lines_of<Words>(word_count) +
-                                   lines_of<Words>(tallies * tally_size));
-  auto* words = reinterpret_cast<Words*>(workspace.data());
-  auto* tally = reinterpret_cast<Words*>(workspace.data() + lines_of<Words>(word_count));
-  std::vector<uint16_t> sorted(xs * order_size);
-  std::vector<Order> orders(xs);
-  for (int64_t i = 0; i < xs; ++i) orders[i].samples = sorted.data() + i * order_size;
-  std::vector<int64_t> counts(static_cast<size_t>(codes.x_bins) * codes.y_bins);
-
-  for (int64_t x0 = block.x_begin; x0 < block.x_end; x0 += xs) {
-    const int64_t x_end = std::min(x0 + xs, block.x_end);
-    int64_t y0 = symmetric ? std::max(block.y_begin, x0 + 1) : block.y_begin;
-    for (; y0 < block.y_end; y0 += ys) {
-      const int64_t y_end = std::min(y0 + ys, block.y_end);
-      for (int64_t begin = 0; begin < codes.samples; begin += kChunk) {
-        const int samples = static_cast<int>(std::min(kChunk, codes.samples - begin));
-        const bool last = begin + samples == codes.samples;
-        for (int64_t x = x0; x < x_end; ++x) {
-          sort_by_bin(codes.x + x * codes.samples + begin, samples, codes.x_bins, orders[x - x0]);
-        }
-        Words* own = tally;
-        for (int64_t y = y0; y < y_end; y += group_size) {
-          const Group group{y, std::min(group_size, y_end - y)};
-          write_words<kLanes>(codes, group, begin, samples, words);
-          for (int64_t x = x0; x < x_end; ++x, own += one_chunk ? 0 : tally_size) {
-            if (symmetric && y + group.size <= x + 1) continue;
-            if (begin == 0) std::fill(own, own + tally_size, Words{});
-            add_runs<kLanes>(words, orders[x - x0], codes.x_bins, own);
-            if (last) visit_group<kLanes>(codes, symmetric, x, group, own, counts.data(), visit);
-          }
-        }
-      }
-    }
-  }
-}
-
-void count_block_portable(const CodePair& codes, bool symmetric, const PairBlock& block,
-                          const VisitPair& visit) {
-  count_block<4>(codes, symmetric, block, visit);
-}
-#if defined(__x86_64__)
-SIMMIM_TARGET_AVX2 void count_block_avx2(const CodePair& codes, bool symmetric,
-                                         const PairBlock& block, const VisitPair& visit) {
-  count_block<8>(codes, symmetric, block, visit);
-}
-SIMMIM_TARGET_AVX512 void count_block_avx512(const CodePair& codes, bool symmetric,
-                                             const PairBlock& block, const VisitPair& visit) {
-  count_block<16>(codes, symmetric, block, visit);
-}
-#endif
 
 }  // namespace
+}  // namespace simmim
 
-bool carry_save_pays(const CodePair& codes) {
+#define SIMMIM_KERNEL "joint_block.h"
+#include "every_target.h"
+
+namespace simmim {
+
+bool carry_save_pays(const CodePair& codes, int64_t groups) {
   constexpr int64_t kFewest = 8;  // features of y, to fill enough of a vector; measured
+  const int64_t runs = groups * codes.x_bins;
   return std::max(codes.x_bins, codes.y_bins) <= kWordBits && codes.y_features >= kFewest &&
-         codes.samples < (int64_t{1} << 32);  // the tally's counters
+         codes.samples < (int64_t{1} << 32) &&  // the tally's counters
+         (groups == 1 || (runs <= kMostRuns && 4 * runs <= codes.samples));
 }
 
-void count_pairs_by_carry_save(const CodePair& codes, bool symmetric, const PairBlock& block,
-                               const VisitPair& visit) {
-#if defined(__x86_64__)
-  if (cpu_capability() >= CpuCapability::avx512) {
-    return count_block_avx512(codes, symmetric, block, visit);
-  }
-  if (cpu_capability() >= CpuCapability::avx2) {
-    return count_block_avx2(codes, symmetric, block, visit);
-  }
-#endif
-  count_block_portable(codes, symmetric, block, visit);
+void count_pairs_by_carry_save(const CodePair& codes, const SampleGroups& groups, bool symmetric,
+                               const PairBlock& block, const VisitCounts& visit) {
+  SIMMIM_BEST_TARGET(count_block, codes, groups, symmetric, block, visit);
 }
 
 }  // namespace simmim

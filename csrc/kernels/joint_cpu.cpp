@@ -99,15 +99,21 @@ Marginals shared_marginals(const EntropyTerms& terms, const int64_t* counts, int
           entropy_of_counts(terms, samples, y_bins, columns, y_bins), samples};
 }
 
-// Visits every pair of the block; where symmetric, those with y > x.
-void count_pairs(const CodePair& codes, bool symmetric, const PairBlock& block,
-                 const VisitPair& visit) {
-  if (carry_save_pays(codes)) return count_pairs_by_carry_save(codes, symmetric, block, visit);
+// Calls visit(x, y_begin, features, counts) until every pair of the block, where symmetric every
+// one with y > x, has been among its pairs.
+template <typename Visit>
+void count_pairs(const CodePair& codes, bool symmetric, const PairBlock& block, Visit&& visit) {
+  if (carry_save_pays(codes)) {
+    const int64_t all[2] = {0, codes.samples};
+    return count_pairs_by_carry_save(codes, {all, 1}, symmetric, block, visit);
+  }
   JointCounter counter(codes);
   for (int64_t x = block.x_begin; x < block.x_end; ++x) {
     for (int64_t y = symmetric ? std::max(block.y_begin, x + 1) : block.y_begin; y < block.y_end;
          ++y) {
-      visit(x, y, counter.count(x, y).data());
+      visit(x, y, 1,
+            JointCounts<int64_t>{counter.count(x, y).data(), codes.x_bins, codes.y_bins, 1,
+                                 codes.y_bins, 0});
     }
   }
 }
@@ -117,33 +123,46 @@ void count_pairs(const CodePair& codes, bool symmetric, const PairBlock& block,
 void joint_histogram_cpu(const JointHistogramArgs& args, const PairBlock& block) {
   const int64_t cells = int64_t{args.codes.x_bins} * args.codes.y_bins;
   count_pairs(args.codes, /*symmetric=*/false, block,
-              [&](int64_t x, int64_t y, const int64_t* counts) {
-                std::copy_n(counts, cells, args.counts + (x * args.codes.y_features + y) * cells);
+              [&](int64_t x, int64_t y, int64_t features, const auto& counts) {
+                for (int64_t f = 0; f < features; ++f) {
+                  counts.copy(f, args.counts + (x * args.codes.y_features + y + f) * cells);
+                }
               });
 }
 
 int64_t pairwise_information_cpu(const PairwiseInformationArgs& args, const PairBlock& block) {
   const CodePair& codes = args.codes;
   const int64_t cells = int64_t{codes.x_bins} * codes.y_bins;
+  std::vector<int64_t> own(static_cast<size_t>(cells));
   int64_t too_few = -1;
-  count_pairs(codes, args.symmetric, block, [&](int64_t x, int64_t y, const int64_t* counts) {
-    const int64_t pair = x * codes.y_features + y;
-    Marginals marginals{args.x_entropy[x], args.y_entropy[y], args.x_valid[x]};
-    if (args.x_valid[x] < codes.samples || args.y_valid[y] < codes.samples) {
-      marginals = shared_marginals(args.terms, counts, codes.x_bins, codes.y_bins);
-      if (marginals.samples < 2) {
-        if (too_few < 0 || pair < too_few) too_few = pair;
-        return;
+  const auto visit = [&](int64_t x, int64_t y_begin, int64_t features, const auto& counts) {
+    CellSums sums[kMostFeatures];
+    if (takes_sums(args.terms.estimator)) sum_cells(args.terms, counts, features, sums);
+    for (int64_t f = 0; f < features; ++f) {
+      const int64_t y = y_begin + f, pair = x * codes.y_features + y;
+      if (args.symmetric && y <= x) continue;
+      Marginals marginals{args.x_entropy[x], args.y_entropy[y], args.x_valid[x]};
+      const bool whole = args.x_valid[x] == codes.samples && args.y_valid[y] == codes.samples;
+      if (!whole || !takes_sums(args.terms.estimator)) counts.copy(f, own.data());
+      if (!whole) {
+        marginals = shared_marginals(args.terms, own.data(), codes.x_bins, codes.y_bins);
+        if (marginals.samples < 2) {
+          if (too_few < 0 || pair < too_few) too_few = pair;
+          continue;
+        }
+      }
+      const double joint = takes_sums(args.terms.estimator)
+                               ? entropy_of_sums(args.terms, marginals.samples, sums[f])
+                               : entropy_of_counts(args.terms, marginals.samples,
+                                                   static_cast<double>(cells), own.data(), cells);
+      args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
+      if (args.symmetric) {
+        args.result[y * codes.y_features + x] =
+            information(args.information, marginals.y, marginals.x, joint);
       }
     }
-    const double joint =
-        entropy_of_counts(args.terms, marginals.samples, static_cast<double>(cells), counts, cells);
-    args.result[pair] = information(args.information, marginals.x, marginals.y, joint);
-    if (args.symmetric) {
-      args.result[y * codes.y_features + x] =
-          information(args.information, marginals.y, marginals.x, joint);
-    }
-  });
+  };
+  count_pairs(codes, args.symmetric, block, visit);
   if (args.symmetric) {  // H(X,X) = H(X), whatever the estimator
     for (int64_t x = std::max(block.x_begin, block.y_begin); x < std::min(block.x_end, block.y_end);
          ++x) {

@@ -5,16 +5,30 @@
 
 #include "entropy.h"
 #include "information.h"
+#include "joint.h"
 
 namespace simmim {
 
 struct LabelInformationArgs {
-  const uint8_t* x;            // codes [features, samples], contiguous
-  const uint32_t* order;       // [samples] the samples, sorted by label
-  const int64_t* group_begin;  // [groups + 1] where in `order` each label that occurs begins
+  // Counts of feature f, label group g and bin b at f * feature_stride + g * group_stride + b.
+  const int64_t* counts;
+  int64_t feature_stride;
+  int64_t group_stride;
+  int64_t groups;  // labels that occur
+  int32_t bins;    // 2..256
+  double classes;  // the labels' alphabet, counting those that do not occur
+  EntropyTerms terms;
+  Information information;
+  float* result;  // [features]
+};
+
+// The same for more labels than it pays to keep counts of: one label after another.
+struct SortedLabelInformationArgs {
+  const uint8_t* x;       // codes [features, samples], contiguous
+  const uint32_t* order;  // [samples] the samples, sorted by label
+  SampleGroups groups;    // in that order: the labels that occur
   int64_t features;
   int64_t samples;
-  int64_t groups;
   int32_t bins;    // 2..256
   double classes;  // the labels' alphabet, counting those that do not occur
   EntropyTerms terms;
@@ -40,17 +54,19 @@ struct SoftLabelInformationArgs {
 // Features feature_begin..feature_end, each of which has at least 2 valid samples.
 void label_information_cpu(const LabelInformationArgs& args, int64_t feature_begin,
                            int64_t feature_end);
+void sorted_label_information_cpu(const SortedLabelInformationArgs& args, int64_t feature_begin,
+                                  int64_t feature_end);
 void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
                                 int64_t feature_end);
 
 // What label_information needs on CUDA, where counters in shared memory take samples in any order.
 // Pointers are the device's, and so is what only the labels say.
 struct LabelTableArgs {
-  const uint8_t* x;         // codes [features, samples], contiguous
-  const int32_t* labels;    // [samples] below *classes
-  const int64_t* classes;   // the largest label + 1
-  const double* alphabet;   // of the labels
-  int64_t most_classes;     // what *classes is at most
+  const uint8_t* x;        // codes [features, samples], contiguous
+  const int32_t* labels;   // [samples] below *classes
+  const int64_t* classes;  // the largest label + 1
+  const double* alphabet;  // of the labels
+  int64_t most_classes;    // what *classes is at most
   int64_t features;
   int64_t samples;
   int32_t bins;  // 2..256

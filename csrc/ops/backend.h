@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #if defined(SIMMIM_WITH_CUDA) && !defined(SIMMIM_EMULATED_CUDA)
@@ -62,6 +63,12 @@ constexpr int64_t kNoFault = INT64_MAX;
 // can't be known, and counts as holding: what then fails it gives NaN.
 inline bool holds(const at::Tensor& condition) {
   return is_capturing(condition) || condition.item<bool>();
+}
+
+// The operator as the dispatcher calls it, for the operators that call each other.
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> dispatched(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
 }
 
 // Registered for CUDA by operators that have no CUDA kernel: a clear error, never a silent copy.

@@ -53,15 +53,9 @@ at::Tensor sort_samples(const at::Tensor& codes, const LabelGroups& groups) {
 std::vector<double> grouped_entropies(const at::Tensor& codes, int64_t bins,
                                       const Condition& condition, const EntropyTerms& terms) {
   std::vector<double> entropy(codes.size(0));
-  const GroupedEntropyArgs args{codes.const_data_ptr<uint8_t>(),
-                                condition.groups.begin.data(),
-                                codes.size(0),
-                                codes.size(1),
-                                static_cast<int64_t>(condition.groups.begin.size()) - 1,
-                                static_cast<int32_t>(bins),
-                                condition.alphabet,
-                                terms,
-                                entropy.data()};
+  const GroupedEntropyArgs args{
+      codes.const_data_ptr<uint8_t>(), condition.groups.view(), codes.size(0), codes.size(1),
+      static_cast<int32_t>(bins),      condition.alphabet,      terms,         entropy.data()};
   for_each_feature_range(args.features, args.samples, [&](int64_t begin, int64_t end) {
     grouped_entropy_cpu(args, begin, end);
   });
@@ -79,15 +73,15 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
       y ? marginals_of(y_codes, y_bins, terms, caller, "y") : x_marginals;
   const std::vector<double> xz = grouped_entropies(x_codes, x_bins, condition, terms);
   const std::vector<double> yz = y ? grouped_entropies(y_codes, y_bins, condition, terms) : xz;
-  const auto groups = static_cast<int64_t>(begin.size()) - 1;
   const double z_entropy =
       entropy_of_cells(terms, begin.back(), condition.alphabet, [&](auto&& visit) {
-        for (int64_t group = 0; group < groups; ++group) visit(begin[group + 1] - begin[group]);
+        for (size_t group = 0; group + 1 < begin.size(); ++group) {
+          visit(begin[group + 1] - begin[group]);
+        }
       });
   at::Tensor result = at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
   const ConditionalInformationArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
-                                        begin.data(),
-                                        groups,
+                                        condition.groups.view(),
                                         condition.alphabet,
                                         !y.has_value(),
                                         x_marginals.valid.data(),
@@ -99,7 +93,7 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
                                         unit,
                                         result.mutable_data_ptr<float>()};
   FirstIndex too_few;
-  for_each_pair_block(args.codes, args.symmetric, [&](const PairBlock& block) {
+  for_each_pair_block(args.codes, args.symmetric, args.groups.count, [&](const PairBlock& block) {
     too_few.report(conditional_information_cpu(args, block));
   });
   check_shared_samples(too_few.get(), args.codes.y_features, caller);
@@ -110,20 +104,19 @@ std::vector<float> label_conditional_entropy(const at::Tensor& x, int64_t bins,
                                              const LabelGroups& groups, const EntropyTerms& terms,
                                              double unit) {
   std::vector<float> result(x.size(0));
-  const LabelInformationArgs args{x.const_data_ptr<uint8_t>(),
-                                  groups.order.data(),
-                                  groups.begin.data(),
-                                  x.size(0),
-                                  x.size(1),
-                                  static_cast<int64_t>(groups.begin.size()) - 1,
-                                  static_cast<int32_t>(bins),
-                                  static_cast<double>(groups.classes),
-                                  terms,
-                                  {Quantity::conditional_entropy, Normalization::none,
-                                   terms.estimator == Estimator::plugin, unit},
-                                  result.data()};
+  const SortedLabelInformationArgs args{x.const_data_ptr<uint8_t>(),
+                                        groups.order.data(),
+                                        groups.view(),
+                                        x.size(0),
+                                        x.size(1),
+                                        static_cast<int32_t>(bins),
+                                        static_cast<double>(groups.classes),
+                                        terms,
+                                        {Quantity::conditional_entropy, Normalization::none,
+                                         terms.estimator == Estimator::plugin, unit},
+                                        result.data()};
   for_each_feature_range(args.features, args.samples, [&](int64_t begin, int64_t end) {
-    label_information_cpu(args, begin, end);
+    sorted_label_information_cpu(args, begin, end);
   });
   return result;
 }

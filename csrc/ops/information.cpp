@@ -137,11 +137,12 @@ std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const st
 }
 
 std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int64_t bins,
-                                   const std::string& caller, const std::string& argument) {
+                                   const std::string& caller, const std::string& argument,
+                                   int64_t first_feature) {
   std::vector<int64_t> valid(features);
   for (int64_t f = 0; f < features; ++f) {
     valid[f] = std::accumulate(counts + f * bins, counts + (f + 1) * bins, int64_t{0});
-    check_valid(valid[f], f, caller, argument);
+    check_valid(valid[f], first_feature + f, caller, argument);
   }
   return valid;
 }
@@ -218,17 +219,25 @@ CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int
       static_cast<int32_t>(x_bins), static_cast<int32_t>(y_bins)};
 }
 
-void for_each_pair_block(const CodePair& codes, bool symmetric,
+void for_each_pair_block(const CodePair& codes, bool symmetric, int64_t groups,
                          const std::function<void(const PairBlock&)>& work) {
-  // Some milliseconds of work. Carry-save addition counts faster, and sorts a feature of x once for
-  // all features of y in the block.
-  const bool sorted = carry_save_pays(codes);
-  const int64_t most = int64_t{1} << (sorted ? 28 : 22), aspect = sorted ? 16 : 1;
+  // Some milliseconds of work. Carry-save addition counts faster, sorts a feature of x once for all
+  // features of y in the block, and turns those of y into words once for all of x.
+  const bool sorted = carry_save_pays(codes, groups);
+  const int64_t cells = groups * codes.x_bins * codes.y_bins;
+  const int64_t per_pair = codes.samples + (sorted ? 4 * cells : 0);
+  const int64_t most = int64_t{1} << (sorted ? 30 : 22), widest = sorted ? 128 : 64;
+  const int64_t threads = threads_for(std::max(codes.x_features, codes.y_features));
+  const auto share = [&](int64_t features) {  // several blocks for each thread
+    return threads == 1 ? features : features / (4 * threads);
+  };
   int64_t x_side = 1;
-  while (x_side < (sorted ? 32 : 64) && 4 * aspect * x_side * x_side * codes.samples <= most) {
+  while (x_side < std::min(widest, share(codes.x_features)) &&
+         x_side * (sorted ? 512 : 4 * x_side) * per_pair <= most) {
     x_side *= 2;
   }
-  const int64_t y_side = aspect * x_side;
+  int64_t y_side = x_side;
+  if (sorted) y_side = codes.x_features > 1 ? 512 : std::clamp<int64_t>(share(512), 64, 512);
   std::vector<PairBlock> blocks;
   for (int64_t x = 0; x < codes.x_features; x += x_side) {
     const int64_t x_end = std::min(x + x_side, codes.x_features);
@@ -237,12 +246,12 @@ void for_each_pair_block(const CodePair& codes, bool symmetric,
     }
   }
   const auto count = static_cast<int64_t>(blocks.size());
-  if (count * x_side * y_side * codes.samples < kGrain) {
+  if (count * x_side * y_side * per_pair < kGrain) {
     for (const PairBlock& block : blocks) work(block);
     return;
   }
   // A few blocks for each thread, then a look whether the caller still wants the rest.
-  const int64_t round = 16 * threads_for(count);
+  const int64_t round = (sorted ? 4 : 16) * threads_for(count);
   for (int64_t first = 0; first < count; first += round) {
     parallel_tasks(std::min(round, count - first), [&](int64_t i) { work(blocks[first + i]); });
     check_interrupt();

@@ -45,9 +45,11 @@ void check_valid(int64_t valid, int64_t feature, const std::string& caller,
 std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
                                  const std::string& argument);
 
-// Each feature's samples, of counts [features, bins]. Raises where one has fewer than 2.
+// Each feature's samples, of counts [features, bins]. Raises where one has fewer than 2, counting
+// features from first_feature.
 std::vector<int64_t> valid_samples(const int64_t* counts, int64_t features, int64_t bins,
-                                   const std::string& caller, const std::string& argument);
+                                   const std::string& caller, const std::string& argument,
+                                   int64_t first_feature = 0);
 
 // Each feature's valid samples and its entropy in nats over them.
 struct CodeMarginals {
@@ -64,6 +66,8 @@ struct LabelGroups {
   std::vector<uint32_t> order;  // [samples], stable
   std::vector<int64_t> begin;   // [groups + 1]
   int64_t classes = 0;          // the largest label + 1
+
+  SampleGroups view() const { return {begin.data(), static_cast<int64_t>(begin.size()) - 1}; }
 };
 
 constexpr int64_t kMostClasses = 65536;
@@ -97,8 +101,9 @@ void check_shared_samples(int64_t pair, int64_t y_features, const std::string& c
 CodePair code_pair(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins);
 
 // Calls work(block) for blocks of pairs that cover all of them (where symmetric: those that reach
-// the diagonal or lie right of it), on several threads where they are worth it.
-void for_each_pair_block(const CodePair& codes, bool symmetric,
+// the diagonal or lie right of it), on several threads where they are worth it. The samples are in
+// so many groups, counted apart.
+void for_each_pair_block(const CodePair& codes, bool symmetric, int64_t groups,
                          const std::function<void(const PairBlock&)>& work);
 
 // Calls work(begin, end) for ranges that cover all features, likewise.

@@ -20,7 +20,7 @@ at::Tensor joint_histogram(const at::Tensor& x, const at::Tensor& y, int64_t x_b
       at::empty({x.size(0), y.size(0), x_bins, y_bins}, x.options().dtype(at::kLong));
   const JointHistogramArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
                                 counts.mutable_data_ptr<int64_t>()};
-  for_each_pair_block(args.codes, /*symmetric=*/false,
+  for_each_pair_block(args.codes, /*symmetric=*/false, /*groups=*/1,
                       [&](const PairBlock& block) { joint_histogram_cpu(args, block); });
   return counts;
 }
@@ -57,7 +57,7 @@ at::Tensor pairwise_information(const at::Tensor& x, const std::optional<at::Ten
       parse_information(quantity, terms.estimator, normalized, base, caller),
       result.mutable_data_ptr<float>()};
   FirstIndex too_few;
-  for_each_pair_block(args.codes, args.symmetric, [&](const PairBlock& block) {
+  for_each_pair_block(args.codes, args.symmetric, /*groups=*/1, [&](const PairBlock& block) {
     too_few.report(pairwise_information_cpu(args, block));
   });
   check_shared_samples(too_few.get(), args.codes.y_features, caller);

@@ -2,15 +2,10 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "backend.h"
 
 namespace simmim {
-
-// The operator as the dispatcher calls it, for the operators that call each other.
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> dispatched(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-}
 
 inline std::string dtype_name(const at::Tensor& t) {
   return std::string(c10::getDtypeNames(t.scalar_type()).first);

@@ -14,19 +14,26 @@ def label_information(
     x: Tensor,
     labels: Tensor,
     bins: int,
+    low: Tensor | None,
+    high: Tensor | None,
+    edges: Tensor | None,
+    nan_policy: str,
+    outliers: str,
     quantity: str,
     estimator: str = "plugin",
     normalized: str | None = None,
     base: float | None = None,
     caller: str = "label_information",
 ) -> Tensor:
-    """Information of every feature and one class label.
+    """Information of every feature and one class label; values are binned as they are counted.
 
     Args:
-        x: codes [features, samples] uint8 below bins, or 255 for no sample.
+        x: [samples, features] float16/bfloat16/float32/float64 of any strides, or uint8 codes
+            below bins, of which 255 is no sample.
         labels: [samples] integer, 0..65,535. Their alphabet, which the shrinkage estimator needs,
             is the largest label + 1.
-        bins: 2..256.
+        bins: 2..256 (255 where samples may be left out).
+        low, high, edges, nan_policy, outliers: how values are binned, as for histogram.
         quantity: "joint_entropy", "conditional_entropy" (of x given the label) or
             "mutual_information".
         estimator: "plugin", "miller_madow", "grassberger", "chao_shen" or "shrink".
@@ -39,14 +46,20 @@ def label_information(
 
     Raises:
         ValueError: naming the argument, the rule and the value, and the feature or sample at fault.
-        TypeError: codes or labels are of another dtype.
+        TypeError: x or labels are of another dtype.
     """
-    return _label_information(x, labels, bins, quantity, estimator, normalized, base, caller)  # type: ignore[no-any-return]
+    return _label_information(  # type: ignore[no-any-return]
+        x, labels, bins, low, high, edges, nan_policy, outliers, quantity, estimator, normalized,
+        base, caller,
+    )  # fmt: skip
 
 
 @register_fake("simmim_ext::label_information")
-def _(x, labels, bins, quantity, estimator, normalized, base, caller):  # type: ignore[no-untyped-def]
-    return x.new_empty((x.shape[0],), dtype=torch.float32)
+def _(  # type: ignore[no-untyped-def]
+    x, labels, bins, low, high, edges, nan_policy, outliers, quantity, estimator, normalized, base,
+    caller,
+):  # fmt: skip
+    return x.new_empty((x.shape[1],), dtype=torch.float32)
 
 
 def soft_label_information(

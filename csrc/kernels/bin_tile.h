@@ -1,0 +1,184 @@
+// Bins the values of a strip, a tile at a time. Part of a kernel: see every_target.h.
+
+constexpr int kGroup = 2 * kLanes;  // columns of a tile
+constexpr int kTileRows = 64;       // the bins of a tile stay in the L1 cache
+
+template <typename Element>
+using Lanes = vector_of<Element, kLanes>;
+using Words = Lanes<uint32_t>;
+
+template <typename Vector>
+[[gnu::always_inline]] inline Vector load_vector(const void* source) {
+  Vector result;
+  memcpy(&result, source, sizeof result);
+  return result;
+}
+
+// How many values are binned at a time: as many as fill a vector, of what they are binned in.
+template <typename Compute>
+constexpr int kValues = kLanes * int{sizeof(float)} / int{sizeof(Compute)};
+template <typename Compute>
+using Values = vector_of<Compute, kValues<Compute>>;
+
+[[gnu::always_inline]] inline Values<float> load_values(const float* source) {
+  return load_vector<Values<float>>(source);
+}
+[[gnu::always_inline]] inline Values<double> load_values(const double* source) {
+  return load_vector<Values<double>>(source);
+}
+[[gnu::always_inline]] inline Words load_words(const void* source) {
+  return __builtin_convertvector(load_vector<Lanes<uint16_t>>(source), Words);
+}
+[[gnu::always_inline]] inline Values<float> load_values(const BFloat16* source) {
+  return (Values<float>)(load_words(source) << 16);
+}
+[[gnu::always_inline]] inline Values<float> load_values(const Half* source) {
+#if defined(SIMMIM_AVX512)
+  return (Values<float>)_mm512_maskz_cvtph_ps(0xffff, load_vector<__m256i>(source));
+#elif defined(SIMMIM_AVX2)
+  return (Values<float>)_mm256_cvtph_ps(load_vector<__m128i>(source));
+#else
+  const Words bits = load_words(source), magnitude = (bits & 0x7fffu) << 13;  // as half.h has it
+  const auto scaled = (Words)((Values<float>)magnitude * 0x1p112f);
+  return (Values<float>)(((bits & 0x8000u) << 16) |
+                         (magnitude < 0x0f800000u ? scaled : magnitude | 0x7f800000u));
+#endif
+}
+
+// low, high or scale of the columns of a tile.
+template <typename Compute>
+struct TileBound {
+  static constexpr int kParts = kGroup / kValues<Compute>;
+  Values<Compute> parts[kParts];
+
+  [[gnu::always_inline]] TileBound(const Compute* bound, int64_t stride, int columns) {
+    alignas(64) Compute lanes[kGroup] = {};
+    if (stride != 1 || columns != kGroup) {
+      for (int c = 0; c < columns; ++c) lanes[c] = bound[c * stride];
+      bound = lanes;
+    }
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      parts[part] = load_vector<Values<Compute>>(bound + part * kValues<Compute>);
+    }
+  }
+};
+
+// What a tile reads while it is binned is in the L2 cache: it was asked for, in the order of
+// memory, while the rows of tiles before were binned.
+template <typename Stored>
+struct Prefetch {
+  const Strip<Stored>& strip;
+  int64_t row, column;
+
+  // For the tile at row, column, one of as many as there are groups.
+  Prefetch(const Strip<Stored>& strip, int64_t row, int64_t column) : strip(strip) {
+    const int64_t groups = (strip.columns + kGroup - 1) / kGroup;
+    const int64_t done = column / kGroup * kTileRows;
+    this->row = row + kTileRows + done / groups;
+    this->column = done % groups * kGroup;
+  }
+
+  [[gnu::always_inline]] void next() {
+    if (row >= strip.rows) return;
+    const auto* at = reinterpret_cast<const char*>(strip.row(row) + column);
+#pragma GCC unroll 4
+    for (size_t line = 0; line < kGroup * sizeof(Stored); line += 64) {
+      __builtin_prefetch(at + line, 0, 2);
+    }
+    column += kGroup;
+    if (column < strip.columns) return;
+    column = 0;
+    ++row;
+  }
+};
+
+// uniform_bin of binning.h, lane by lane, or kNoBin.
+template <bool kClip, typename Stored, typename Compute = compute_t<Stored>>
+[[gnu::always_inline]] inline void bin_row(const Stored* row, const TileBound<Compute>& lows,
+                                           const TileBound<Compute>& highs,
+                                           const TileBound<Compute>& scales, int32_t bins,
+                                           int32_t* bin) {
+  const Values<Compute> last = Values<Compute>{} + static_cast<Compute>(bins - 1);
+#pragma GCC unroll 4
+  for (int part = 0; part < TileBound<Compute>::kParts; ++part) {
+    const Values<Compute> low = lows.parts[part], high = highs.parts[part];
+    Values<Compute> value = load_values(row + part * kValues<Compute>);
+    if constexpr (kClip) {
+      value = value < low ? low : value;
+      value = value > high ? high : value;
+    }
+    Values<Compute> position = (value - low) * scales.parts[part];
+    position = position < last ? position : last;
+    position = (value >= low) & (value <= high) ? position : Values<Compute>{} + kNoBin;
+    const auto result = __builtin_convertvector(position, vector_of<int32_t, kValues<Compute>>);
+    memcpy(bin + part * kValues<Compute>, &result, sizeof result);
+  }
+}
+
+// The columns of a tile where they are not side by side or not a whole group.
+template <typename Stored>
+[[gnu::noinline]] void copy_row(const Stored* source, int64_t stride, int columns, Stored* copy) {
+  for (int c = 0; c < columns; ++c) copy[c] = source[c * stride];
+  for (int c = columns; c < kGroup; ++c) copy[c] = Stored{};
+}
+
+// Calls bin(row, bins) for every row of a tile.
+template <typename Stored, typename BinRow>
+[[gnu::always_inline]] inline void for_each_row(const Strip<Stored>& strip, int64_t first, int rows,
+                                                int64_t column, int32_t* bins, const BinRow& bin) {
+  const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
+  if (strip.column_stride == 1 && columns == kGroup) {
+    Prefetch<Stored> prefetch(strip, first, column);
+    for (int r = 0; r < rows; ++r, bins += kGroup) {
+      prefetch.next();
+      bin(strip.row(first + r) + column, bins);
+    }
+    return;
+  }
+  for (int r = 0; r < rows; ++r, bins += kGroup) {
+    Stored copy[kGroup];
+    copy_row(strip.row(first + r) + column * strip.column_stride, strip.column_stride, columns,
+             copy);
+    bin(copy, bins);
+    std::fill(bins + columns, bins + kGroup, kNoBin);
+  }
+}
+
+template <bool kClip, typename Stored>
+[[gnu::noinline]] void bin_uniformly(const Strip<Stored> strip, int64_t row, int rows,
+                                     int64_t column, int32_t* bins) {
+  using Compute = compute_t<Stored>;
+  const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
+  const auto bound = [&](const Compute* bounds) {
+    return TileBound<Compute>(bounds + column * strip.bound_stride, strip.bound_stride, columns);
+  };
+  const Binning<Compute>& binning = strip.binning;
+  const auto low = bound(binning.low), high = bound(binning.high), scale = bound(binning.scale);
+  for_each_row(strip, row, rows, column, bins, [&](const Stored* source, int32_t* bin) {
+    bin_row<kClip>(source, low, high, scale, binning.bins, bin);
+  });
+}
+
+// The bins [rows, kGroup] of columns [column, column + kGroup), rows [row, row + rows); kNoBin also
+// past the last column and, up to whole 16 rows, past the last row.
+template <typename Stored>
+void bin_tile(const Strip<Stored>& strip, int64_t row, int rows, int64_t column, int32_t* bins) {
+  if constexpr (sizeof(Stored) == 1) {
+    for_each_row(strip, row, rows, column, bins, [&](const Stored* code, int32_t* bin) {
+      const int32_t count = strip.binning.bins;
+      for (int c = 0; c < kGroup; ++c) bin[c] = code[c] < count ? int32_t{code[c]} : kNoBin;
+    });
+  } else if (strip.binning.edges != nullptr) {
+    const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
+    const int64_t feature = column * strip.bound_stride;
+    for_each_row(strip, row, rows, column, bins, [&](const Stored* value, int32_t* bin) {
+      for (int c = 0; c < columns; ++c) bin[c] = stored_bin(value[c], strip.binning, feature + c);
+    });
+  } else if (strip.binning.clip) {
+    bin_uniformly<true>(strip, row, rows, column, bins);
+  } else {
+    bin_uniformly<false>(strip, row, rows, column, bins);
+  }
+  std::fill(bins + rows * kGroup, bins + (rows + 15) / 16 * 16 * kGroup, kNoBin);
+}

@@ -1,0 +1,116 @@
+// Counts the bins of a strip. Part of a kernel: see every_target.h.
+#include "bin_tile.h"
+#include "bit_counts.h"
+
+constexpr int kWordBits = 32;
+constexpr int words_of(int32_t bins) { return (bins + kWordBits - 1) / kWordBits; }
+// Up to 16 bins, the two vectors of a group share their words.
+constexpr bool packs(int32_t bins) { return bins <= kWordBits / 2; }
+constexpr int states_of(int32_t bins) { return packs(bins) ? 1 : 2 * words_of(bins); }
+
+// one << bin, or 0 where bin is not below 32, as negative bins are not.
+[[gnu::always_inline]] inline Words shifted(Words one, Words bin) {
+#if defined(SIMMIM_AVX512)
+  return (Words)_mm512_maskz_sllv_epi32(0xffff, (__m512i)one, (__m512i)bin);
+#elif defined(SIMMIM_AVX2)
+  return (Words)_mm256_sllv_epi32((__m256i)one, (__m256i)bin);
+#else
+  return (one << (bin & 31)) & (Words)(bin < 32);
+#endif
+}
+
+// Rows of a tile as words with a bit for each bin from first_bin on.
+struct OneHotRows {
+  const int32_t* bins;
+  uint32_t first_bin;
+  [[gnu::always_inline]] Words operator[](int row) const {
+    return shifted(Words{} + 1, load_vector<Words>(bins + row * kGroup) - first_bin);
+  }
+};
+
+// The same for both vectors of a group in one: bit bin, or bin + 16 for the second.
+struct PackedRows {
+  const int32_t* bins;
+  [[gnu::always_inline]] Words operator[](int row) const {
+    return shifted(Words{} + 1, load_vector<Words>(bins + row * kGroup)) |
+           shifted(Words{} + (1 << 16), load_vector<Words>(bins + row * kGroup + kLanes));
+  }
+};
+
+using State = BitCounts<Words>;
+
+// Adds the bins of a tile, 16 rows at a time, to the states of its group: [halves, words].
+[[gnu::noinline]] void count_tile(const int32_t* tile, int adds, int32_t bins, State* states) {
+  const auto at = [&](int i) { return tile + i * State::kRows * kGroup; };
+  if (packs(bins)) return states->add_all(adds, [&](int i) { return PackedRows{at(i)}; });
+  for (int half = 0; half < 2; ++half) {
+    for (int bin = 0; bin < bins; bin += kWordBits) {
+      states++->add_all(adds, [&](int i) {
+        return OneHotRows{at(i) + half * kLanes, static_cast<uint32_t>(bin)};
+      });
+    }
+  }
+}
+
+// Adds what the states of a group have counted to the counts [columns, bins] of its columns, or to
+// [bins] where all of them are one feature's.
+[[gnu::noinline]] void read_counts(const State* states, int columns, int64_t rows, int32_t bins,
+                                   bool one_feature, int64_t* counts) {
+  const int words = words_of(bins);
+  for (int state = 0; state < states_of(bins); ++state) {
+    for (int octet = 0; octet < (rows < 256 ? 1 : 2); ++octet) {
+      Words bytes[8];
+      states[state].bytes_of_counts(octet, bytes);
+      for (int bit = 0; bit < kWordBits; ++bit) {
+        const int half = packs(bins) ? bit / (kWordBits / 2) : state / words;
+        const int bin = packs(bins) ? bit % (kWordBits / 2) : state % words * kWordBits + bit;
+        if (bin >= bins) continue;
+        const Words part = (bytes[bit % 8] >> (bit / 8 * 8) & 0xffu) << (8 * octet);
+        if (one_feature) {  // lanes past the last column have counted nothing
+          uint32_t sum = 0;
+          for (int lane = 0; lane < kLanes; ++lane) sum += part[lane];
+          counts[bin] += sum;
+        } else {
+          const int first = half * kLanes, last = std::min(kLanes, columns - first);
+          for (int lane = 0; lane < last; ++lane) counts[(first + lane) * bins + bin] += part[lane];
+        }
+      }
+    }
+  }
+}
+
+// Adds to counts [columns, bins], or [bins] where all columns are of one feature.
+template <typename Stored>
+void count_strip(const Strip<Stored>& strip, int64_t* counts, CacheLine* workspace) {
+  const int32_t bins = strip.binning.bins;
+  const int64_t groups = (strip.columns + kGroup - 1) / kGroup;
+  const int group_states = states_of(bins);
+  const bool one_feature = strip.bound_stride == 0;
+  auto* states = reinterpret_cast<State*>(workspace);  // [groups, group_states]
+  static_assert(4 * kTileRows == 16 * State::kRows);   // between two calls of settle
+  alignas(64) int32_t tile[kTileRows * kGroup];
+
+  for (int64_t begin = 0; begin < strip.rows; begin += State::kMaxRows) {
+    const int64_t end = std::min(begin + State::kMaxRows, strip.rows);
+    for (int64_t s = 0; s < groups * group_states; ++s) states[s].clear();
+    for (int64_t row = begin; row < end; row += kTileRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kTileRows, end - row));
+      const bool settle = (row - begin) / kTileRows % 4 == 3 || row + rows == end;
+      for (int64_t g = 0; g < groups; ++g) {
+        State* own = states + g * group_states;
+        bin_tile(strip, row, rows, g * kGroup, tile);
+        count_tile(tile, (rows + State::kRows - 1) / State::kRows, bins, own);
+        for (int s = 0; settle && s < group_states; ++s) own[s].settle();
+      }
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - g * kGroup));
+      read_counts(states + g * group_states, columns, end - begin, bins, one_feature,
+                  counts + (one_feature ? 0 : g * kGroup * bins));
+    }
+  }
+}
+
+int64_t group_size() { return kGroup; }
+// What count_strip needs for a group of columns.
+int64_t workspace_bytes(int32_t bins) { return states_of(bins) * int64_t{sizeof(State)}; }
