@@ -7,6 +7,23 @@ from typing import Any
 
 import torch
 
+CRITERIA = (
+    "simmim",
+    "entropy",
+    "relevance",
+    "redundancy",
+    "mrmr",
+    "jmi",
+    "cmim",
+    "magnitude_l1",
+    "magnitude_l2",
+    "fpgm",
+    "taylor",
+    "hessian",
+    "activation",
+    "random",
+)
+ALLOCATIONS = ("information", "score", "uniform")
 SCHEDULES = ("one-shot", "iterative", "cubic")
 ESTIMATORS = ("plugin", "miller_madow", "grassberger", "chao_shen", "shrink")
 
@@ -16,8 +33,10 @@ class CompressConfig:
     """Settings of ``score``, ``prune``, ``distill`` and ``compress``.
 
     Attributes:
-        criterion: how units are picked: "simmim" (conditional information) or a baseline.
-        allocation: how the budget is divided between layers; "information" pools I(T; Yhat).
+        criterion: how units are picked: "simmim" (conditional information), or a baseline; see
+            ``score``.
+        allocation: how the budget is divided between layers: "information" pools I(T; Yhat),
+            "score" the criterion's own scores, "uniform" gives equal shares.
         reconstruct: refit each next layer by ridge regression after units were removed.
         bins: histogram bins of marginal estimates, 2 to 256.
         pair_bins: histogram bins of pairwise estimates, 2 to 256.
@@ -57,10 +76,8 @@ class CompressConfig:
     amp: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("criterion", "allocation"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise TypeError(f"CompressConfig: {name} must be a string, got {value!r}")
+        self._choice("criterion", CRITERIA)
+        self._choice("allocation", ALLOCATIONS)
         for name in ("reconstruct", "shared_range", "amp"):
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -115,6 +132,8 @@ class CompressConfig:
 
     def _choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
+        if not isinstance(value, str):
+            raise TypeError(f"CompressConfig: {name} must be a string, got {value!r}")
         if value not in choices:
             raise ValueError(
                 f"CompressConfig: {name} must be one of {', '.join(choices)}, got {value!r}"

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config import ALLOCATIONS
 from .data import Batch, ForwardFn
 from .measure import count_bytes, count_flops, count_params, measure_latency
 from .removal import remove_units
 from .scoring import Scores
 from .widths import Widths, allocate, check_constraints, unreachable
-
-ALLOCATIONS = ("information", "score", "uniform")
 
 # How long each candidate's latency is measured.
 _SECONDS = 0.2

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks.compression import bars, contest, networks, tournament
-from simmim_ext import images
+from simmim_ext import CompressConfig, distill, images
 from simmim_ext.cli import main
+from simmim_ext.data import Shuffled
 
 
 @pytest.fixture
@@ -53,6 +55,20 @@ def test_compression_compares_goes_on_and_prints_json_alone(tmp_path, capsys, mo
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out) == results
     assert len(ran) == 1
+
+
+@pytest.mark.usefixtures("digits")
+def test_the_kept_logits_teach_what_the_teacher_does(tmp_path):
+    one = contest.Contest("mlp", 0, tmp_path)
+    cell = contest.Cell("mlp", 0, "simmim", "shared", True, 2, 1e-3)
+    torch.manual_seed(0)
+    student = networks.build(networks.RECIPES["mlp"], one._data)
+    found = one._trained(student, cell)
+    images = Shuffled([one._data.train[0]], contest.BATCH)
+    config = CompressConfig(epochs=2, lr=1e-3, seed=0)
+    expected, _ = distill(student, one.teacher, images, config=config, progress=False)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_standings_name_the_best_rival_and_the_noise():

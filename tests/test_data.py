@@ -171,6 +171,13 @@ def test_seeded_gives_the_callers_random_state_back():
         ({"steps": 3}, ValueError, 'steps must be 1 with schedule="one-shot", got 3'),
         ({"device": "warp"}, ValueError, "device must be None or name a torch device, got 'warp'"),
         ({"criterion": 3}, TypeError, "criterion must be a string, got 3"),
+        ({"criterion": "l3"}, ValueError, "criterion must be one of simmim, .*, random, got 'l3'"),
+        (
+            {"allocation": "even"},
+            ValueError,
+            "allocation must be one of information, .* got 'even'",
+        ),
+        ({"schedule": "slow"}, ValueError, "schedule must be one of one-shot, .* got 'slow'"),
     ],
 )
 def test_config_names_field_rule_and_value(settings, error, text):

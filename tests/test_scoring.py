@@ -6,6 +6,7 @@ from models import CASES, case, mlp, snapshot
 from torch import nn
 
 from simmim_ext import CompressConfig, Scores, SimMIMError, entropy, mutual_information, score
+from simmim_ext.config import CRITERIA as NAMES
 from simmim_ext.criteria import CRITERIA, metric_root
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
@@ -15,6 +16,10 @@ def data(name, samples=200):
     generator = torch.Generator().manual_seed(5)
     shape = (12,) if name == "mlp" else (1, 8, 8)
     return torch.randn(samples, *shape, generator=generator).split(64)
+
+
+def test_every_criterion_can_be_configured():
+    assert set(CRITERIA) == set(NAMES)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -111,8 +111,9 @@ class Contest:
     @cached_property
     def logits(self) -> Tensor:
         """The teacher's on all training images: it is asked once for the whole contest."""
+        model = self.teacher  # which may have to be trained first
         with torch.no_grad():
-            return torch.cat([self.teacher(x) for x in self._data.train[0].split(1000)])
+            return torch.cat([model(x) for x in self._data.train[0].split(1000)])
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell, on the validation and on the test images."""
@@ -190,7 +191,9 @@ class Contest:
             )
         config = CompressConfig(epochs=cell.epochs, lr=cell.lr, seed=self._seed)
         data = Shuffled([(x, self.logits)], BATCH)
-        return distill(student, _Answers(), data, config=config, forward_fn=_forward)[0]
+        # Said, not guessed: the logits stand where labels would, and real ones would mean values.
+        options = {"config": config, "output": "classes", "forward_fn": _forward}
+        return distill(student, _Answers(), data, progress=False, **options)[0]
 
     def _figures(self, student: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
         batches = list(zip(*(part.split(1000) for part in data), strict=True))
