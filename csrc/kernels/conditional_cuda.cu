@@ -1,16 +1,15 @@
-#include "conditional.h"
-
 #include <algorithm>
 
 #include "block_table.cuh"
+#include "conditional.h"
 
 namespace simmim {
 namespace {
 
 constexpr int64_t kMaxBlocks = 1 << 20;  // blocks stride over the work beyond
 
-// The samples that have x, y and z: rows by z, and by x where that is asked for; columns by y, where
-// that is. A null y is a constant.
+// The samples that have x, y and z: rows by z, and by x where that is asked for; columns by y,
+// where that is. A null y is a constant.
 struct TripleSamples {
   const uint8_t* x;
   const uint8_t* y;
@@ -32,7 +31,8 @@ struct TripleSamples {
 // In nats over `samples` samples, those that count.
 __device__ double table_entropy(const TripleSamples& triples, const Given& given,
                                 const EntropyTerms& terms, int64_t samples, int64_t capacity) {
-  const int32_t across = triples.by_x ? triples.x_bins : 1, columns = triples.by_y ? triples.y_bins : 1;
+  const int32_t across = triples.by_x ? triples.x_bins : 1,
+                columns = triples.by_y ? triples.y_bins : 1;
   const double alphabet = static_cast<double>(across) * columns * *given.alphabet;
   return BlockTable<TripleSamples>(triples, *given.values * across, columns, capacity)
       .entropy(terms, samples, alphabet);
@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kTableThreads, 2)
     grouped_entropy_kernel(GroupedTableArgs args, int64_t capacity, int64_t* first_fault) {
   for (int64_t feature = blockIdx.x; feature < args.features; feature += gridDim.x) {
     const uint8_t* x = args.x == nullptr ? nullptr : args.x + feature * args.samples;
-    const TripleSamples samples{nullptr, x, args.given.z, args.samples, 1, args.bins, false,
-                                true};
+    const TripleSamples samples{nullptr, x, args.given.z, args.samples, 1, args.bins, false, true};
     const int64_t valid = table_size(samples, capacity);
     double entropy = NAN;
     if (valid >= 2) entropy = table_entropy(samples, args.given, args.terms, valid, capacity);
@@ -66,8 +65,14 @@ __global__ void __launch_bounds__(kTableThreads, 2)
     const int64_t x = pair / codes.y_features, y = pair % codes.y_features;
     if (args.symmetric && y < x) continue;
     const bool same = args.symmetric && x == y;
-    TripleSamples samples{codes.x + x * codes.samples, codes.y + y * codes.samples,
-                          args.given.z, codes.samples, codes.x_bins, codes.y_bins, true, true};
+    TripleSamples samples{codes.x + x * codes.samples,
+                          codes.y + y * codes.samples,
+                          args.given.z,
+                          codes.samples,
+                          codes.x_bins,
+                          codes.y_bins,
+                          true,
+                          true};
     double xz = args.xz_entropy[x], yz = args.yz_entropy[y], z = *args.z_entropy, joint = xz;
     int64_t valid = args.x_valid[x];
     const bool gaps = valid < whole || args.y_valid[y] < whole;

@@ -43,8 +43,8 @@ SIMMIM_HD double interpolate(double low, double high, double fraction) {
 #endif
   const double width = high - low;
   const bool finite = width - width == 0;
-  const double value = finite ? low + times(width, fraction)
-                              : times(low, 1 - fraction) + times(high, fraction);
+  const double value =
+      finite ? low + times(width, fraction) : times(low, 1 - fraction) + times(high, fraction);
   return value < low ? low : value > high ? high : value;
 }
 

@@ -1,7 +1,6 @@
-#include "discretize.h"
-
 #include <cmath>
 
+#include "discretize.h"
 #include "launch.cuh"
 #include "totals.cuh"
 
@@ -65,15 +64,15 @@ __device__ int64_t first_where(int64_t size, const Holds& holds) {
 template <typename Value>
 __global__ void __launch_bounds__(kThreads)
     sorted_quantile_edges_kernel(QuantileEdgesArgs<Value> args, int64_t* first_fault) {
-  const int64_t feature =
-      int64_t{blockIdx.x} * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
+  const int64_t feature = int64_t{blockIdx.x} * (kThreads / kWarpLanes) + threadIdx.x / kWarpLanes;
   if (feature >= args.features) return;
   const auto at = [&](int64_t i) {
     return args.x[i * args.sample_stride + feature * args.feature_stride];
   };
-  const int64_t finite = first_where(args.samples, [&](int64_t i) { return !(at(i) < -INFINITY) &&
-                                                                           at(i) != -INFINITY; });
-  const int64_t infinite = first_where(args.samples, [&](int64_t i) { return !(at(i) < INFINITY); });
+  const int64_t finite = first_where(
+      args.samples, [&](int64_t i) { return !(at(i) < -INFINITY) && at(i) != -INFINITY; });
+  const int64_t infinite =
+      first_where(args.samples, [&](int64_t i) { return !(at(i) < INFINITY); });
   const int64_t nan = first_where(args.samples, [&](int64_t i) { return at(i) != at(i); });
   const bool bad = (nan < args.samples && !args.omit_nan) ||
                    ((finite > 0 || nan > infinite) && !args.omit_infinite);
@@ -85,8 +84,8 @@ __global__ void __launch_bounds__(kThreads)
     if (!bad && last >= 0) {
       const int64_t below = k * last / args.bins;
       const double fraction = static_cast<double>(k * last % args.bins) / args.bins;
-      edge = interpolate(at(finite + below), at(finite + (below < last ? below + 1 : last)),
-                         fraction);
+      edge =
+          interpolate(at(finite + below), at(finite + (below < last ? below + 1 : last)), fraction);
     }
     args.edges[feature * (args.bins + 1) + k] = edge;
   }

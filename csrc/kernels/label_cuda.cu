@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kTableThreads, 2)
   const int64_t classes = *args.classes;
   const double alphabet = *args.alphabet;
   for (int64_t feature = blockIdx.x; feature < args.features; feature += gridDim.x) {
-    LabelSamples samples{args.x + feature * args.samples, args.labels, args.samples, args.bins,
-                         true, true};
+    LabelSamples samples{
+        args.x + feature * args.samples, args.labels, args.samples, args.bins, true, true};
     const int64_t valid = BlockTable<LabelSamples>(samples, 1, 1, capacity).size();
     double x = 0, y = 0, joint = 0;
 #pragma unroll 1

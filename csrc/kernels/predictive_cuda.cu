@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block: the parts added up in order.
 __global__ void __launch_bounds__(kThreads)
-    predictive_information_kernel(const double* sums, int64_t parts, int64_t classes, double samples,
-                                  double nats_per_unit, float* result) {
+    predictive_information_kernel(const double* sums, int64_t parts, int64_t classes,
+                                  double samples, double nats_per_unit, float* result) {
   const auto sum_of = [&](int64_t column) {
     double sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += sums[part * (classes + 1) + column];

@@ -42,8 +42,8 @@ void on_cuda(const at::Tensor&, const Launch& launch) {
 inline bool runs_on_cuda(const at::Tensor& x) { return x.is_cuda(); }
 // Whether the current stream records a CUDA graph, so that no value can be read back.
 inline bool is_capturing(const at::Tensor& x) {
-  return x.is_cuda() && c10::cuda::currentStreamCaptureStatusMayInitCtx() !=
-                            c10::cuda::CaptureStatus::None;
+  return x.is_cuda() &&
+         c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
 // Runs launch(stream) on the tensor's device and current stream, and checks what it returns.
 template <typename Launch>

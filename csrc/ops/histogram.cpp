@@ -50,7 +50,8 @@ at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::
                                      binning.view<compute_t<Stored>>(),
                                      counts.mutable_data_ptr<int64_t>()};
 #ifdef SIMMIM_WITH_CUDA
-    if (runs_on_cuda(x)) return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
+    if (runs_on_cuda(x))
+      return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
 #endif
     count_on_cpu(args);
   });

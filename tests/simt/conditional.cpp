@@ -104,8 +104,16 @@ void check(const Problem& p, Estimator estimator) {
       given,
       {data.x.data(), p.symmetric ? data.x.data() : data.y.data(), p.x_features, p.y_features,
        p.samples, p.x_bins, p.y_bins},
-      p.symmetric, x_valid.data(), y_valid.data(), z_valid.data(), xz.data(), yz.data(), z.data(),
-      terms, 2.0, result.data()};
+      p.symmetric,
+      x_valid.data(),
+      y_valid.data(),
+      z_valid.data(),
+      xz.data(),
+      yz.data(),
+      z.data(),
+      terms,
+      2.0,
+      result.data()};
   bool good = simmim::conditional_information_cuda(args, &fault, nullptr) == 0;
   int64_t expected_fault = kNone;
   for (int64_t pair = p.x_features * p.y_features; pair-- > 0;) {

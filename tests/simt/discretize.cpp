@@ -70,8 +70,8 @@ void check_quantiles(int64_t samples, int64_t features, int bins, int odd, bool 
               [](Value a, Value b) { return std::isnan(b) ? !std::isnan(a) : a < b; });
   }
   std::vector<double> on_cpu(features * (bins + 1), 7), emulated(features * (bins + 1), 9);
-  simmim::QuantileEdgesArgs<Value> args{x.data(), samples, features, 1, samples, bins, omit_nan,
-                                        omit_infinite, on_cpu.data()};
+  simmim::QuantileEdgesArgs<Value> args{x.data(), samples,       features,     1, samples, bins,
+                                        omit_nan, omit_infinite, on_cpu.data()};
   const bool clean = simmim::quantile_edges_cpu(args, 0, features);
   args.edges = emulated.data();
   int64_t fault = INT64_MAX;

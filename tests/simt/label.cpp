@@ -42,8 +42,9 @@ void check_labels(int64_t features, int64_t samples, int bins, int64_t classes,
                          estimator == Estimator::plugin, 1};
   const double alphabet = static_cast<double>(classes);
   std::vector<float> result(features, -9);
-  const simmim::LabelTableArgs args{x.data(), labels.data(), &classes, &alphabet, most_classes,
-                                    features, samples, bins, terms, info, result.data()};
+  const simmim::LabelTableArgs args{x.data(),     labels.data(), &classes,     &alphabet,
+                                    most_classes, features,      samples,      bins,
+                                    terms,        info,          result.data()};
   bool good = simmim::label_information_cuda(args, nullptr) == 0;
   for (int64_t f = 0; f < features; ++f) {
     std::vector<int64_t> rows(classes), columns(bins), cells(classes * bins);
@@ -53,11 +54,11 @@ void check_labels(int64_t features, int64_t samples, int bins, int64_t classes,
       if (code >= bins) continue;
       ++valid, ++rows[labels[i]], ++columns[code], ++cells[labels[i] * bins + code];
     }
-    const float wanted =
-        valid < 2 ? NAN
-                  : simmim::information(info, entropy(terms, valid, bins, columns),
-                                        entropy(terms, valid, alphabet, rows),
-                                        entropy(terms, valid, alphabet * bins, cells));
+    const float wanted = valid < 2
+                             ? NAN
+                             : simmim::information(info, entropy(terms, valid, bins, columns),
+                                                   entropy(terms, valid, alphabet, rows),
+                                                   entropy(terms, valid, alphabet * bins, cells));
     good &= simt::close(result[f], wanted, 1e-6);
   }
   simt::check(good, "label: samples=%ld bins=%d classes=%ld estimator=%d", samples, bins, classes,
@@ -102,8 +103,8 @@ void check_soft(int64_t features, int64_t samples, int bins, int64_t classes, in
     x_entropy.push_back(n < 2 ? NAN : entropy(terms, n, bins, counts));
     expected.push_back(n < 2 ? NAN : simmim::information(info, x_entropy.back(), label, joint));
   }
-  const simmim::SoftLabelInformationArgs args{x.data(), p.data(), features, samples, classes,
-                                              bins, terms, info, result.data()};
+  const simmim::SoftLabelInformationArgs args{x.data(), p.data(), features, samples,      classes,
+                                              bins,     terms,    info,     result.data()};
   std::vector<double> scratch(simmim::soft_label_scratch(args), -9);
   bool good = simmim::soft_label_information_cuda(args, valid.data(), x_entropy.data(),
                                                   scratch.data(), nullptr) == 0;
@@ -118,8 +119,8 @@ int main() {
     check_labels(3, 401, 9, 7, 7, 20, Estimator(estimator));
   }
   check_labels(1, 2, 2, 1, 1, 0, Estimator::plugin);
-  check_labels(2, 4, 3, 2, 65536, 95, Estimator::plugin);             // features without samples
-  check_labels(2, 300, 256, 400, 65536, 0, Estimator::plugin);        // more cells than fit at once
+  check_labels(2, 4, 3, 2, 65536, 95, Estimator::plugin);       // features without samples
+  check_labels(2, 300, 256, 400, 65536, 0, Estimator::plugin);  // more cells than fit at once
   check_labels(1, 130, 255, 300, 300, 10, Estimator::chao_shen);
   check_soft(5, 203, 8, 10, 0);
   check_soft(3, 90, 9, 70, 30);
