@@ -84,4 +84,5 @@ def conditional_by_scatter(code: Tensor, labels: Tensor, bins: int, classes: int
 def quantile_codes(x: Tensor, bins: int) -> Tensor:
     """Codes of equally full bins: torch.quantile, then bucketize, column by column."""
     inner = torch.linspace(0, 1, bins + 1)[1:-1].to(x.dtype)
-    return torch.stack([torch.bucketize(c, torch.quantile(c, inner), right=True) for c in x.t()])
+    columns = x.t().contiguous()
+    return torch.stack([torch.bucketize(c, torch.quantile(c, inner), right=True) for c in columns])

@@ -73,4 +73,22 @@ SIMMIM_HD int32_t stored_bin(Stored stored, const Binning<compute_t<Stored>>& bi
   }
 }
 
+// The smallest and largest value of each feature, NaN left out.
+template <typename Stored>
+struct RangeArgs {
+  const Stored* x;  // [samples, features], any strides
+  int64_t samples;
+  int64_t features;
+  int64_t sample_stride;    // in elements
+  int64_t feature_stride;   // in elements
+  bool finite;              // infinity is left out too
+  compute_t<Stored>* low;   // [features]; infinity where nothing is left
+  compute_t<Stored>* high;  // [features]; minus infinity likewise
+};
+
+// Of samples [sample_begin, sample_end) of features [feature_begin, feature_end).
+template <typename Stored>
+void range_cpu(const RangeArgs<Stored>& args, int64_t feature_begin, int64_t feature_end,
+               int64_t sample_begin, int64_t sample_end);
+
 }  // namespace simmim

@@ -1,17 +1,60 @@
 #include "binning.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "backend.h"
+#include "parallel.h"
 
 namespace simmim {
 namespace {
 
+// x's own type of the values that are binned.
+at::ScalarType compute_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// range_of on the CPU: one read of x. What NaN may not be left out, counting misses later.
+std::pair<at::Tensor, at::Tensor> range_on_cpu(const at::Tensor& x, const BinningRequest& request) {
+  const int64_t samples = x.size(0), features = x.size(1);
+  const auto options = x.options().dtype(compute_dtype(x));
+  at::Tensor low = at::empty({features}, options), high = at::empty({features}, options);
+  SIMMIM_DISPATCH_VALUES(x, "range", [&] {
+    using Compute = compute_t<Stored>;
+    auto *lows = low.mutable_data_ptr<Compute>(), *highs = high.mutable_data_ptr<Compute>();
+    const RangeArgs<Stored> args{
+        static_cast<const Stored*>(x.const_data_ptr()), samples, features, x.stride(0), x.stride(1),
+        request.drop_outliers || request.clip_outliers, lows,    highs};
+    const MatrixParts parts(samples, features);
+    std::vector<Compute> partial((parts.chunks - 1) * 2 * features);
+    parts.run([&](int64_t chunk, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
+                  int64_t sample_end) {
+      RangeArgs<Stored> mine = args;
+      if (chunk > 0) {
+        mine.low = partial.data() + (chunk - 1) * 2 * features;
+        mine.high = mine.low + features;
+      }
+      range_cpu(mine, feature_begin, feature_end, sample_begin, sample_end);
+    });
+    for (int64_t f = 0; f < features; ++f) {
+      for (size_t i = f; i < partial.size(); i += 2 * features) {
+        lows[f] = std::min(lows[f], partial[i]);
+        highs[f] = std::max(highs[f], partial[i + features]);
+      }
+      if (lows[f] > highs[f]) lows[f] = highs[f] = 0;  // nothing is left
+    }
+  });
+  return {std::move(low), std::move(high)};
+}
+
 // Each feature's smallest and largest value, of those that may count.
 std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningRequest& request) {
+  if (!runs_on_cuda(x)) return range_on_cpu(x, request);
   const bool tolerant = request.omit_nan || request.drop_outliers || request.clip_outliers;
-  if (!tolerant) return {x.amin(0), x.amax(0)};  // two reads, yet faster than at::aminmax
+  if (!tolerant) return {x.amin(0), x.amax(0)};
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const at::Tensor ignored =
       request.drop_outliers || request.clip_outliers ? x.isfinite().logical_not_() : x.isnan();
@@ -46,6 +89,23 @@ void check_range(const at::Tensor& low, const at::Tensor& high, bool given, cons
   TORCH_CHECK_VALUE(
       false, request.caller, ": range must be finite with low <= high in every feature, got (",
       low[feature].item<double>(), ", ", high[feature].item<double>(), ") in feature ", feature);
+}
+
+// The scale of uniform bins on the CPU; false where a range is not as it must be, or too narrow or
+// too wide for x's own arithmetic.
+bool scale_on_cpu(const at::Tensor& low, const at::Tensor& high, int64_t bins, at::Tensor& scale) {
+  scale = at::empty_like(low);
+  bool usable = true;
+  AT_DISPATCH_FLOATING_TYPES(low.scalar_type(), "scale", [&] {
+    const auto *lows = low.const_data_ptr<scalar_t>(), *highs = high.const_data_ptr<scalar_t>();
+    auto* scales = scale.mutable_data_ptr<scalar_t>();
+    for (int64_t f = 0; f < low.numel(); ++f) {
+      const scalar_t width = highs[f] - lows[f];
+      scales[f] = width == 0 ? 0 : static_cast<scalar_t>(bins) / width;
+      usable &= width >= 0 && std::isfinite(width) && std::isfinite(scales[f]);
+    }
+  });
+  return usable;
 }
 
 }  // namespace
@@ -100,12 +160,17 @@ ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& reque
     return binning;
   }
   auto [low, high] = request.low ? std::pair(*request.low, *request.high) : range_of(x, request);
-  const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto dtype = compute_dtype(x);
   for (at::Tensor* bound : {&low, &high}) {
     TORCH_CHECK_VALUE(bound->dim() == 1 && bound->size(0) == x.size(1), request.caller,
                       ": range given as tensors must have shape [features] = [", x.size(1),
                       "], got ", bound->sizes());
     *bound = bound->to(x.device(), dtype).contiguous();
+  }
+  if (!runs_on_cuda(x) && scale_on_cpu(low, high, request.bins, binning.scale)) {
+    binning.low = low;
+    binning.high = high;
+    return binning;
   }
   check_range(low, high, request.low.has_value(), x, request);
   const at::Tensor width = high - low;

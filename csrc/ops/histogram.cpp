@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <numeric>
+
 #include "backend.h"
 #include "binning.h"
 #include "parallel.h"
@@ -10,27 +12,24 @@
 namespace simmim {
 namespace {
 
-// Elements below which a second thread costs more than it brings.
-constexpr int64_t kGrain = int64_t{1} << 16;
-
 template <typename Stored>
 void count_on_cpu(const HistogramArgs<Stored>& args) {
-  // Threads share the features where there are enough; else also the samples, counted apart and
-  // then added: sums of integers, the same in any order.
-  constexpr int64_t kMinFeatures = 64;  // a few cache lines of every row
-  const int64_t threads = threads_for(args.samples * args.features / kGrain);
-  const int64_t blocks = std::clamp<int64_t>(args.features / kMinFeatures, 1, threads);
-  const int64_t chunks = threads / blocks;
+  const MatrixParts parts(args.samples, args.features);
   const int64_t size = args.features * args.binning.bins;
-  std::vector<int64_t> partial((chunks - 1) * size);
-  parallel_tasks(blocks * chunks, [&](int64_t task) {
-    const int64_t block = task / chunks, chunk = task % chunks;
+  std::vector<int64_t> partial((parts.chunks - 1) * size);
+  parts.run([&](int64_t chunk, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
+                int64_t sample_end) {
     HistogramArgs<Stored> mine = args;
     if (chunk > 0) mine.counts = partial.data() + (chunk - 1) * size;
-    histogram_cpu(mine, args.features * block / blocks, args.features * (block + 1) / blocks,
-                  args.samples * chunk / chunks, args.samples * (chunk + 1) / chunks);
+    histogram_cpu(mine, feature_begin, feature_end, sample_begin, sample_end);
   });
   for (size_t i = 0; i < partial.size(); ++i) args.counts[i % size] += partial[i];
+}
+
+bool counts_sum_to(const at::Tensor& counts, int64_t samples) {
+  if (runs_on_cuda(counts)) return holds(counts.sum() == samples);
+  const int64_t* count = counts.const_data_ptr<int64_t>();
+  return std::accumulate(count, count + counts.numel(), int64_t{0}) == samples;
 }
 
 at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
@@ -55,7 +54,7 @@ at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::
 #endif
     count_on_cpu(args);
   });
-  if (must_count_all(x, request) && !holds(counts.sum() == x.numel())) {
+  if (must_count_all(x, request) && !counts_sum_to(counts, x.numel())) {
     raise_uncounted(x, request, binning);
   }
   return counts;

@@ -57,4 +57,28 @@ void parallel_ranges(int64_t count, int64_t work, const Range& range) {
                  [&](int64_t part) { range(count * part / parts, count * (part + 1) / parts); });
 }
 
+// The parts in which threads share a matrix [samples, features]: blocks of features where there are
+// enough, else also chunks of samples, each with a result of its own.
+struct MatrixParts {
+  int64_t samples, features, blocks, chunks;
+
+  MatrixParts(int64_t samples, int64_t features) : samples(samples), features(features) {
+    constexpr int64_t kGrain = int64_t{1} << 16;  // elements worth a second thread
+    constexpr int64_t kMinFeatures = 64;          // a few cache lines of every row
+    const int64_t threads = threads_for(samples * features / kGrain);
+    blocks = std::clamp<int64_t>(features / kMinFeatures, 1, threads);
+    chunks = threads / blocks;
+  }
+
+  // Calls part(chunk, feature_begin, feature_end, sample_begin, sample_end) for each of them.
+  template <typename Part>
+  void run(const Part& part) const {
+    parallel_tasks(blocks * chunks, [&](int64_t task) {
+      const int64_t block = task / chunks, chunk = task % chunks;
+      part(chunk, features * block / blocks, features * (block + 1) / blocks,
+           samples * chunk / chunks, samples * (chunk + 1) / chunks);
+    });
+  }
+};
+
 }  // namespace simmim
