@@ -4,7 +4,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*.cpp' 'tests/simt/*.h')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: help build demo test test-all lint format bench package clean
+.PHONY: help build demo test test-all lint format bench gpu package clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench: build  ## every operator against its baselines
 	@mkdir -p results
 	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench.json $(ARGS)
 	$(BIN)/python benchmarks/summary.py results/bench.json
+
+gpu:  ## on a machine with a CUDA GPU: build, test, measure; STAGES=build,tests,bench,sanitizer
+	$(PYTHON) benchmarks/gpu/run.py $(if $(STAGES),--stages $(STAGES)) $(ARGS)
 
 package: build  ## sdist and wheel
 	$(BIN)/pip install build && $(BIN)/python -m build --no-isolation

@@ -13,9 +13,9 @@ def codes(x: Tensor, bins: int, low: Tensor | float, high: Tensor | float) -> Te
 
 def counts_by_scatter(code: Tensor, bins: int) -> Tensor:
     """[features, bins] int64 from codes [samples, features]."""
-    slots = code + torch.arange(code.shape[1]) * bins
-    ones = torch.ones(1, dtype=torch.int64).expand(slots.numel())
-    counts = torch.zeros(code.shape[1] * bins, dtype=torch.int64)
+    slots = code + torch.arange(code.shape[1], device=code.device) * bins
+    ones = torch.ones(1, dtype=torch.int64, device=code.device).expand(slots.numel())
+    counts = torch.zeros(code.shape[1] * bins, dtype=torch.int64, device=code.device)
     return counts.scatter_add_(0, slots.flatten(), ones).view(code.shape[1], bins)
 
 
@@ -41,8 +41,8 @@ def information_of(joint: Tensor) -> Tensor:
 def pairwise_by_one_hot(code: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
     """All pairs' mutual information by a matrix product of one-hot codes; exact in int8, fp32."""
     samples, features = code.shape
-    one_hot = torch.zeros(samples, features * bins, dtype=dtype)
-    one_hot.scatter_(1, code + torch.arange(features) * bins, 1)
+    one_hot = torch.zeros(samples, features * bins, dtype=dtype, device=code.device)
+    one_hot.scatter_(1, code + torch.arange(features, device=code.device) * bins, 1)
     if dtype == torch.int8:
         joint = torch._int_mm(one_hot.t().contiguous(), one_hot)
     else:
@@ -67,8 +67,8 @@ def label_by_scatter(code: Tensor, labels: Tensor, bins: int, classes: int) -> T
 def soft_label_by_one_hot(code: Tensor, probabilities: Tensor, bins: int) -> Tensor:
     """Mutual information of every column with soft labels, by a matrix product."""
     samples, features = code.shape
-    one_hot = torch.zeros(samples, features * bins)
-    one_hot.scatter_(1, code + torch.arange(features) * bins, 1.0)
+    one_hot = torch.zeros(samples, features * bins, device=code.device)
+    one_hot.scatter_(1, code + torch.arange(features, device=code.device) * bins, 1.0)
     joint = one_hot.t() @ probabilities
     return information_of(joint.view(features, bins, -1))
 
@@ -83,6 +83,6 @@ def conditional_by_scatter(code: Tensor, labels: Tensor, bins: int, classes: int
 
 def quantile_codes(x: Tensor, bins: int) -> Tensor:
     """Codes of equally full bins: torch.quantile, then bucketize, column by column."""
-    inner = torch.linspace(0, 1, bins + 1)[1:-1].to(x.dtype)
+    inner = torch.linspace(0, 1, bins + 1)[1:-1].to(x)
     columns = x.t().contiguous()
     return torch.stack([torch.bucketize(c, torch.quantile(c, inner), right=True) for c in columns])

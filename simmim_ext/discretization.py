@@ -111,6 +111,13 @@ def _check_bins(caller: str, bins: object) -> None:
         raise ValueError(f"{caller}: bins must be between 2 and 256, got {bins}")
 
 
+def _as_tensor(end: float | Tensor, device: torch.device) -> Tensor:
+    """An end of a range in float64; a number reaches a GPU without a copy that waits for it."""
+    if isinstance(end, Tensor):
+        return end.detach().to(device, torch.float64)
+    return torch.full((), end, dtype=torch.float64, device=device)
+
+
 @dataclass(frozen=True)
 class Binning:
     """The keywords by which the public function ``caller`` bins its floating-point arguments.
@@ -245,10 +252,7 @@ class Binning:
             if argument == "x" or not self.by_feature:
                 edges = self.bins.detach()
         elif self.range is not None and (argument == "x" or not self.by_feature):
-            low, high = (
-                torch.as_tensor(end, dtype=torch.float64, device=x.device).detach()
-                for end in self.range
-            )
+            low, high = (_as_tensor(end, x.device) for end in self.range)
             if not self.by_feature:
                 low, high = low.expand(x.shape[1]), high.expand(x.shape[1])
         return self.count, low, high, edges, self.nan_policy, self.outliers

@@ -117,6 +117,7 @@ DISCRETIZATION_CASES: tuple[Case, ...] = (
         op=quantile_edges,
         reference=quantile_edges_reference,
         arguments=_quantile_arguments,
+        has_cuda=True,
         tolerance=1e-12,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,

@@ -10,6 +10,11 @@ from cases import CASES
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from simmim_ext.ops import _library
+
+# Whether this build runs the operators' CUDA code on the CPU's tensors, as tests/test_simt.py does.
+EMULATED = _library._C.build_info()["cuda"] == "emulated"
+
 by_name = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 differentiable = [case for case in CASES if case.differentiable]
 
@@ -20,17 +25,24 @@ def assert_same(case: Case, actual: Any, expected: Any) -> None:
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
         assert a.shape == e.shape
-        torch.testing.assert_close(a, e, rtol=0, atol=case.tolerance, equal_nan=True)
+        torch.testing.assert_close(a.cpu(), e.cpu(), rtol=0, atol=case.tolerance, equal_nan=True)
+
+
+def moved(arguments: tuple[Any, ...], device: str) -> Any:
+    """The arguments with their tensors on the device."""
+    return pytree.tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, arguments)
 
 
 @by_name
 def test_agrees_with_reference(case: Case, device: str) -> None:
     for arguments in case.arguments(device):
-        if device == "cuda" and not case.has_cuda:
+        if (device == "cuda" or EMULATED) and not case.has_cuda:
             with pytest.raises(NotImplementedError, match="has no CUDA kernel yet"):
                 case.op(*arguments)
         else:
-            assert_same(case, case.op(*arguments), case.reference(*arguments))
+            result = case.op(*arguments)
+            assert all(leaf.device.type == device for leaf in pytree.tree_leaves(result))
+            assert_same(case, result, case.reference(*moved(arguments, "cpu")))
 
 
 @by_name
@@ -84,10 +96,12 @@ def test_compiles(case: Case) -> None:
 
 
 @by_name
-def test_bad_input(case: Case) -> None:
+def test_bad_input(case: Case, device: str) -> None:
+    if (device == "cuda" or EMULATED) and not case.has_cuda:
+        pytest.skip("no CUDA kernel yet")
     assert case.bad
     for make, error, text in case.bad:
-        arguments = make()
+        arguments = moved(make(), device)
         before = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, arguments)
         with pytest.raises(error, match="^" + re.escape(text)):
             case.op(*arguments)

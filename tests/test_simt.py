@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,3 +95,40 @@ def test_planted_bug_is_caught(planted: Path, bug: str, sign: str) -> None:
     done = run(planted, bug)
     assert done.returncode != 0
     assert sign in done.stdout + done.stderr
+
+
+def build_emulated(folder: Path) -> Path:
+    """Builds the whole extension with its CUDA code emulated, serving the CPU's tensors."""
+    root = SIMT.parent.parent
+    for name in ("csrc", "simmim_ext", "tests"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(root / name, folder / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, folder)
+    for kernel in (folder / "csrc/kernels").glob("*.cu"):
+        kernel.with_name(f"{kernel.stem}_emulated.cpp").write_text(f'#include "{kernel.name}"\n')
+    shutil.copy(SIMT / "simt.cpp", folder / "csrc")
+    macros = ["WITH_CUDA", "EMULATED_CUDA", """CUDA_VERSION='"emulated"'"""]
+    macros.append("""CUDA_ARCHITECTURES='"none"'""")
+    flags = [f"-DSIMMIM_{macro}" for macro in macros]
+    flags += [f"-I{folder / 'tests/simt'}", "-Wno-unknown-pragmas"]
+    environment = {**os.environ, "SIMMIM_CUDA": "0", "CFLAGS": " ".join(flags)}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_emulated_operators_agree_with_references(tmp_path: Path) -> None:
+    """Every operator with a CUDA kernel, its checks, allocation and launches included."""
+    folder = build_emulated(tmp_path)
+    chosen = ("-k", "test_agrees_with_reference or test_bad_input")
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_ops.py", *chosen]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]

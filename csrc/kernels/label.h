@@ -63,7 +63,7 @@ void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t fe
 // Pointers are the device's, and so is what only the labels say.
 struct LabelTableArgs {
   const uint8_t* x;        // codes [features, samples], contiguous
-  const int32_t* labels;   // [samples] below *classes
+  const int32_t* labels;   // [samples] below *classes; -1: the sample counts nowhere
   const int64_t* classes;  // the largest label + 1
   const double* alphabet;  // of the labels
   int64_t most_classes;    // what *classes is at most

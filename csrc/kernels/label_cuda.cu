@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 1 << 20;  // blocks stride over the features beyond
 
-// The valid samples of one feature by label, by code or by both.
+// The valid samples of one feature that have a label: by label, by code or by both.
 struct LabelSamples {
   const uint8_t* x;
   const int32_t* labels;
@@ -19,7 +19,8 @@ struct LabelSamples {
   template <typename Add>
   __device__ void each(Add&& add) const {
     for (int64_t i = threadIdx.x; i < samples; i += kTableThreads) {
-      if (x[i] < bins) add(int64_t{by_label ? labels[i] : 0}, by_code ? int32_t{x[i]} : 0);
+      if (labels[i] >= 0 && x[i] < bins)
+        add(int64_t{by_label ? labels[i] : 0}, by_code ? int32_t{x[i]} : 0);
     }
   }
 };

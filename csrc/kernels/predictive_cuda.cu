@@ -34,7 +34,7 @@ __device__ double block_maximum(double value) {
 // A block adds up p(y|x) = softmax(logits) and H(p(y|x)) of one part of the samples, in order; see
 // predictive_cpu.cpp. sums [parts, classes + 1], the last of each row the entropies'.
 template <typename Scalar>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     predictive_sums_kernel(PredictiveInformationArgs<Scalar> args, double* sums,
                            int64_t* first_fault) {
   const int64_t part = blockIdx.x, parts = gridDim.x;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // One block: the parts added up in order.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     predictive_information_kernel(const double* sums, int64_t parts, int64_t classes,
                                   double samples, double nats_per_unit, float* result) {
   const auto sum_of = [&](int64_t column) {

@@ -7,15 +7,20 @@
 #include "information.h"
 
 namespace simmim {
+
+void check_counts(const at::Tensor& counts, const std::string& caller) {
+  TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
+                   counts.scalar_type());
+  TORCH_CHECK_VALUE(counts.dim() >= 1, caller,
+                    ": counts must have shape [..., bins], got a scalar");
+}
+
 namespace {
 
 at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::optional<double> base,
                    c10::string_view caller_view) {
   const std::string caller(caller_view);
-  TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
-                   counts.scalar_type());
-  TORCH_CHECK_VALUE(counts.dim() >= 1, caller,
-                    ": counts must have shape [..., bins], got a scalar");
+  check_counts(counts, caller);
   const Estimator kind = parse_estimator(estimator, caller);
   const double unit = nats_per_unit(base, caller);
   const at::Tensor table = counts.contiguous();

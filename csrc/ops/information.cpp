@@ -111,6 +111,11 @@ void check_valid(int64_t valid, int64_t feature, const std::string& caller,
                     " in feature ", feature);
 }
 
+void check_few_samples(int64_t samples, const std::string& caller) {
+  TORCH_CHECK_VALUE(samples < (int64_t{1} << 32), caller,
+                    ": x must have fewer than 2^32 samples on CUDA, got ", samples);
+}
+
 std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
                                  const std::string& argument) {
   check_codes(codes, bins, caller, argument);

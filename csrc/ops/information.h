@@ -40,6 +40,13 @@ void check_codes(const at::Tensor& codes, int64_t bins, const std::string& calle
 void check_valid(int64_t valid, int64_t feature, const std::string& caller,
                  const std::string& argument);
 
+// Raises where there are more samples than 32-bit counters on CUDA can count.
+void check_few_samples(int64_t samples, const std::string& caller);
+
+// Raises unless counts is int64 [..., bins], or [x_features, y_features, x_bins, y_bins].
+void check_counts(const at::Tensor& counts, const std::string& caller);
+void check_joint_counts(const at::Tensor& counts, const std::string& caller);
+
 // Counts [features, bins] of codes. Raises unless codes is uint8 [features, samples] below bins (or
 // 255, no sample). `argument` is what error texts call the codes.
 std::vector<int64_t> count_codes(const at::Tensor& codes, int64_t bins, const std::string& caller,
@@ -90,6 +97,9 @@ at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t sample
 
 // Raises unless logits is floating [samples, classes], at least 2 by 1.
 void check_logits(const at::Tensor& logits, const std::string& caller);
+
+// Raises where a sample, the first whose logits are NaN or infinite, is not -1.
+void check_sample_is_finite(int64_t sample, const std::string& caller);
 
 // x and the other argument hold the same samples.
 void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,

@@ -7,6 +7,15 @@
 #include "information.h"
 
 namespace simmim {
+
+void check_joint_counts(const at::Tensor& counts, const std::string& caller) {
+  TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
+                   counts.scalar_type());
+  TORCH_CHECK_VALUE(counts.dim() == 4, caller,
+                    ": counts must have shape [x_features, y_features, x_bins, y_bins], got ",
+                    counts.sizes());
+}
+
 namespace {
 
 at::Tensor joint_histogram(const at::Tensor& x, const at::Tensor& y, int64_t x_bins, int64_t y_bins,
@@ -68,11 +77,7 @@ at::Tensor joint_information(const at::Tensor& counts, c10::string_view quantity
                              c10::string_view estimator, std::optional<c10::string_view> normalized,
                              std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
-  TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
-                   counts.scalar_type());
-  TORCH_CHECK_VALUE(counts.dim() == 4, caller,
-                    ": counts must have shape [x_features, y_features, x_bins, y_bins], got ",
-                    counts.sizes());
+  check_joint_counts(counts, caller);
   const Estimator kind = parse_estimator(estimator, caller);
   const at::Tensor table = counts.contiguous();
   at::Tensor result =

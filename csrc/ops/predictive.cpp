@@ -20,6 +20,13 @@ void check_logits(const at::Tensor& logits, const std::string& caller) {
                     ": logits must have at least 2 samples and 1 class, got ", logits.sizes());
 }
 
+void check_sample_is_finite(int64_t sample, const std::string& caller) {
+  TORCH_CHECK_VALUE(sample < 0, caller,
+                    ": logits must be finite (or -inf for some classes), got NaN or infinity in "
+                    "sample ",
+                    sample);
+}
+
 namespace {
 
 at::Tensor predictive_information(const at::Tensor& logits, std::optional<double> base,
@@ -50,10 +57,7 @@ at::Tensor predictive_information(const at::Tensor& logits, std::optional<double
   });
   double conditional = 0;
   for (const PredictiveSums& part : sums) {
-    TORCH_CHECK_VALUE(part.bad_sample < 0, caller,
-                      ": logits must be finite (or -inf for some classes), got NaN or infinity in "
-                      "sample ",
-                      part.bad_sample);
+    check_sample_is_finite(part.bad_sample, caller);
     conditional += part.entropy;
   }
   const double n = static_cast<double>(samples);

@@ -1,6 +1,4 @@
 #include <cuda_runtime.h>
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -10,6 +8,16 @@
 #include <numeric>
 #include <random>
 #include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#else  // as where a whole extension is emulated, in a Python without it
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#define __sanitizer_start_switch_fiber(fake_stack, stack, bytes) static_cast<void>(fake_stack)
+#define __sanitizer_finish_switch_fiber(fake_stack, stack, bytes)
+#endif
 
 namespace simmim {
 constexpr size_t kSharedCapacity = 227 * 1024;  // what one block can have on an H100
@@ -65,7 +73,8 @@ void enter() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
   (*body)();
   self->state = Fiber::finished;
-  __sanitizer_start_switch_fiber(nullptr, scheduler_stack, scheduler_stack_bytes);
+  void** no_fake_stack = nullptr;  // the fiber's, which ends
+  __sanitizer_start_switch_fiber(no_fake_stack, scheduler_stack, scheduler_stack_bytes);
   swapcontext(&self->context, &scheduler);
 }
 
@@ -80,7 +89,7 @@ void start(Fiber& fiber, dim3 index) {
 }
 
 void yield() {
-  void* fake_stack;
+  void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, scheduler_stack, scheduler_stack_bytes);
   swapcontext(&self->context, &scheduler);
   __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack, &scheduler_stack_bytes);
@@ -89,7 +98,7 @@ void yield() {
 void resume(Fiber& fiber) {
   self = &fiber;
   threadIdx = fiber.index;
-  void* fake_stack;
+  void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.data(), kStackBytes);
   swapcontext(&scheduler, &fiber.context);
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);

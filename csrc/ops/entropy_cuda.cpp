@@ -1,0 +1,67 @@
+// entropy and predictive_information on CUDA.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../kernels/predictive.h"
+#include "backend.h"
+#include "information_cuda.h"
+
+#ifdef SIMMIM_WITH_CUDA
+namespace simmim {
+namespace {
+
+at::Tensor entropy_on_cuda(const at::Tensor& counts, c10::string_view estimator,
+                           std::optional<double> base, c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  check_counts(counts, caller);
+  const at::Tensor table = counts.contiguous();
+  const int64_t bins = table.size(-1), features = bins > 0 ? table.numel() / bins : 0;
+  at::Tensor result =
+      at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
+  const EntropyArgs args{table.const_data_ptr<int64_t>(),
+                         features,
+                         bins,
+                         parse_estimator(estimator, caller),
+                         nats_per_unit(base, caller),
+                         result.mutable_data_ptr<float>()};
+  Faults faults(table, 1);
+  on_cuda(table, [&](void* stream) { return entropy_cuda(args, faults[0], stream); });
+  const int64_t feature = faults.read()[0];
+  if (feature >= 0) {
+    check_valid(table.view({features, bins})[feature].sum().item<int64_t>(), feature, caller, "x");
+  }
+  return result;
+}
+
+at::Tensor predictive_information_on_cuda(const at::Tensor& logits, std::optional<double> base,
+                                          c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  check_logits(logits, caller);
+  const double unit = nats_per_unit(base, caller);
+  const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor wide = logits.to(dtype).contiguous();
+  const int64_t samples = wide.size(0), classes = wide.size(1);
+  at::Tensor result = at::empty({}, logits.options().dtype(at::kFloat));
+  const at::Tensor scratch = at::empty({predictive_parts_cuda(samples, classes) * (classes + 1)},
+                                       logits.options().dtype(at::kDouble));
+  Faults faults(wide, 1);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "predictive_information", [&] {
+    const PredictiveInformationArgs<scalar_t> args{wide.const_data_ptr<scalar_t>(), samples,
+                                                   classes};
+    on_cuda(wide, [&](void* stream) {
+      return predictive_information_cuda(args, unit, scratch.mutable_data_ptr<double>(),
+                                         result.mutable_data_ptr<float>(), faults[0], stream);
+    });
+  });
+  check_sample_is_finite(faults.read()[0], caller);
+  return result;
+}
+
+}  // namespace
+}  // namespace simmim
+#endif
+
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
+  m.impl("entropy", SIMMIM_ON_CUDA(entropy_on_cuda));
+  m.impl("predictive_information", SIMMIM_ON_CUDA(predictive_information_on_cuda));
+}

@@ -1,0 +1,84 @@
+// Information about hard and soft labels on CUDA.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../kernels/label.h"
+#include "backend.h"
+#include "information_cuda.h"
+
+#ifdef SIMMIM_WITH_CUDA
+namespace simmim {
+namespace {
+
+at::Tensor label_information_on_cuda(const at::Tensor& x, const at::Tensor& labels, int64_t bins,
+                                     c10::string_view quantity, c10::string_view estimator,
+                                     std::optional<c10::string_view> normalized,
+                                     std::optional<double> base, c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  check_codes(x, bins, caller, "x");
+  check_few_samples(x.size(1), caller);
+  enum { kX = 0, kLabels = 2, kKinds = 4 };
+  Faults faults(x, kKinds);
+  const DeviceTerms terms = device_terms(parse_estimator(estimator, caller), x.size(1), x);
+  const DeviceCodes codes(x, bins, terms.terms, faults, kX, caller, "x");
+  const DeviceLabels classes(labels, x.size(1), faults, kLabels, caller, "y");
+  const std::vector<int64_t> found = faults.read();  // before counting: how many classes there are
+  codes.check(found, kX, caller);
+  classes.check(found, kLabels, labels, caller, "y");
+  at::Tensor result = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
+  const LabelTableArgs args{
+      codes.codes.const_data_ptr<uint8_t>(),
+      classes.labels.const_data_ptr<int32_t>(),
+      classes.classes.const_data_ptr<int64_t>(),
+      classes.alphabet.const_data_ptr<double>(),
+      most_classes(found, kLabels),
+      x.size(0),
+      x.size(1),
+      static_cast<int32_t>(bins),
+      terms.terms,
+      parse_information(quantity, terms.terms.estimator, normalized, base, caller),
+      result.mutable_data_ptr<float>()};
+  on_cuda(x, [&](void* stream) { return label_information_cuda(args, stream); });
+  return result;
+}
+
+// Waits for the device twice: the probabilities are checked apart.
+at::Tensor soft_label_information_on_cuda(const at::Tensor& x, const at::Tensor& probabilities,
+                                          int64_t bins, std::optional<c10::string_view> normalized,
+                                          std::optional<double> base,
+                                          c10::string_view caller_view) {
+  const std::string caller(caller_view);
+  check_codes(x, bins, caller, "x");
+  Faults faults(x, 2);
+  const DeviceTerms terms = device_terms(Estimator::plugin, x.size(1), x);
+  const DeviceCodes codes(x, bins, terms.terms, faults, 0, caller, "x");
+  codes.check(faults.read(), 0, caller);
+  const at::Tensor p = checked_probabilities(probabilities, x.size(1), caller);
+  at::Tensor result = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
+  const SoftLabelInformationArgs args{
+      codes.codes.const_data_ptr<uint8_t>(),
+      p.const_data_ptr<double>(),
+      x.size(0),
+      x.size(1),
+      p.size(1),
+      static_cast<int32_t>(bins),
+      terms.terms,
+      parse_information("mutual_information", Estimator::plugin, normalized, base, caller),
+      result.mutable_data_ptr<float>()};
+  const at::Tensor scratch = at::empty({soft_label_scratch(args)}, x.options().dtype(at::kDouble));
+  on_cuda(x, [&](void* stream) {
+    return soft_label_information_cuda(args, codes.valid.const_data_ptr<int64_t>(),
+                                       codes.entropy.const_data_ptr<double>(),
+                                       scratch.mutable_data_ptr<double>(), stream);
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace simmim
+#endif
+
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
+  m.impl("label_information", SIMMIM_ON_CUDA(label_information_on_cuda));
+  m.impl("soft_label_information", SIMMIM_ON_CUDA(soft_label_information_on_cuda));
+}

@@ -1,0 +1,139 @@
+"""What only a GPU can show: graphs, streams, devices, and agreement with the CPU to the last bit.
+
+Where there is none, all of it is skipped; tests/test_simt.py has what can be proven without.
+"""
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import torch
+from case import Case
+from cases import CASES
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import simmim_ext as si
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+ON_CUDA = [case for case in CASES if case.has_cuda]
+by_name = pytest.mark.parametrize("case", ON_CUDA, ids=[f"cuda-{case.name}" for case in ON_CUDA])
+
+
+def on_cpu(result: object) -> list[Tensor]:
+    return [leaf.cpu() for leaf in pytree.tree_leaves(result)]
+
+
+def values(samples: int = 4096, features: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(samples, features, generator=generator).clamp_(-3, 3).cuda()
+
+
+@by_name
+def test_same_as_on_the_cpu_and_in_every_run(case: Case) -> None:
+    for arguments in islice(case.arguments("cuda"), 12):
+        first, again = on_cpu(case.op(*arguments)), on_cpu(case.op(*arguments))
+        moved = pytree.tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, arguments)
+        for one, other, expected in zip(first, again, on_cpu(case.op(*moved)), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+            exact = not one.is_floating_point()
+            atol = 0 if exact else max(1e-6, case.tolerance if case.differentiable else 0)
+            torch.testing.assert_close(one, expected, rtol=0, atol=atol, equal_nan=True)
+
+
+def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    codes = si.discretize(x, bins=16, range=(-3.0, 3.0))
+    labels = codes.codes[0].long()
+    p = x[:, :8].softmax(1)
+    low, high = x.new_full((x.shape[1],), -3.0), x.new_full((x.shape[1],), 3.0)
+    return {
+        "entropy": lambda: si.entropy(x, bins=16, range=(-3.0, 3.0)),
+        "entropy of a range": lambda: si.entropy(x, bins=64, range=(low, high)),
+        "discretize": lambda: si.discretize(x, bins=16, range=(-3.0, 3.0)).codes,
+        "pairs": lambda: si.mutual_information(codes),
+        "pairs by counters": lambda: si.joint_entropy(si.Discretized(codes.codes, 40)),
+        "labels": lambda: si.mutual_information(codes, labels),
+        "soft labels": lambda: si.mutual_information(codes, probabilities=p),
+        "conditional": lambda: si.conditional_mutual_information(codes, None, labels),
+        "predictive": lambda: si.predictive_information(x),
+    }
+
+
+GRAPHS = (
+    *("entropy", "entropy of a range", "discretize", "pairs", "pairs by counters", "labels"),
+    *("soft labels", "conditional", "predictive"),
+)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_cuda_graph_replays_on_new_values(name: str) -> None:
+    x = values()
+    call = graph_calls(x)[name]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for _ in range(2):
+        x.copy_(x.flip(0).roll(1, 1))
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(captured, call(), rtol=0, atol=0)
+
+
+def test_cuda_graph_gives_nan_where_a_call_would_raise() -> None:
+    x = values()
+    graph = torch.cuda.CUDAGraph()
+    si.entropy(x, bins=16, range=(-3.0, 3.0))
+    with torch.cuda.graph(graph):
+        captured = si.entropy(x, bins=16, range=(-3.0, 3.0))
+    x[:, 1] = torch.nan
+    graph.replay()
+    assert captured[1].isnan()
+    assert captured[0].isfinite()
+
+
+def test_cuda_stream_of_the_caller_is_used() -> None:
+    """Work waits for what its own stream holds, and for nothing else's."""
+    x, side = values(), torch.cuda.Stream()
+    expected = si.discretize(x + 1, bins=16, range=(-4.0, 4.0)).codes
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        late = x + 1
+        codes = si.discretize(late, bins=16, range=(-4.0, 4.0), outliers="clip").codes
+    side.synchronize()
+    torch.testing.assert_close(codes, expected, rtol=0, atol=0)
+
+
+def test_cuda_streams_overlap() -> None:
+    """A graph's replay on one stream goes on while another stream sleeps."""
+    x, side = values(), torch.cuda.Stream()
+    si.entropy(x, bins=16, range=(-3.0, 3.0))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        si.entropy(x, bins=16, range=(-3.0, 3.0))
+    slept, replayed = torch.cuda.Event(), torch.cuda.Event()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(500_000_000)
+        slept.record()
+    graph.replay()
+    replayed.record()
+    replayed.synchronize()
+    assert not slept.query()
+    torch.cuda.synchronize()
+
+
+def test_cuda_device_guard() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    x = values()
+    on_second = si.mutual_information(x.to("cuda:1"), bins=16, range=(-3.0, 3.0))
+    assert on_second.device == torch.device("cuda:1")
+    torch.testing.assert_close(
+        on_second.cpu(), si.mutual_information(x, bins=16, range=(-3.0, 3.0)).cpu(), rtol=0, atol=0
+    )
