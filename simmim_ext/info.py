@@ -52,22 +52,17 @@ def collect() -> dict[str, dict[str, Any]]:
             "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "build": build,
-        "kernels": _kernels(build.get("cuda") is not None),
+        "kernels": _kernels(build["cuda"] is not None, _C.operators_without_cuda_kernel()),
     }
 
 
-def _kernels(cuda: bool) -> dict[str, list[str]]:
-    """Operator -> the backends that it is registered for, as torch's dispatcher has it."""
-    names = torch._C._dispatch_get_all_op_names()
+def _kernels(cuda: bool, without_cuda: list[str]) -> dict[str, list[str]]:
+    """Operator -> the backends that it has a kernel for; CUDA in a build with CUDA alone."""
+    names = (name.partition("::") for name in sorted(torch._C._dispatch_get_all_op_names()))
     return {
-        name.removeprefix("simmim_ext::"): [
-            backend.lower()
-            for backend in ("CPU", "CUDA")
-            if torch._C._dispatch_has_kernel_for_dispatch_key(name, backend)
-            and (backend == "CPU" or cuda)
-        ]
-        for name in sorted(names)
-        if name.startswith("simmim_ext::")
+        name: ["cpu", "cuda"] if cuda and name not in without_cuda else ["cpu"]
+        for library, _, name in names
+        if library == "simmim_ext"
     }
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from cases import CASES
 
 from simmim_ext import SimMIMError, images, load
 from simmim_ext.cli import COMMANDS, main
@@ -79,7 +80,10 @@ def test_info_says_what_is_compiled_in(run):
     assert code == 0
     found = json.loads(out)
     assert found["versions"]["torch"] == torch.__version__
-    assert found["kernels"]["histogram"][0] == "cpu"
+    built = found["build"]["cuda"] is not None
+    for case in CASES:
+        backends = ["cpu", "cuda"] if built and case.has_cuda else ["cpu"]
+        assert found["kernels"][case.name] == backends
     assert found["devices"]["cpu capability"] in ("portable", "avx2", "avx512", "amx")
     words = simmim("info", SIMMIM_CPU_CAPABILITY="portable")
     assert "portable" in words.stdout

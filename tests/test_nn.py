@@ -25,6 +25,24 @@ def make_layer(out_features: int = 9, in_features: int = 21, bias: bool = True) 
     return MaskedLinear.from_linear(linear, uneven_mask(out_features, in_features))
 
 
+def check_against_float64(
+    batch: int, mask: torch.Tensor, *, grad_tolerance: float = 1e-4
+) -> tuple[torch.Tensor, ...]:
+    """Checks value and gradients for random x, weight and bias, which it returns."""
+    tensors = [torch.randn(batch, mask.shape[1]), torch.randn(mask.shape), torch.randn(len(mask))]
+    x, weight, bias = (t.requires_grad_() for t in tensors)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    y = masked_linear(x, weight, mask, bias)
+    expected = F.linear(exact[0], exact[1] * mask, exact[2])
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+    grad = torch.randn_like(y)
+    actual = torch.autograd.grad(y, (x, weight, bias), grad)
+    for a, e in zip(actual, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=grad_tolerance)
+    assert actual[1][~mask].count_nonzero() == 0
+    return x, weight, bias
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (63, 65), (300, 211)])
 @pytest.mark.parametrize("batch", [0, 1, 3, 40])
 @pytest.mark.parametrize("kept", ["none", "all", "uneven"])
@@ -34,17 +52,7 @@ def test_value_and_gradients_against_float64(shape, batch, kept) -> None:
         "all": torch.ones(shape).bool(),
         "uneven": uneven_mask(*shape),
     }[kept]
-    tensors = [torch.randn(batch, shape[1]), torch.randn(shape), torch.randn(shape[0])]
-    x, weight, bias = (t.requires_grad_() for t in tensors)
-    exact = [t.detach().double().requires_grad_() for t in tensors]
-    y = masked_linear(x, weight, mask, bias)
-    expected = F.linear(exact[0], exact[1] * mask, exact[2])
-    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
-    grad = torch.randn_like(y)
-    actual = torch.autograd.grad(y, (x, weight, bias), grad)
-    for a, e in zip(actual, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-4)
-    assert actual[1][~mask].count_nonzero() == 0
+    check_against_float64(batch, mask)
 
 
 @pytest.mark.parametrize("density", [0.03, 0.3])
@@ -52,17 +60,7 @@ def test_packed_products_under_every_capability(density, cpu_capability) -> None
     """Layers and batches large enough that only what is kept is multiplied."""
     mask = uneven_mask(301, 213, density)
     torch.manual_seed(0)
-    tensors = [torch.randn(130, 213), torch.randn(301, 213), torch.randn(301)]
-    x, weight, bias = (t.requires_grad_() for t in tensors)
-    exact = [t.detach().double().requires_grad_() for t in tensors]
-    y = masked_linear(x, weight, mask, bias)
-    expected = F.linear(exact[0], exact[1] * mask, exact[2])
-    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
-    grad = torch.randn_like(y)
-    actual = torch.autograd.grad(y, (x, weight, bias), grad)
-    for a, e in zip(actual, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=2e-4)
-    assert actual[1][~mask].count_nonzero() == 0
+    x, weight, bias = check_against_float64(130, mask, grad_tolerance=2e-4)
     with torch.no_grad():
         x[7, 11] = torch.nan
         reached = masked_linear(x, weight, mask, bias).isnan()

@@ -18,11 +18,11 @@ import torch
 
 from simmim_ext import CompressConfig, compress
 from simmim_ext._version import __version__
-from simmim_ext.cli import integer, say
+from simmim_ext.cli import say
 from simmim_ext.data import Shuffled
 from simmim_ext.errors import SimMIMError
 
-from .contest import BATCH, CALIBRATION, Store
+from .contest import BATCH, CALIBRATION, Store, add_run_arguments
 from .networks import RECIPES, Data, load_data, teacher
 
 
@@ -67,16 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases", default=",".join(CASES), metavar="LIST", help=f"of {', '.join(CASES)}"
     )
-    parser.add_argument("--seeds", type=integer(1), default=3, metavar="N", help="default: 3")
-    parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the idx files")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("simmim_bench"),
-        metavar="DIR",
-        help="where results are kept; what is there is not run again (default: simmim_bench)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

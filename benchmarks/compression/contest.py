@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simmim_ext.cli import integer
 from simmim_ext.config import CompressConfig
 from simmim_ext.criteria import CRITERIA
 from simmim_ext.data import Shuffled, seeded
@@ -84,6 +86,20 @@ class Store:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(path)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every experiment takes: how often to run it, on what, and where results go."""
+    parser.add_argument("--seeds", type=integer(1), default=3, metavar="N", help="default: 3")
+    parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the idx files")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("simmim_bench"),
+        metavar="DIR",
+        help="where results are kept; what is there is not run again (default: simmim_bench)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 class Contest:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from simmim_ext._version import __version__
-from simmim_ext.cli import integer, integers, say
+from simmim_ext.cli import integers, say
 from simmim_ext.errors import SimMIMError
 
 from .chart import draw, table
@@ -32,6 +32,7 @@ from .contest import (
     Cell,
     Contest,
     Store,
+    add_run_arguments,
     contestants,
 )
 from .networks import RECIPES, load_data
@@ -54,7 +55,6 @@ _FIGURES = ("accuracy", "kl", "agreement")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--model", choices=tuple(RECIPES), default="mlp", help="default: mlp")
-    parser.add_argument("--seeds", type=integer(1), default=3, metavar="N", help="default: 3")
     parser.add_argument(
         "--epochs",
         type=integers(1),
@@ -68,15 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"of {', '.join((*METHODS, *SCRATCH))}",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the idx files")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("simmim_bench"),
-        metavar="DIR",
-        help="where results are kept; what is there is not run again (default: simmim_bench)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

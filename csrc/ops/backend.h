@@ -5,6 +5,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <string>
+#include <vector>
+
 #if defined(SIMMIM_WITH_CUDA) && !defined(SIMMIM_EMULATED_CUDA)
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -78,6 +81,16 @@ inline void raise_no_cuda_kernel(const c10::OperatorHandle& op, torch::jit::Stac
 }
 inline torch::CppFunction no_cuda_kernel() {
   return torch::CppFunction::makeFromBoxedFunction<&raise_no_cuda_kernel>();
+}
+
+// The operators that have none in any build, for who lists what there is.
+inline std::vector<std::string>& operators_without_cuda_kernel() {
+  static std::vector<std::string> names;
+  return names;
+}
+inline void refuse_cuda(torch::Library& m, const char* name) {
+  operators_without_cuda_kernel().push_back(name);
+  m.impl(name, no_cuda_kernel());
 }
 
 }  // namespace simmim

@@ -283,9 +283,9 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("compressed_linear", &simmim::linear_cpu);
 }
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  m.impl("compress_weight", simmim::no_cuda_kernel());
-  m.impl("decompress_weight", simmim::no_cuda_kernel());
-  m.impl("compressed_linear", simmim::no_cuda_kernel());
+  simmim::refuse_cuda(m, "compress_weight");
+  simmim::refuse_cuda(m, "decompress_weight");
+  simmim::refuse_cuda(m, "compressed_linear");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
   m.impl("compress_weight", &simmim::compress_autograd);

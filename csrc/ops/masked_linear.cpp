@@ -282,9 +282,9 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("masked_linear_weight_grad", &simmim::weight_grad_cpu);
 }
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  m.impl("masked_linear", simmim::no_cuda_kernel());
-  m.impl("masked_linear_input_grad", simmim::no_cuda_kernel());
-  m.impl("masked_linear_weight_grad", simmim::no_cuda_kernel());
+  simmim::refuse_cuda(m, "masked_linear");
+  simmim::refuse_cuda(m, "masked_linear_input_grad");
+  simmim::refuse_cuda(m, "masked_linear_weight_grad");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
   m.impl("masked_linear", &simmim::forward_autograd);

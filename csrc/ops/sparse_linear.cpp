@@ -203,8 +203,8 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("sparse_linear", &simmim::linear_cpu);
 }
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  m.impl("pack_sparse_weight", simmim::no_cuda_kernel());
-  m.impl("sparse_linear", simmim::no_cuda_kernel());
+  simmim::refuse_cuda(m, "pack_sparse_weight");
+  simmim::refuse_cuda(m, "sparse_linear");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) { m.impl("sparse_linear", &simmim::linear_autograd); }
 TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {
