@@ -9,18 +9,18 @@ from torch import nn
 
 from .arguments import as_path, check_model, check_options
 from .assessment import assess, versions
+from .budget import check_budget
 from .checkpoint import Checkpoint, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
+from .granularity import Granularity
 from .graph import names_of
 from .outputs import check_output, noise_variance, resolve_output
 from .result import CompressionResult
 from .stages import Run, stage
 from .storage import signature_of
-from .widths import check_constraints
 
-GRANULARITIES = ("unit", "weight")
 _HELD_OUT = "held-out calibration samples"
 
 
@@ -56,13 +56,19 @@ def compress(
         example_inputs: batch to trace with and to measure latency on; None: calibration's first.
         constraints: "units", "params", "flops", "bytes" or "latency", each a fraction kept in
             (0, 1] or, for counts, an integer > 1; all of them are ceilings. For weights it is
-            "sparsity", the fraction of them that is removed.
-        granularity: "unit" removes neurons and channels; "weight" single weights of Linear layers,
-            which become ``simmim_ext.nn.MaskedLinear``.
+            "sparsity", the fraction of them that is removed. "per_layer" maps names or patterns of
+            names to what these layers keep themselves (for weights: to their sparsity), whatever
+            the others must then do for the ceilings; alone, all others stay whole.
+        granularity: "unit" removes neurons and channels. The others zero weights of Linear layers,
+            which become ``simmim_ext.nn.MaskedLinear``: "weight" single ones; "2:4" (any n:m) all
+            but 2 of every 4 neighbours in a row, whose number must divide the inputs; "block:16x1"
+            (any RxC) blocks of 16 outputs by 1 input, smaller at a layer's ends. What
+            ``simmim_ext.nn.accelerate`` has a kernel of its own for is blocks of 16 (or a multiple)
+            rows.
         output: "classes", "values", "embeddings" or "auto", see ``resolve_output``.
         ignored_layers: layers, their names or patterns of names ("encoder.layer.0.*"), that keep
             their outputs.
-        round_to: widths become multiples of it.
+        round_to: widths become multiples of it, or stay whole.
         forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's forward
             gives something else.
         config: everything else.
@@ -82,7 +88,8 @@ def compress(
     check_options("compress", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     if checkpoint_dir is not None:
         checkpoint_dir = as_path("compress", checkpoint_dir, "checkpoint_dir")
-    _check_budget(granularity, constraints, config)
+    parsed = Granularity.parse(granularity)
+    check_budget(parsed, constraints, config, round_to)
     check_output(output)
     for name, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):
         if data is not None:
@@ -102,7 +109,7 @@ def compress(
             train=Shuffled(fit) if train is None else train,
             example=example,
             constraints=dict(constraints),
-            granularity=granularity,
+            granularity=parsed,
             ignored=ignored,
             round_to=round_to,
             noise=None if resolved == "classes" else noise_variance(teacher, fit, forward_fn),
@@ -146,30 +153,3 @@ def compress(
         [*converted, *state.history, *back],
         signature_of(model),
     )
-
-
-def _check_budget(
-    granularity: str, constraints: Mapping[str, float | int], config: CompressConfig
-) -> None:
-    if granularity not in GRANULARITIES:
-        raise ValueError(
-            f"compress: granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}"
-        )
-    if granularity == "unit":
-        check_constraints(constraints)
-        return
-    sparsity = constraints.get("sparsity") if isinstance(constraints, Mapping) else None
-    if (
-        not isinstance(constraints, Mapping)
-        or set(constraints) != {"sparsity"}
-        or not isinstance(sparsity, float)
-        or not 0 < sparsity < 1
-    ):
-        raise ValueError(
-            'compress: with granularity="weight" constraints must be {"sparsity": fraction of '
-            f"weights removed, in (0, 1)}}, got {constraints!r}"
-        )
-    if config.steps > 1:
-        raise ValueError(
-            f'compress: granularity="weight" needs schedule="one-shot", got {config.schedule!r}'
-        )

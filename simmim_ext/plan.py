@@ -1,22 +1,22 @@
 """Which units to keep: the scores' order cut at widths that meet the budget."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .budget import check_round_to, matching, split_budget
 from .config import ALLOCATIONS
+from .costs import LONG_SECONDS, Costs, latency_unmet
 from .data import Batch, ForwardFn
-from .measure import count_bytes, count_flops, count_params, measure_latency
-from .removal import remove_units
+from .errors import SimMIMError
+from .graph import UnitGroup
 from .scoring import Scores
-from .widths import Widths, allocate, check_constraints, unreachable
+from .widths import Widths, allocate, rounded, unreachable
 
-# How long each candidate's latency is measured.
-_SECONDS = 0.2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,75 +60,69 @@ def make_plan(
 
     Raises:
         ValueError: a constraint, allocation or round_to that is none.
-        SimMIMError: a budget that even the least widths exceed.
+        SimMIMError: a budget that even the least widths exceed, or a latency that is not reached.
     """
-    limits = check_constraints(constraints)
+    limits, per_layer = split_budget(constraints)
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise ValueError(f"round_to must be an integer of at least 1, got {round_to!r}")
-    costs = _Costs(model, scores, example_inputs, forward_fn)
+    check_round_to(round_to)
+    costs = Costs(model, scores, example_inputs, forward_fn)
     ceilings = {
         name: value if isinstance(value, int) and value > 1 else value * costs.original(name)
         for name, value in limits.items()
     }
+    own = own_widths(scores.groups, per_layer, round_to)
+    priorities = _priorities(scores, allocation)
+    free = {name: values for name, values in priorities.items() if name not in own}
 
     def fits(widths: Widths) -> bool:
-        return all(costs.of(name, widths) <= ceiling for name, ceiling in ceilings.items())
+        return all(costs.of(name, widths | own) <= limit for name, limit in ceilings.items())
 
-    widths = allocate(
-        _priorities(scores, allocation), fits, round_to=round_to, fill="latency" not in limits
-    )
-    if widths is None:
-        least = {g.name: min(round_to, g.units) for g in scores.groups}
-        name = next(n for n, ceiling in ceilings.items() if costs.of(n, least) > ceiling)
+    def widest() -> Widths:
+        widths = allocate(free, fits, round_to=round_to, fill="latency" not in limits)
+        if widths is not None:
+            return widths | own
+        least = own | {name: min(round_to, len(values)) for name, values in free.items()}
+        name = next(n for n, limit in ceilings.items() if costs.of(n, least) > limit)
+        if name == "latency":
+            raise latency_unmet(limits[name], costs.of(name, least), model, example_inputs)
         raise unreachable(name, limits[name], costs.of(name, least), costs.original(name))
-    kept = {name: tuple(sorted(scores.order[name][:width])) for name, width in widths.items()}
+
+    widths = widest()
+    if "latency" in limits:
+        reached = costs.unsettled(widths, limits["latency"])
+        if reached is not None:  # measured for too short a time, as on a busy machine
+            costs.measure_for(LONG_SECONDS)
+            widths = widest()
+            reached = costs.unsettled(widths, limits["latency"])
+        if reached is not None:
+            raise latency_unmet(limits["latency"], reached, model, example_inputs)
+    kept = {g.name: tuple(sorted(scores.order[g.name][: widths[g.name]])) for g in scores.groups}
     return Plan(kept, [_layer(scores, name, units) for name, units in kept.items()])
 
 
-class _Costs:
-    """What models of given widths cost; each is built once and measured as a user would.
+def own_values(groups: Iterable[UnitGroup], per_layer: Mapping[str, T]) -> dict[str, T]:
+    """Group -> the value that ``per_layer`` has for one of the layers that make its units."""
+    names = {g.name: [m.module for m in g.members if m.axis == "out"] for g in groups}
+    return matching(per_layer, names)
 
-    Parameters are counted on shapes alone.
-    """
 
-    def __init__(
-        self, model: nn.Module, scores: Scores, example: Batch, forward_fn: ForwardFn | None
-    ) -> None:
-        self._model, self._scores = model, scores
-        self._example, self._forward_fn = example, forward_fn
-        self._original: dict[str, float] = {}
-        self._shapes = deepcopy(model).to("meta")
-
-    def original(self, name: str) -> float:
-        """The cost of the model as it is."""
-        if name == "latency":
-            return 1.0
-        if name not in self._original:
-            units = sum(group.units for group in self._scores.groups)
-            self._original[name] = units if name == "units" else self._count(name, self._model)
-        return self._original[name]
-
-    def of(self, name: str, widths: Widths) -> float:
-        """The cost of the model at these widths; latency is relative to the original's."""
-        if name == "units":
-            return sum(widths.values())
-        kept = {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
-        model = self._shapes if name == "params" else self._model
-        return self._count(name, remove_units(model, self._scores.groups, kept)[0])
-
-    def _count(self, name: str, model: nn.Module) -> float:
-        if name == "params":
-            return count_params(model)
-        if name == "flops":
-            return count_flops(model, self._example, self._forward_fn)
-        if name == "bytes":
-            return count_bytes(model)
-        new, old = measure_latency(
-            [model, self._model], self._example, self._forward_fn, seconds=_SECONDS
-        )
-        return new / old
+def own_widths(
+    groups: Iterable[UnitGroup], per_layer: Mapping[str, float | int], round_to: int
+) -> Widths:
+    """The widths of the groups that have their own."""
+    groups = tuple(groups)
+    units = {group.name: group.units for group in groups}
+    widths = {}
+    for name, value in own_values(groups, per_layer).items():
+        count = value if isinstance(value, int) and value > 1 else int(value * units[name] + 1e-9)
+        if count > units[name]:
+            raise SimMIMError(
+                f"constraints: per_layer asks for {count} units of {name!r}, which has "
+                f"{units[name]}; give at most as many, or a fraction"
+            )
+        widths[name] = rounded(count, units[name], round_to)
+    return widths
 
 
 def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:

@@ -1,13 +1,14 @@
 """How a budget and the epochs are spread over the pruning steps."""
 
 from collections.abc import Mapping
+from typing import Any
 
-Constraints = Mapping[str, float | int]
+Constraints = Mapping[str, Any]
 
 
 def budgets(
-    constraints: Constraints, originals: Mapping[str, int], schedule: str, steps: int
-) -> list[dict[str, float | int]]:
+    constraints: Constraints, originals: Mapping[str, Any], schedule: str, steps: int
+) -> list[dict[str, Any]]:
     """The constraints of every step; the last step's are the ones asked for.
 
     "iterative" keeps the same share of what is left in every step; "cubic" removes most in the
@@ -15,8 +16,8 @@ def budgets(
     last are counts, since each prunes what the step before it left.
 
     Args:
-        constraints: name -> fraction or count.
-        originals: name -> count of the original model, for several steps.
+        constraints: name -> fraction or count, or a dict of such by layer.
+        originals: name -> count of the original model, for several steps; or by layer.
         schedule: "one-shot", "iterative" or "cubic".
         steps: number of steps.
     """
@@ -27,7 +28,7 @@ def budgets(
         )
     return [
         {
-            name: _budget(value, originals, name, schedule, step / steps)
+            name: _budget(value, originals[name], schedule, step / steps)
             for name, value in constraints.items()
         }
         if steps > 1
@@ -42,10 +43,11 @@ def epochs_of_steps(epochs: int, steps: int) -> list[int]:
     return [share] * (steps - 1) + [epochs - share * (steps - 1)]
 
 
-def _budget(
-    value: float | int, originals: Mapping[str, int], name: str, schedule: str, done: float
-) -> int:
-    original = originals[name]
+def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            layer: _budget(own, original[layer], schedule, done) for layer, own in value.items()
+        }
     kept = value / original if isinstance(value, int) and value > 1 else float(value)
     kept = kept**done if schedule == "iterative" else kept + (1 - kept) * (1 - done) ** 3
     # An integer of 1 would be read as the fraction 1.

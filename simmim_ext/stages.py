@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from .budget import PER_LAYER
 from .checkpoint import Checkpoint
 from .config import CompressConfig
 from .data import Batch, ForwardFn, take
 from .distillation import Distillation
-from .graph import trace_units
+from .granularity import Granularity
+from .graph import UnitGroup, trace_units
 from .measure import count_bytes, count_flops, count_params
+from .plan import own_values
 from .progress import bar
 from .pruning import prune_units
 from .reconstruction import reconstruct
@@ -23,7 +27,7 @@ from .scoring import score_groups
 from .storage import Json
 from .weights import prune_weights
 
-Constraints = Mapping[str, float | int]
+Constraints = Mapping[str, Any]
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Run:
     train: Iterable[Batch]
     example: Batch
     constraints: Constraints
-    granularity: str
+    granularity: Granularity
     ignored: frozenset[str]
     round_to: int
     noise: float | None
@@ -57,7 +61,11 @@ class Run:
     def go(self, checkpoint: Checkpoint) -> tuple[nn.Module, State]:
         """All steps of the schedule, from where the checkpoint left them."""
         config, state, student = self.config, State(), self.teacher
-        steps = budgets(self.constraints, self._originals(), config.schedule, config.steps)
+        originals, constraints = self._originals(), dict(self.constraints)
+        if PER_LAYER in originals:
+            groups = self._groups(self.teacher)
+            constraints[PER_LAYER] = own_values(groups, constraints[PER_LAYER])
+        steps = budgets(constraints, originals, config.schedule, config.steps)
         epochs = epochs_of_steps(config.epochs, config.steps)
         kept = checkpoint.load()
         if kept is not None:
@@ -107,13 +115,15 @@ class Run:
     def _prune(
         self, model: nn.Module, constraints: Constraints, state: State, *, untrained: bool
     ) -> nn.Module:
-        if self.granularity == "unit":
+        if self.granularity.name == "unit":
             return self._prune_units(model, constraints, state, untrained)
         with stage(state.stages, "prune", self.progress):
             student, state.layers = prune_weights(
                 model,
                 self.fit,
-                sparsity=constraints["sparsity"],
+                sparsity=constraints.get("sparsity"),
+                granularity=self.granularity,
+                per_layer=constraints.get(PER_LAYER),
                 samples=self.config.calibration_samples,
                 seed=self.config.seed,
                 ignored_layers=self.ignored,
@@ -128,15 +138,9 @@ class Run:
         """Removes units down to the constraints and refits what is left."""
         config = self.config
         with stage(state.stages, "score", self.progress):
-            groups = trace_units(
-                model,
-                take(self.example, slice(0, 1)),
-                ignored_layers=self.ignored,
-                forward_fn=self.forward_fn,
-            )
             scores = score_groups(
                 model,
-                groups,
+                self._groups(model),
                 self.fit,
                 criterion=config.criterion,
                 config=config,
@@ -177,26 +181,26 @@ class Run:
         state.layers = _composed(state.layers, layers)
         return student
 
-    def _originals(self) -> dict[str, int]:
+    def _originals(self) -> dict[str, Any]:
         """Costs of the teacher, which the steps of a schedule refer to."""
         if self.config.steps == 1:
             return {}
-        costs: dict[str, Callable[[], int]] = {
+        costs: dict[str, Callable[[], Any]] = {
             "params": lambda: count_params(self.teacher),
             "flops": lambda: count_flops(self.teacher, self.example, self.forward_fn),
             "bytes": lambda: count_bytes(self.teacher),
-            "units": self._units,
+            "units": lambda: sum(group.units for group in self._groups(self.teacher)),
+            PER_LAYER: lambda: {group.name: group.units for group in self._groups(self.teacher)},
         }
         return {name: costs[name]() for name in self.constraints if name in costs}
 
-    def _units(self) -> int:
-        groups = trace_units(
-            self.teacher,
+    def _groups(self, model: nn.Module) -> tuple[UnitGroup, ...]:
+        return trace_units(
+            model,
             take(self.example, slice(0, 1)),
             ignored_layers=self.ignored,
             forward_fn=self.forward_fn,
         )
-        return sum(group.units for group in groups)
 
 
 def _composed(earlier: list[Json], layers: list[Json]) -> list[Json]:

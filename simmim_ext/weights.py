@@ -1,30 +1,29 @@
-"""Removes single weights of Linear layers: the rows that predict the same from fewer inputs.
+"""Removes weights of Linear layers: the rows that predict the same from fewer inputs.
 
-How many weights a row keeps is set by their magnitude over the whole model. Which ones is
-decided row by row, by backward elimination: the weight that costs least goes first, which for a
-least-squares fit is the one with the smallest w^2 / [H^-1]_jj (optimal brain surgeon, Hassibi &
-Stork, 1993; the Gaussian information that input j adds to the others), and the others take over
-what it said.
+How many weights (or blocks of weights) a row keeps is set by their magnitude over the whole model,
+or by the pattern, as 2:4. Which ones is decided row by row (or stripe of blocks by stripe), by the
+information that they add to the others: see ``elimination``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .budget import matching
 from .data import Batch, ForwardFn
+from .elimination import surviving
 from .errors import SimMIMError
+from .granularity import Granularity
 from .layers import weighted
 from .moments import Moments
 from .nn import MaskedLinear
 from .reconstruction import RIDGE, Pair, layers_in_order, output_layer, refit_to_predictions
+from .storage import set_submodule
 
-# Share of a row's remaining weights that one elimination step takes.
-_STEP = 0.05
-
-# Elements of the inverse matrices that rows are worked on with at a time.
+# Elements of the inverse matrices that stripes are worked on with at a time.
 _CHUNK = 1 << 24
 
 
@@ -32,8 +31,10 @@ def prune_weights(
     model: nn.Module,
     data: Iterable[Batch],
     *,
-    sparsity: float,
+    sparsity: float | None,
     samples: int,
+    granularity: Granularity = Granularity("weight"),  # noqa: B008  (frozen)
+    per_layer: Mapping[str, float] | None = None,
     seed: int = 0,
     ignored_layers: frozenset[str] = frozenset(),
     refit_outputs: bool = False,
@@ -48,8 +49,11 @@ def prune_weights(
         model: the network.
         data: calibration batches.
         sparsity: fraction of the Linear layers' weights to remove, in (0, 1); rounded up to a
-            weight.
+            weight or block. None where granularity or per_layer say it all.
         samples: most calibration samples to use.
+        granularity: which weights stay or go together.
+        per_layer: name or pattern -> sparsity, in [0, 1), of layers that have their own; the
+            others bring the whole to the sparsity, or stay dense if there is none.
         seed: of whatever is drawn.
         ignored_layers: qualified names of layers that stay dense.
         refit_outputs: whether the last layer's weights are refitted to the model's predictions by
@@ -61,9 +65,10 @@ def prune_weights(
         convolutions and ignored layers "dense" true.
 
     Raises:
-        SimMIMError: the model has no Linear layer to remove weights from.
+        SimMIMError: the model has no Linear layer to remove weights from, one does not fit the
+            granularity, or per_layer names none or leaves nothing to reach the sparsity with.
     """
-    if not 0 < sparsity < 1:
+    if sparsity is not None and not 0 < sparsity < 1:
         raise ValueError(f"prune_weights: sparsity must be in (0, 1), got {sparsity!r}")
     student = deepcopy(model)
     pair = Pair(student, deepcopy(model), data, samples, seed, forward_fn)
@@ -71,124 +76,134 @@ def prune_weights(
     linear = [n for n in order if type(weighted(model, n)) is nn.Linear and n not in ignored_layers]
     if not linear:
         raise SimMIMError("prune_weights: the model has no Linear layer to remove weights from")
-    counts = _weights_per_row({n: weighted(model, n).weight for n in linear}, sparsity)
-    for name in linear:
+    weights = {name: weighted(model, name).weight.detach() for name in linear}
+    for name, weight in weights.items():
+        granularity.check(name, weight)
+    own = matching(per_layer or {}, dict.fromkeys(linear, ()))
+    counts = _counts(weights, sparsity, own, granularity)
+    masks = {}
+    for name in counts:
         layer = weighted(student, name)
-        weight, bias = _eliminate(pair.moments({name: None})[name], counts[name])
+        assert isinstance(layer, nn.Linear)
+        weight, bias, mask = _eliminate(
+            pair.moments({name: None})[name], counts[name], granularity, layer.bias is not None
+        )
         with torch.no_grad():
             layer.weight.copy_(weight)
             if layer.bias is not None:
                 layer.bias.copy_(bias)
-        parent, _, child = name.rpartition(".")
-        assert isinstance(layer, nn.Linear)
-        mask = (weight != 0).to(layer.weight.device)
-        setattr(student.get_submodule(parent), child, MaskedLinear.from_linear(layer, mask))
-    if refit_outputs and linear[-1] == output_layer(student, pair.example, linear, forward_fn):
-        masked = student.get_submodule(linear[-1])
+        masks[name] = mask.to(layer.weight.device)
+        set_submodule(student, name, MaskedLinear.from_linear(layer, masks[name]))
+    last = output_layer(student, pair.example, list(counts), forward_fn) if refit_outputs else None
+    if last is not None and last == linear[-1]:
+        masked = student.get_submodule(last)
         assert isinstance(masked, MaskedLinear)
-        refit_to_predictions(masked, *pair.features(linear[-1]), mask=masked.mask)
-    return student, [_described(model, name, counts) for name in order]
+        refit_to_predictions(masked, *pair.features(last), mask=masked.mask)
+    return student, [_described(model, name, masks) for name in order]
 
 
-def _is_plain_linear(layer: nn.Module) -> bool:
-    return (isinstance(layer, nn.Linear) and layer.bias is not None) or type(layer) is nn.Linear
+def _counts(
+    weights: Mapping[str, Tensor],
+    sparsity: float | None,
+    per_layer: Mapping[str, float],
+    granularity: Granularity,
+) -> dict[str, Tensor]:
+    """Layer -> [stripes] blocks that each stripe keeps; without the layers that stay dense."""
+    if granularity.keep is not None:
+        n, m = granularity.keep
+        return {
+            name: torch.full((len(weight),), weight.shape[1] // m * n)
+            for name, weight in weights.items()
+        }
+    counts = {
+        name: _largest({name: weights[name]}, share * weights[name].numel(), granularity)[name]
+        for name, share in per_layer.items()
+        if share > 0
+    }
+    others = {name: weight for name, weight in weights.items() if name not in per_layer}
+    if sparsity is None:
+        return {name: counts[name] for name in weights if name in counts}
+    total = sum(weight.numel() for weight in weights.values())
+    rest = sparsity * total - sum(per_layer[n] * weights[n].numel() for n in per_layer)
+    room = sum(weight.numel() for weight in others.values())
+    if rest > room:
+        raise SimMIMError(
+            f"constraints: sparsity={sparsity} cannot be met: per_layer leaves {room} weights to "
+            f"remove {rest:.0f} from; raise the sparsities there"
+        )
+    if rest > 0:
+        counts |= _largest(others, rest, granularity)
+    return {name: counts[name] for name in weights if name in counts}
 
 
-def _weights_per_row(weights: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Layer -> [outputs] weights that each row keeps: those of largest magnitude overall."""
-    magnitudes = torch.cat([w.detach().abs().flatten().float() for w in weights.values()])
-    keep = int(len(magnitudes) * (1 - sparsity) + 1e-6)
-    kept = torch.zeros_like(magnitudes)
-    kept[magnitudes.argsort(descending=True, stable=True)[:keep]] = 1
-    parts = torch.split(kept, [w.numel() for w in weights.values()])
+def _largest(
+    weights: Mapping[str, Tensor], removed: float, granularity: Granularity
+) -> dict[str, Tensor]:
+    """Layer -> [stripes] blocks that each stripe keeps: those of largest magnitude overall."""
+    squares, sizes = {}, {}
+    for name, weight in weights.items():
+        squares[name] = granularity.blocks(weight.double().square()).sum((1, 3)).cpu()
+        # The last block of a stripe counts as whole: another may be kept in its place.
+        whole = granularity.blocks(torch.ones(weight.shape)).sum((1, 3))
+        sizes[name] = whole.amax(1, keepdim=True).expand_as(whole)
+    size = torch.cat([s.flatten() for s in sizes.values()])
+    magnitude = torch.cat([s.flatten() for s in squares.values()]) / size
+    keep = int(sum(weight.numel() for weight in weights.values()) - removed + 1e-6)
+    order = magnitude.sqrt().argsort(descending=True, stable=True)
+    kept = torch.zeros(len(size), dtype=torch.bool)
+    kept[order] = size.double()[order].cumsum(0) <= keep
+    parts = torch.split(kept, [s.numel() for s in sizes.values()])
     return {
-        name: part.view(weight.shape).sum(1).long().cpu()
-        for (name, weight), part in zip(weights.items(), parts, strict=True)
+        name: part.view(size.shape).sum(1)
+        for (name, size), part in zip(sizes.items(), parts, strict=True)
     }
 
 
-def _eliminate(moments: Moments, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [outputs, inputs] with counts[i] weights in row i, and the bias [outputs]."""
-    xx, xz, _ = moments.covariances()
+def _eliminate(
+    moments: Moments, counts: Tensor, granularity: Granularity, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and mask [outputs, inputs], counts[i] blocks in stripe i; and the bias [outputs].
+
+    Without a bias the regression is one through the origin.
+    """
+    if with_bias:
+        xx, xz, _ = moments.covariances()
+    else:
+        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
+    xx, xz = xx.cpu(), xz.cpu()
     inputs, outputs = xz.shape
     damped = xx + RIDGE[nn.Linear] * xx.diagonal().mean().clamp(min=1e-30) * torch.eye(inputs)
     inverse = torch.linalg.inv(damped)
-    full = (inverse @ xz).T.float()
+    full = granularity.blocks((inverse @ xz).T.float()).flatten(2)
+    # Inputs that fill up the last block are independent of all others and say nothing.
+    padded = torch.eye(full.shape[2])
+    padded[:inputs, :inputs] = inverse
     weight = torch.zeros(outputs, inputs, dtype=torch.float64)
-    # Rows that keep alike numbers of weights go together.
-    rows = counts.argsort(descending=True, stable=True)
-    rows = rows[counts[rows] > 0]
-    for chunk in torch.split(rows, max(1, _CHUNK // inputs**2)):
-        support = _supports(full[chunk], inverse.float(), counts[chunk])
-        for row, columns in zip(chunk.tolist(), support, strict=True):
+    mask = torch.zeros(outputs, inputs, dtype=torch.bool)
+    # Stripes that keep alike numbers of blocks go together.
+    stripes = counts.argsort(descending=True, stable=True)
+    stripes = stripes[counts[stripes] > 0]
+    offsets = torch.arange(granularity.columns)
+    for chunk in torch.split(stripes, max(1, _CHUNK // len(padded) ** 2)):
+        found = surviving(
+            full[chunk],
+            padded,
+            counts[chunk],
+            columns=granularity.columns,
+            keep=granularity.keep,
+        )
+        for stripe, blocks in zip(chunk.tolist(), found, strict=True):
+            columns = (blocks[:, None] * granularity.columns + offsets).flatten()
+            columns = columns[columns < inputs]
+            rows = torch.arange(outputs)[stripe * granularity.rows :][: granularity.rows, None]
             block = damped[columns[:, None], columns]
-            weight[row, columns] = torch.linalg.solve(block, xz[columns, row])
-    bias = (moments.z - weight @ moments.x) / moments.samples
-    return weight, bias
+            weight[rows, columns] = torch.linalg.solve(block, xz[columns[:, None], rows.T]).T
+            mask[rows, columns] = True
+    bias = (moments.z.cpu() - weight @ moments.x.cpu()) / moments.samples
+    return weight, bias, mask
 
 
-def _supports(weight: Tensor, inverse: Tensor, counts: Tensor) -> list[Tensor]:
-    """The columns that survive the elimination in each row, as index tensors.
-
-    Args:
-        weight: [rows, columns] least-squares weights.
-        inverse: [columns, columns] inverse of the damped covariance, which every row starts with.
-        counts: [rows] weights to keep in each.
-    """
-    rows, columns = weight.shape
-    weight = weight.clone()
-    inverses = inverse.expand(rows, -1, -1).clone()
-    left = torch.full((rows,), columns)
-    alive = torch.ones(rows, columns, dtype=torch.bool)
-    index = torch.arange(columns).expand(rows, -1)
-    while (left > counts).any():
-        take = ((left * _STEP).long().clamp(min=1)).minimum(left - counts)
-        most = int(take.max())
-        cost = weight.square() / inverses.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
-        gone = cost.masked_fill(~alive, torch.inf).topk(most, dim=1, largest=False).indices
-        active = torch.arange(most) < take[:, None]
-        _remove(weight, inverses, gone, active)
-        alive.scatter_(1, gone, alive.gather(1, gone) & ~active)
-        left -= take
-        width = int(left.max())
-        if width <= 0.7 * alive.shape[1]:
-            weight, inverses, alive, index = _compacted(weight, inverses, alive, index, width)
-    return [index[row][alive[row]] for row in range(rows)]
-
-
-def _remove(weight: Tensor, inverses: Tensor, gone: Tensor, active: Tensor) -> None:
-    """Takes columns gone [rows, r], where active, out of the regressions, in place."""
-    columns = weight.shape[1]
-    across = inverses.gather(2, gone[:, None, :].expand(-1, columns, -1))
-    block = across.gather(1, gone[:, :, None].expand(-1, -1, gone.shape[1]))
-    # Columns that a row does not take are decoupled: identity in the block, zero across.
-    both = active[:, :, None] & active[:, None, :]
-    block = torch.where(both, block, torch.eye(gone.shape[1]))
-    across = across * active[:, None, :]
-    solved = torch.linalg.solve(block, across.mT)
-    value = weight.gather(1, gone) * active
-    weight -= (value[:, None, :] @ solved)[:, 0]
-    inverses -= across @ solved
-    weight.scatter_(1, gone, weight.gather(1, gone) * ~active)
-
-
-def _compacted(
-    weight: Tensor, inverses: Tensor, alive: Tensor, index: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Drops columns that are dead; rows with fewer live ones than width keep some dead ones."""
-    columns = (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, :width].sort(1).values
-    rows = inverses.gather(1, columns[:, :, None].expand(-1, -1, inverses.shape[2]))
-    inverses = rows.gather(2, columns[:, None, :].expand(-1, width, -1))
-    return (
-        weight.gather(1, columns),
-        inverses.contiguous(),
-        alive.gather(1, columns),
-        index.gather(1, columns),
-    )
-
-
-def _described(model: nn.Module, name: str, counts: dict[str, Tensor]) -> dict[str, Any]:
+def _described(model: nn.Module, name: str, masks: Mapping[str, Tensor]) -> dict[str, Any]:
     before = weighted(model, name).weight.numel()
-    if name not in counts:
-        return {"name": name, "before": before, "after": before, "dense": True}
-    return {"name": name, "before": before, "after": int(counts[name].sum()), "dense": False}
+    after = int(masks[name].sum()) if name in masks else before
+    return {"name": name, "before": before, "after": after, "dense": name not in masks}

@@ -72,9 +72,7 @@ def allocate(
         counts = dict.fromkeys(ranked, 0)
         for _, _, name in entries[:entered]:
             counts[name] += 1
-        return {
-            name: _rounded(count, len(ranked[name]), round_to) for name, count in counts.items()
-        }
+        return {name: rounded(count, len(ranked[name]), round_to) for name, count in counts.items()}
 
     if not fits(widths(0)):
         return None
@@ -106,7 +104,7 @@ def _filled(
     return widths
 
 
-def _rounded(count: int, units: int, round_to: int) -> int:
+def rounded(count: int, units: int, round_to: int) -> int:
     """A multiple of round_to at or below the count, at least one step, at most all units."""
     if count >= units:
         return units

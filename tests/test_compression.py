@@ -221,7 +221,7 @@ def test_a_forward_fn_and_keyword_inputs(x):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"granularity": "n:m"}, ValueError, r"granularity must be one of unit.* got 'n:m'"),
+        ({"granularity": "n:m"}, ValueError, r"granularity must be one of \"unit\".* got .n:m."),
         ({"constraints": {}}, ValueError, r"constraints must be a dict with at least one of"),
         ({"constraints": {"unit": 0.5}}, ValueError, r"'unit' is none of units"),
         ({"constraints": {"units": 0}}, ValueError, r"units must be a fraction kept in \(0, 1\]"),

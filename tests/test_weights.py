@@ -4,8 +4,9 @@ from models import case, mlp, snapshot
 from torch import nn
 
 from simmim_ext import SimMIMError
+from simmim_ext.elimination import surviving
 from simmim_ext.nn import MaskedLinear
-from simmim_ext.weights import _supports, prune_weights
+from simmim_ext.weights import prune_weights
 
 DATA = torch.randn(400, 12, generator=torch.Generator().manual_seed(5)).split(100)
 
@@ -51,7 +52,8 @@ def test_elimination_is_the_exact_one():
     z = x @ torch.randn(6, 3) + torch.randn(200, 3)
     xx, xz = (x.T @ x / 200 + 0.01 * torch.eye(6)).double(), (x.T @ z / 200).double()
     inverse = torch.linalg.inv(xx)
-    supports = _supports((inverse @ xz).T.float(), inverse.float(), torch.tensor([2, 4, 6]))
+    weight = (inverse @ xz).T.float()[:, None]
+    supports = surviving(weight, inverse.float(), torch.tensor([2, 4, 6]))
     for row, keep in enumerate((2, 4, 6)):
         left = list(range(6))
         while len(left) > keep:

@@ -1,0 +1,115 @@
+"""What the model would cost at other widths; latency is measured until it can be relied on."""
+
+from copy import deepcopy
+
+from torch import nn
+
+from .data import Batch, ForwardFn, device_of
+from .errors import SimMIMError
+from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
+from .removal import remove_units
+from .scoring import Scores
+from .widths import Widths
+
+# Seconds that each candidate's latency is measured at first; and where that is not enough, and for
+# the widths that are chosen.
+_SECONDS = 0.2
+LONG_SECONDS = 1.0
+
+# How far the latency reached may be from the one asked for, as a share of it.
+TOLERANCE = 0.1
+
+_Key = tuple[tuple[str, int], ...]
+
+
+class Costs:
+    """What models of given widths cost; each is built once and measured as a user would.
+
+    Parameters are counted on shapes alone. Latency is relative to the original's, measured in turn
+    with it.
+    """
+
+    def __init__(
+        self, model: nn.Module, scores: Scores, example: Batch, forward_fn: ForwardFn | None
+    ) -> None:
+        self._model, self._scores = model, scores
+        self._example, self._forward_fn = example, forward_fn
+        self._original: dict[str, float] = {}
+        self._shapes = deepcopy(model).to("meta")
+        self._seconds = _SECONDS
+        self._latencies: dict[_Key, float] = {}
+
+    def measure_for(self, seconds: float) -> None:
+        """Measures latency for so long from now on, and forgets the ones there are."""
+        self._seconds = seconds
+        self._latencies.clear()
+
+    def original(self, name: str) -> float:
+        """The cost of the model as it is."""
+        if name == "latency":
+            return 1.0
+        if name not in self._original:
+            units = sum(group.units for group in self._scores.groups)
+            self._original[name] = units if name == "units" else self._count(name, self._model)
+        return self._original[name]
+
+    def of(self, name: str, widths: Widths) -> float:
+        """The cost of the model at these widths."""
+        if name == "units":
+            return sum(widths.values())
+        if name != "latency":
+            return self._count(name, self._smaller(widths, shapes=name == "params"))
+        key = tuple(sorted(widths.items()))
+        if key not in self._latencies:
+            self._latencies[key] = self._latency(widths, self._seconds)
+        return self._latencies[key]
+
+    def unsettled(self, widths: Widths, wanted: float) -> float | None:
+        """None where the latency at these widths is as wanted, else what it is.
+
+        It is as wanted within the tolerance; or shorter, if the next wider model that was tried
+        does take too long.
+        """
+        reached = self._latency(widths, LONG_SECONDS)
+        if reached > (1 + TOLERANCE) * wanted:
+            return reached
+        if reached < (1 - TOLERANCE) * wanted:
+            units = sum(widths.values())
+            wider = [key for key in self._latencies if sum(width for _, width in key) > units]
+            if wider:
+                following = dict(min(wider, key=lambda key: sum(width for _, width in key)))
+                if self._latency(following, LONG_SECONDS) <= wanted:
+                    return reached
+        return None
+
+    def _smaller(self, widths: Widths, *, shapes: bool = False) -> nn.Module:
+        kept = {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
+        return remove_units(self._shapes if shapes else self._model, self._scores.groups, kept)[0]
+
+    def _count(self, name: str, model: nn.Module) -> float:
+        if name == "params":
+            return count_params(model)
+        if name == "flops":
+            return count_flops(model, self._example, self._forward_fn)
+        return count_bytes(model)
+
+    def _latency(self, widths: Widths, seconds: float) -> float:
+        models = [self._smaller(widths), self._model]
+        new, old = measure_latency(models, self._example, self._forward_fn, seconds=seconds)
+        return new / old
+
+
+def latency_unmet(wanted: float, reached: float, model: nn.Module, example: Batch) -> SimMIMError:
+    """The error for a latency that was not reached."""
+    at = latency_conditions(example)
+    why = (
+        "models of the least widths take that long"
+        if reached > wanted
+        else "measurements disagree with each other, as on a busy machine"
+    )
+    return SimMIMError(
+        f"constraints: latency={wanted:g} cannot be met within {TOLERANCE:.0%}: the closest that "
+        f"was reached is {reached:.3g} of the original's (batch {at['batch']}, {at['threads']} "
+        f"threads, {device_of(model)}), where {why}; raise it, give the batch that you serve as "
+        "example_inputs, or set flops instead"
+    )
