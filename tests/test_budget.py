@@ -1,0 +1,183 @@
+"""Budgets: layers with a width of their own, and latency that is met or refused."""
+
+import time
+
+import pytest
+import torch
+from architectures import architecture
+from models import mlp
+from torch import nn
+
+from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
+from simmim_ext.budget import matching
+from simmim_ext.schedule import budgets
+
+pytestmark = pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+CONFIG = CompressConfig(epochs=0)
+X = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 4)
+    )
+
+
+def widths(result):
+    return {layer["name"]: layer["after"] for layer in result.report["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("constraints", "options", "expected"),
+    [
+        ({"per_layer": {"0": 0.25}}, {}, {"0": 10, "2": 20}),  # the others stay whole
+        ({"per_layer": {"*": 0.25}}, {}, {"0": 10, "2": 5}),
+        ({"per_layer": {"*": 0.25, "2": 12}}, {}, {"0": 10, "2": 12}),  # its own name goes first
+        ({"per_layer": {"2": 1.0}, "units": 30}, {}, {"0": 10, "2": 20}),
+        ({"per_layer": {"0": 0.3}}, {"round_to": 8}, {"0": 8, "2": 20}),
+        ({"per_layer": {"0": 0.01}}, {"round_to": 8}, {"0": 8, "2": 20}),
+    ],
+)
+def test_layers_with_a_width_of_their_own(constraints, options, expected):
+    result = compress(network(), calibration=[X], constraints=constraints, config=CONFIG, **options)
+    assert widths(result) == expected
+    assert result.report["constraints"] == constraints
+    assert result.model[0].out_features == expected["0"]
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
+def test_schedules_lead_to_the_layers_own_width(schedule):
+    config = CompressConfig(epochs=3, schedule=schedule, steps=3)
+    constraints = {"per_layer": {"0": 0.25}, "units": 0.4}
+    result = compress(network(), calibration=[X], constraints=constraints, config=config)
+    assert widths(result) == {"0": 10, "2": 14}
+
+
+def test_steps_of_a_layers_own_budget():
+    steps = budgets({"per_layer": {"a": 0.25}}, {"per_layer": {"a": 400}}, "iterative", 2)
+    assert steps == [{"per_layer": {"a": 200}}, {"per_layer": {"a": 100}}]
+
+
+def test_a_group_goes_by_every_layer_that_makes_its_units():
+    model, data = architecture("resnet")
+    scores = score(model, data)
+    result = prune(model, scores, constraints={"per_layer": {"blocks.0.second.0": 0.5}})
+    assert widths(result)["stem.0"] == 4  # the residual sum begins there
+    result = prune(model, scores, constraints={"per_layer": {"blocks.1.first": 0.5}, "params": 0.7})
+    assert widths(result)["blocks.1.first.0"] == 8
+
+
+def test_matching_takes_names_prefixes_and_patterns():
+    layers = {"a.0": ("a.1",), "b.0": (), "b": ()}
+    assert matching({"a": 1}, layers) == {"a.0": 1}
+    assert matching({"*.1": 1}, layers) == {"a.0": 1}
+    assert matching({"b": 1, "b.0": 2}, layers) == {"b.0": 2, "b": 1}
+    with pytest.raises(SimMIMError, match=r"per_layer holds 'c', .* those are a.0, b.0, b$"):
+        matching({"c": 1}, layers)
+
+
+@pytest.mark.parametrize(
+    ("per_layer", "error", "text"),
+    [
+        ({"4": 0.5}, SimMIMError, r"per_layer holds '4', which is no layer that can be made"),
+        ({"0": 41}, SimMIMError, r"per_layer asks for 41 units of '0', which has 40"),
+        ({"0": 0}, ValueError, r"per_layer\['0'\] must be a fraction of units kept .* got 0"),
+        ({"0": True}, ValueError, r"per_layer\['0'\] must be a fraction of units kept .* got True"),
+        ({"0": float("nan")}, ValueError, r"per_layer\['0'\] must be .* got nan"),
+        ({}, ValueError, r"per_layer must be a dict of layer names or patterns to values, got {}"),
+        (0.5, ValueError, r"per_layer must be a dict of layer names or patterns .* got 0.5"),
+        ({0: 0.5}, ValueError, r"per_layer must be a dict of layer names or patterns"),
+    ],
+)
+def test_widths_that_cannot_be(per_layer, error, text):
+    with pytest.raises(error, match=text):
+        compress(network(), calibration=[X], constraints={"per_layer": per_layer}, config=CONFIG)
+
+
+@pytest.mark.parametrize("round_to", [0, 1.5, True, "8"])
+def test_round_to_is_checked_first(round_to):
+    with pytest.raises(ValueError, match=r"round_to must be an integer of at least 1, got"):
+        compress(mlp(), calibration=[], constraints={"units": 0.5}, round_to=round_to)
+
+
+# Latency ----------------------------------------------------------------------------------------
+
+
+class Slow(nn.Linear):
+    """Takes 0.1 ms for each of its units, and ``fixed`` seconds more."""
+
+    fixed = 0.0
+
+    def forward(self, x):
+        time.sleep(self.fixed + 1e-4 * self.out_features)
+        return super().forward(x)
+
+
+def slow(fixed=0.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(Slow(12, 60), nn.ReLU(), nn.Linear(60, 4))
+    model[0].fixed = fixed
+    return model
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_latency_is_met(share):
+    model = slow()
+    scores = score(model, [X])
+    result = prune(model, scores, constraints={"latency": share})
+    # The rest of the forward pass takes a little, too.
+    assert 0.75 * share * 60 < result.model[0].out_features <= 1.1 * share * 60
+
+
+def test_latency_of_a_real_network_is_met(threads):
+    threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.Linear(512, 4))
+    scores = score(model, [X], criterion="random")
+    result = prune(
+        model,
+        scores,
+        constraints={"latency": 0.4},
+        calibration=[X],
+        config=CompressConfig(reconstruct=False),
+    )
+    reached = result.report["student"]["latency_ms"] / result.report["teacher"]["latency_ms"]
+    assert 0.3 < reached < 0.5
+    assert result.report["latency"] == {"batch": 400, "threads": 1, "device": "cpu"}
+
+
+def test_a_latency_that_no_width_has_is_refused_with_the_closest(threads):
+    threads(1)
+    model = slow(fixed=6e-3)  # half of its time does not depend on its width
+    scores = score(model, [X])
+    text = (
+        r"latency=0.3 cannot be met within 10%: the closest that was reached is 0\.5\d* of the "
+        r"original's \(batch 400, 1 threads, cpu\), where models of the least widths take that long"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        prune(model, scores, constraints={"latency": 0.3})
+
+
+def test_latency_that_cannot_be_measured_twice_alike_is_refused(monkeypatch):
+    model = network()
+    scores = score(model, [X])
+    # Long measurements say that even this is slow, whatever the short ones said.
+    monkeypatch.setattr(
+        "simmim_ext.costs.measure_latency",
+        lambda models, *_, seconds: [1.0 if seconds >= 1 else 0.1, 1.0],
+    )
+    with pytest.raises(SimMIMError, match=r"latency=0.5 cannot be met within 10%: .* is 1 of the"):
+        prune(model, scores, constraints={"latency": 0.5})
+
+
+def test_a_shorter_latency_stands_where_the_next_width_takes_too_long(monkeypatch):
+    model = network()
+    scores = score(model, [X])
+
+    def steps(models, *_, seconds):
+        return [0.3 if models[0][0].out_features < 25 else 0.9, 1.0]
+
+    monkeypatch.setattr("simmim_ext.costs.measure_latency", steps)
+    result = prune(model, scores, constraints={"latency": 0.5})
+    assert widths(result)["0"] == 24
