@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._version import __version__
 from .data import Batch
 from .errors import SimMIMError
-from .storage import Json, digest, read_folder, tensors_of, write_folder
+from .storage import Json, check_writable, digest, read_folder, tensors_of, write_folder
 
 FORMAT = "simmim_ext checkpoint"
 
@@ -32,9 +33,12 @@ class Checkpoint:
         """The state kept last, or None where there is none yet.
 
         Raises:
-            SimMIMError: the state is damaged, or another run's.
+            SimMIMError: the state is damaged, or another run's; or none could be kept there.
         """
-        if self._folder is None or not (self._folder / "manifest.json").exists():
+        if self._folder is None:
+            return None
+        check_writable(self._folder)
+        if not (self._folder / "manifest.json").exists():
             return None
         try:
             tensors, body = read_folder(self._folder, FORMAT)
@@ -45,7 +49,8 @@ class Checkpoint:
         if body["identity"] != self._identity:
             raise SimMIMError(
                 f"checkpoint_dir: {self._folder} holds the state of a run with another model, "
-                "calibration data, budget or configuration; give another folder, or delete it"
+                "calibration data, budget, configuration or version; give another folder, or "
+                "delete it"
             )
         return tensors, body["state"]
 
@@ -57,8 +62,8 @@ class Checkpoint:
 
 
 def identity_of(model: nn.Module, data: Iterable[Batch], settings: Json) -> str:
-    """SHA-256 of the model's weights, the batches' tensors and the settings."""
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """SHA-256 of the model's weights, the batches' tensors, the settings and our version."""
+    sha = hashlib.sha256(json.dumps([__version__, settings], sort_keys=True).encode())
     sha.update(digest(tensors_of(model)[0]).encode())
     for batch in data:
         sha.update(digest(dict(_named_tensors(batch, "batch"))).encode())

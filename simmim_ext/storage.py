@@ -170,13 +170,25 @@ def write_folder(
         for path in written:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        raise SimMIMError(
-            f"cannot write to {folder}: {error}; free some space there or choose another folder"
-        ) from error
+        raise _cannot_write(folder, error) from error
     for old in folder.glob("weights-*.safetensors"):
         if old != weights:
             with contextlib.suppress(OSError):
                 old.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises SimMIMError unless files can be made in the folder, which is made if not there.
+
+    To be called before work whose result is to be kept in it.
+    """
+    probe = folder / "probe.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_text(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def read_folder(folder: Path, form: str) -> tuple[dict[str, Tensor], Json]:
@@ -216,6 +228,12 @@ def read_folder(folder: Path, form: str) -> tuple[dict[str, Tensor], Json]:
         raise SimMIMError(
             f"the weights of {folder} cannot be read: {error}; restore them or save again"
         ) from error
+
+
+def _cannot_write(folder: Path, error: Exception) -> SimMIMError:
+    return SimMIMError(
+        f"cannot write to {folder}: {error}; free some space there or choose another folder"
+    )
 
 
 def _write_text(path: Path, text: str) -> None:
