@@ -1,6 +1,6 @@
 """Which units to keep: the scores' order cut at widths that meet the budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from .data import Batch, ForwardFn
 from .measure import count_bytes, count_flops, count_params, measure_latency
 from .removal import remove_units
 from .scoring import Scores
-from .widths import Widths, allocate, check_constraints, unreachable
+from .unit_costs import SHAPE_BUDGETS, UnitCosts, shape_costs
+from .widths import Widths, allocate, allocate_by_loss, check_constraints, unreachable
 
 # How long each candidate's latency is measured.
 _SECONDS = 0.2
@@ -53,8 +54,10 @@ def make_plan(
         constraints: see ``compress``; each is a ceiling, and all hold.
         example_inputs: a batch; FLOPs are counted on its first sample, latency is measured on
             all of it.
-        allocation: "information" grows layers by their units' I(T; Yhat), pooled over layers,
-            "score" by the scores themselves, "uniform" by equal shares.
+        allocation: "information" grows layers by their units' I(T; Yhat), pooled over layers;
+            under a budget in params, flops or bytes, with scores of "simmim", by the divergence
+            that a unit saves for its cost. "score" grows them by the scores themselves, "uniform"
+            by equal shares.
         round_to: widths are multiples of it (or whole layers).
         forward_fn: as in ``score``.
 
@@ -76,9 +79,15 @@ def make_plan(
     def fits(widths: Widths) -> bool:
         return all(costs.of(name, widths) <= ceiling for name, ceiling in ceilings.items())
 
-    widths = allocate(
-        _priorities(scores, allocation), fits, round_to=round_to, fill="latency" not in limits
-    )
+    options: dict[str, Any] = {"round_to": round_to, "fill": "latency" not in limits}
+    priced = [name for name in SHAPE_BUDGETS if name in limits]
+    if allocation == "information" and priced and scores.divergence:
+        shares = {name: ceilings[name] / costs.original(name) for name in priced}
+        prices, seems_to_fit = _prices(model, scores, shares, example_inputs, forward_fn)
+        losses = {group.name: scores.divergence[group.name] for group in scores.groups}
+        widths = allocate_by_loss(losses, prices, seems_to_fit, fits, **options)
+    else:
+        widths = allocate(_priorities(scores, allocation), fits, **options)
     if widths is None:
         least = {g.name: min(round_to, g.units) for g in scores.groups}
         name = next(n for n, ceiling in ceilings.items() if costs.of(n, least) > ceiling)
@@ -129,6 +138,38 @@ class _Costs:
             [model, self._model], self._example, self._forward_fn, seconds=_SECONDS
         )
         return new / old
+
+
+def _prices(
+    model: nn.Module,
+    scores: Scores,
+    shares: Mapping[str, float],
+    example: Batch,
+    forward_fn: ForwardFn | None,
+) -> tuple[Callable[[Widths], dict[str, float]], Callable[[Widths], bool]]:
+    """What units cost as a share of the budgets, and whether widths seem to be within them.
+
+    Args:
+        shares: budget -> the fraction of the original's that is allowed.
+    """
+    costs = [
+        UnitCosts(model, scores.groups, shape_costs(name, model, example, forward_fn))
+        for name in shares
+    ]
+    whole = {group.name: group.units for group in scores.groups}
+    limits = [share * cost.of(whole) for share, cost in zip(shares.values(), costs, strict=True)]
+
+    def prices(widths: Widths) -> dict[str, float]:
+        each = [cost.of_another_unit(widths) for cost in costs]
+        return {
+            name: sum(one[name] / limit for one, limit in zip(each, limits, strict=True))
+            for name in widths
+        }
+
+    def seems_to_fit(widths: Widths) -> bool:
+        return all(cost.of(widths) <= limit for cost, limit in zip(costs, limits, strict=True))
+
+    return prices, seems_to_fit
 
 
 def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:
