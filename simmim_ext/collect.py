@@ -52,11 +52,14 @@ class LayerStatistics:
             layer's outputs, y drawn from the model's own prediction.
         columns: [units * block] the group's input columns, those of each unit together; a layer
             behind a concatenation has others too.
+        places: how many positions or tokens of the layer's output go into one answer of the
+            model.
     """
 
     moments: Moments
     fisher: Tensor
     columns: Tensor
+    places: float
 
 
 @dataclass
@@ -185,6 +188,8 @@ def _collect_pass(
     }
     recorder = Recorder(model, readers)
     layers: dict[str, _Layer] = {}
+    places = dict.fromkeys(readers, 0)
+    answered = 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
     rows = []
@@ -201,6 +206,10 @@ def _collect_pass(
         for group in groups:
             x = _by_channel(model, group, recorder, answers)
             activations[group.name].append(_by_unit(group, x, directions))
+        answered += len(outputs)
+        for name, calls in recorder.calls.items():
+            layer = model.get_submodule(name)
+            places[name] += sum(_count_places(layer, z, token_mask(batch)) for _, z in calls)
         if moments:
             likelihood = _log_likelihood(outputs, noise, generator)
             _add_moments(model, recorder, layers, likelihood, generator, token_mask(batch))
@@ -208,7 +217,10 @@ def _collect_pass(
         GroupStatistics(
             group,
             torch.cat(activations[group.name]),
-            {m.module: _reader(model, m, layers) for m in _readers(model, group)}
+            {
+                m.module: _reader(model, m, layers, places[m.module] / answered)
+                for m in _readers(model, group)
+            }
             if moments
             else {},
         )
@@ -372,13 +384,23 @@ def draw_positions(
     return places[drawn.sort().values]
 
 
-def _reader(model: nn.Module, member: Member, layers: dict[str, _Layer]) -> LayerStatistics:
+def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:
+    """Positions or tokens of a layer's output z, over all samples."""
+    if is_convolution(layer):
+        return z[:, 0].numel()
+    count = z[..., 0].numel()
+    return int(mask.sum()) if mask is not None and mask.numel() == count else count
+
+
+def _reader(
+    model: nn.Module, member: Member, layers: dict[str, _Layer], places: float
+) -> LayerStatistics:
     moments, fisher = layers[member.module]
     kernel = weighted(model, member.module).weight[0, 0].numel()
     order = sorted(range(len(member.units)), key=member.units.__getitem__)
     first = torch.tensor([member.indices[i] * kernel for i in order], device=fisher.device)
     columns = (first[:, None] + torch.arange(kernel, device=fisher.device)).flatten()
-    return LayerStatistics(moments, fisher / moments.samples, columns)
+    return LayerStatistics(moments, fisher / moments.samples, columns, places)
 
 
 def _passes(

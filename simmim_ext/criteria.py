@@ -18,7 +18,7 @@ from .information import (
     mutual_information,
 )
 from .ranking import Criterion, Ranking, Setting, by_order, by_score
-from .selection import ConditionalInformation, select_units
+from .selection import ConditionalInformation, divergences, select_units
 
 
 def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
@@ -37,7 +37,14 @@ def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
     gains = torch.tensor(selection.gains, dtype=torch.float64)
     scores = torch.empty_like(gains)
     scores[list(selection.order)] = gains.flip(0).cumsum(0).flip(0)
-    return Ranking(scores.float(), selection.order)
+    divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64)
+    for reader in stats.readers.values():
+        xx, xz, zz = reader.moments.covariances()
+        xx, xz = xx[reader.columns][:, reader.columns], xz[reader.columns]
+        block = len(reader.columns) // stats.group.units
+        found = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
+        divergence += reader.places * found
+    return Ranking(scores.float(), selection.order, divergence)
 
 
 def metric_root(fisher: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which units to keep: the scores' order cut at widths that meet the budget."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ from .data import Batch, ForwardFn
 from .errors import SimMIMError
 from .graph import UnitGroup
 from .scoring import Scores
-from .widths import Widths, allocate, rounded, unreachable
+from .unit_costs import SHAPE_BUDGETS, UnitCosts, shape_costs
+from .widths import Widths, allocate, allocate_by_loss, rounded, unreachable
 
 T = TypeVar("T")
 
@@ -53,8 +54,10 @@ def make_plan(
         constraints: see ``compress``; each is a ceiling, and all hold.
         example_inputs: a batch; FLOPs are counted on its first sample, latency is measured on
             all of it.
-        allocation: "information" grows layers by their units' I(T; Yhat), pooled over layers,
-            "score" by the scores themselves, "uniform" by equal shares.
+        allocation: "information" grows layers by their units' I(T; Yhat), pooled over layers;
+            under a budget in params, flops or bytes, with scores of "simmim", by the divergence
+            that a unit saves for its cost. "score" grows them by the scores themselves, "uniform"
+            by equal shares.
         round_to: widths are multiples of it (or whole layers).
         forward_fn: as in ``score``.
 
@@ -78,8 +81,19 @@ def make_plan(
     def fits(widths: Widths) -> bool:
         return all(costs.of(name, widths | own) <= limit for name, limit in ceilings.items())
 
+    options: dict[str, Any] = {"round_to": round_to, "fill": "latency" not in limits}
+    priced = [name for name in SHAPE_BUDGETS if name in limits]
+    by_loss = allocation == "information" and priced and scores.divergence
+    if by_loss:
+        shares = {name: ceilings[name] / costs.original(name) for name in priced}
+        prices, seems_to_fit = _prices(model, scores, own, shares, example_inputs, forward_fn)
+        losses = {name: scores.divergence[name] for name in free}
+
     def widest() -> Widths:
-        widths = allocate(free, fits, round_to=round_to, fill="latency" not in limits)
+        if by_loss:
+            widths = allocate_by_loss(losses, prices, seems_to_fit, fits, **options)
+        else:
+            widths = allocate(free, fits, **options)
         if widths is not None:
             return widths | own
         least = own | {name: min(round_to, len(values)) for name, values in free.items()}
@@ -123,6 +137,42 @@ def own_widths(
             )
         widths[name] = rounded(count, units[name], round_to)
     return widths
+
+
+def _prices(
+    model: nn.Module,
+    scores: Scores,
+    own: Widths,
+    shares: Mapping[str, float],
+    example: Batch,
+    forward_fn: ForwardFn | None,
+) -> tuple[Callable[[Widths], dict[str, float]], Callable[[Widths], bool]]:
+    """What units cost as a share of the budgets, and whether widths seem to be within them.
+
+    Args:
+        own: widths that are settled.
+        shares: budget -> the fraction of the original's that is allowed.
+    """
+    costs = [
+        UnitCosts(model, scores.groups, shape_costs(name, model, example, forward_fn))
+        for name in shares
+    ]
+    whole = {group.name: group.units for group in scores.groups}
+    limits = [share * cost.of(whole) for share, cost in zip(shares.values(), costs, strict=True)]
+
+    def prices(widths: Widths) -> dict[str, float]:
+        each = [cost.of_another_unit(widths | own) for cost in costs]
+        return {
+            name: sum(one[name] / limit for one, limit in zip(each, limits, strict=True))
+            for name in widths
+        }
+
+    def seems_to_fit(widths: Widths) -> bool:
+        return all(
+            cost.of(widths | own) <= limit for cost, limit in zip(costs, limits, strict=True)
+        )
+
+    return prices, seems_to_fit
 
 
 def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:

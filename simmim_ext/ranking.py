@@ -14,10 +14,17 @@ from .graph import UnitGroup
 
 @dataclass(frozen=True)
 class Ranking:
-    """A group's scores [units] float32, higher kept longer, and the units in that order."""
+    """A group's scores [units] float32, higher kept longer, and the units in that order.
+
+    Attributes:
+        scores: a score for each unit.
+        order: the units.
+        divergence: [units + 1] KL in nats to expect with the first k of them, where it is known.
+    """
 
     scores: Tensor
     order: tuple[int, ...]
+    divergence: Tensor | None = None
 
 
 @dataclass(frozen=True)

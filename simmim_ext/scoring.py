@@ -33,6 +33,8 @@ class Scores(Mapping[str, Tensor]):
         criterion: the name of the criterion.
         groups: the units that belong together, by layer.
         example: a batch of the model's inputs.
+        divergence: layer name -> [units + 1] KL in nats to expect of a model that keeps the first
+            k of the order in this layer alone, and is reconstructed; of "simmim" only, else empty.
     """
 
     by_layer: Mapping[str, Tensor]
@@ -41,6 +43,7 @@ class Scores(Mapping[str, Tensor]):
     criterion: str
     groups: tuple[UnitGroup, ...] = field(repr=False)
     example: Batch = field(repr=False)
+    divergence: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
@@ -163,6 +166,7 @@ def score_groups(
     values: dict[str, Tensor] = {}
     order: dict[str, tuple[int, ...]] = {}
     information: dict[str, Tensor] = {}
+    divergence: dict[str, Tensor] = {}
     for stats in statistics:
         name = stats.group.name
         if not torch.isfinite(stats.activations).all():
@@ -174,6 +178,8 @@ def score_groups(
             raise SimMIMError(f"score: the {criterion} scores of {name!r} are not finite")
         values[name], order[name] = ranking.scores, ranking.order
         information[name] = unit_information(stats.activations, predictions, config).cpu()
+        if ranking.divergence is not None:
+            divergence[name] = ranking.divergence
     if example is None:
         example = next(iter(batches(calibration, device=device_of(model))))
-    return Scores(values, order, information, criterion, groups, example)
+    return Scores(values, order, information, criterion, groups, example, divergence)

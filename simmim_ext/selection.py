@@ -156,3 +156,30 @@ def select_units(
         for layer in layers:
             layer.take_(unit)
     return Selection(tuple(order), tuple(gains))
+
+
+def divergences(
+    xx: Tensor, xz: Tensor, zz: Tensor, fisher: Tensor, order: Sequence[int], *, block: int = 1
+) -> Tensor:
+    """KL divergence to expect when a layer's targets are predicted from its first k units.
+
+    To second order it is 1/2 tr(F R), R the covariance of what their regression on the units
+    leaves open.
+
+    Args:
+        xx, xz, zz, block: as of ``ConditionalInformation``, in no metric.
+        fisher: [targets, targets] Fisher information F of the targets.
+        order: all units.
+
+    Returns:
+        [units + 1] float64 nats, for k = 0 to all units; it falls.
+    """
+    index = torch.arange(len(xx), device=xx.device).view(-1, block)
+    columns = index[list(order)].flatten()
+    noisy = xx.double()[columns[:, None], columns]
+    noisy.diagonal().add_(UNIT_NOISE * noisy.diagonal().mean().clamp(min=1e-30))
+    root = torch.linalg.cholesky(noisy)
+    explained = torch.linalg.solve_triangular(root, xz.double()[columns], upper=False)
+    saved = ((explained @ fisher.double()) * explained).sum(1).view(-1, block).sum(1)
+    everything = (zz.double() * fisher.double()).sum().view(1)
+    return 0.5 * torch.cat([everything, everything - saved.cumsum(0)]).clamp(min=0).cpu()

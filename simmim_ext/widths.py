@@ -1,5 +1,6 @@
 """Layer widths under a budget."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ Widths = dict[str, int]
 
 BUDGETS = ("units", "params", "flops", "bytes", "latency")
 _FRACTIONS_ONLY = ("latency",)
+
+# How often prices are set anew.
+_PRICE_ROUNDS = 12
 
 
 def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
@@ -82,6 +86,44 @@ def allocate(
         low, high = (middle, high) if fits(widths(middle)) else (low, middle)
     found = widths(low)
     return _filled(found, ranked, fits, round_to) if fill else found
+
+
+def allocate_by_loss(
+    losses: Mapping[str, Tensor],
+    prices: Callable[[Widths], Mapping[str, float]],
+    seems_to_fit: Callable[[Widths], bool],
+    fits: Callable[[Widths], bool],
+    *,
+    round_to: int = 1,
+    fill: bool = True,
+) -> Widths | None:
+    """The widths of the least total loss that fit, by the loss that a unit saves for its price.
+
+    What a unit costs depends on the widths of other layers: prices are taken at the widths that
+    the prices before led to, and those of the least loss are kept.
+
+    Args:
+        losses: layer -> [units + 1] loss at each width.
+        prices: what another unit of each layer costs at given widths.
+        seems_to_fit: an estimate of ``fits`` that costs nothing.
+        fits, round_to, fill: as in ``allocate``.
+    """
+
+    def worth(price: Mapping[str, float]) -> dict[str, Tensor]:
+        return {n: -loss.diff() / max(price[n], 1e-30) for n, loss in losses.items()}
+
+    price = prices({name: len(loss) - 1 for name, loss in losses.items()})
+    best, least = price, math.inf
+    for _ in range(_PRICE_ROUNDS):
+        widths = allocate(worth(price), seems_to_fit, round_to=round_to, fill=False)
+        if widths is None:
+            break
+        total = sum(float(losses[name][width]) for name, width in widths.items())
+        if total < least:
+            best, least = price, total
+        new = prices(widths)
+        price = {name: math.sqrt(price[name] * max(new[name], 1e-30)) for name in price}
+    return allocate(worth(best), fits, round_to=round_to, fill=fill)
 
 
 def _filled(

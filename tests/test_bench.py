@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.compression import bars, contest, networks, tournament
+from benchmarks.compression import bars, contest, networks, tournament, weights
 from simmim_ext import CompressConfig, distill, images
 from simmim_ext.cli import main
 from simmim_ext.data import Shuffled
@@ -58,6 +58,38 @@ def test_compression_compares_goes_on_and_prints_json_alone(tmp_path, capsys, mo
 
 
 @pytest.mark.usefixtures("digits")
+def test_ways_to_zero_weights_are_compared_at_as_many_of_them(tmp_path, capsys):
+    command = ["bench", "compression", "--json", "--seeds", "1", "--epochs", "1"]
+    command += ["--zeros", "0.9", "--output", str(tmp_path)]
+    assert main(command) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads((tmp_path / "compression-mlp-90%-zeros.json").read_text())
+    assert (tmp_path / "compression-mlp-90%-zeros.png").exists()
+    rows = {(r["method"], r["widths"], r["reconstruct"], r["epochs"]): r for r in results["rows"]}
+    assert len(rows) == 5 * 2 * 2
+    kept = int((64 * 40 + 40 * 10) * 0.1) + 40 + 10
+    assert {row["params"] for row in rows.values()} == {kept}
+    for method in ("magnitude", "lamp", "wanda"):
+        ours, theirs, raw = (
+            rows[name, "shared", refit, 0]["kl"][0]
+            for name, refit in (("simmim", True), (method, True), (method, False))
+        )
+        assert ours < theirs < raw
+
+
+def test_rankings_of_weights_are_those_of_the_papers():
+    weight = torch.tensor([[3.0, -1.0], [0.0, 2.0]])
+    scores = weights.lamp(weight)
+    expected = torch.tensor([[9 / 9, 1 / 14], [0 / 14, 4 / 13]], dtype=torch.float64)
+    torch.testing.assert_close(scores, expected)
+    counts = weights.evenly(torch.zeros(7, 10), 0.75)
+    assert counts.sum() == 17
+    assert set(counts.tolist()) == {2, 3}
+    mask = weights.of_each_row(torch.tensor([[1.0, 3, 2], [5, 4, 4]]), torch.tensor([1, 2]))
+    assert mask.tolist() == [[False, True, False], [True, True, False]]
+
+
+@pytest.mark.usefixtures("digits")
 def test_the_kept_logits_teach_what_the_teacher_does(tmp_path):
     one = contest.Contest("mlp", 0, tmp_path)
     cell = contest.Cell("mlp", 0, "simmim", "shared", True, 2, 1e-3)
@@ -106,6 +138,7 @@ def test_standings_name_the_best_rival_and_the_noise():
         (("--methods", "random"), "--methods must hold simmim and others of simmim,"),
         (("--epochs", "1,x"), "argument --epochs: must be an integer of at least 1, got x"),
         (("--epoch", "1"), "unrecognized arguments: --epoch 1"),
+        (("--zeros", "0.9", "--methods", "simmim,fpgm"), "simmim and others of simmim, magnitude,"),
         (("--model", "vgg"), "argument --model: invalid choice: 'vgg'"),
     ],
 )

@@ -1,7 +1,5 @@
 """Budgets: layers with a width of their own, and latency that is met or refused."""
 
-import time
-
 import pytest
 import torch
 from architectures import architecture
@@ -104,13 +102,28 @@ def test_round_to_is_checked_first(round_to):
 # Latency ----------------------------------------------------------------------------------------
 
 
+class Clock:
+    """Time that passes in ``Slow`` layers alone, whatever else the machine does."""
+
+    now = 0.0
+
+    @classmethod
+    def perf_counter(cls):
+        return cls.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr("simmim_ext.measure.time", Clock)
+
+
 class Slow(nn.Linear):
     """Takes 0.1 ms for each of its units, and ``fixed`` seconds more."""
 
     fixed = 0.0
 
     def forward(self, x):
-        time.sleep(self.fixed + 1e-4 * self.out_features)
+        Clock.now += self.fixed + 1e-4 * self.out_features
         return super().forward(x)
 
 
@@ -121,15 +134,16 @@ def slow(fixed=0.0):
     return model
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("share", [0.31, 0.71])
 def test_latency_is_met(share):
     model = slow()
     scores = score(model, [X])
     result = prune(model, scores, constraints={"latency": share})
-    # The rest of the forward pass takes a little, too.
-    assert 0.75 * share * 60 < result.model[0].out_features <= 1.1 * share * 60
+    assert result.model[0].out_features == int(share * 60)
 
 
+@pytest.mark.slow  # what it measures is wrong where the machine is busy
 def test_latency_of_a_real_network_is_met(threads):
     threads(1)
     torch.manual_seed(0)
@@ -147,6 +161,7 @@ def test_latency_of_a_real_network_is_met(threads):
     assert result.report["latency"] == {"batch": 400, "threads": 1, "device": "cpu"}
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_latency_that_no_width_has_is_refused_with_the_closest(threads):
     threads(1)
     model = slow(fixed=6e-3)  # half of its time does not depend on its width

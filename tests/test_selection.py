@@ -5,6 +5,7 @@ from simmim_ext.selection import (
     TARGET_NOISE,
     UNIT_NOISE,
     ConditionalInformation,
+    divergences,
     select_units,
 )
 
@@ -126,3 +127,20 @@ def test_updates_by_panels_are_those_by_single_columns():
     for taken in (63, 64, 65, 130):
         part = float(information(*moments, list(found.order[:taken])))
         assert sum(found.gains[:taken]) == pytest.approx(part, rel=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_divergences_are_those_of_what_the_regression_leaves_open(block):
+    xx, xz, zz = problem(seed=4)
+    root = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    fisher = root @ root.T
+    order = torch.randperm(12 // block, generator=torch.Generator().manual_seed(2)).tolist()
+    found = divergences(xx, xz, zz, fisher, order, block=block)
+    assert len(found) == len(order) + 1
+    for k in range(len(order) + 1):
+        columns = [u * block + i for u in order[:k] for i in range(block)]
+        noisy = xx[columns][:, columns]
+        noisy.diagonal().add_(UNIT_NOISE * xx.diagonal().mean())
+        open_ = zz - xz[columns].T @ torch.linalg.solve(noisy, xz[columns])
+        assert float(found[k]) == pytest.approx(0.5 * float((fisher @ open_).trace()), rel=1e-9)
+    assert (found.diff() <= 0).all()

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 
 from simmim_ext import SimMIMError
-from simmim_ext.widths import allocate, check_constraints, unreachable
+from simmim_ext.widths import allocate, allocate_by_loss, check_constraints, unreachable
 
 PRIORITIES = {"a": torch.tensor([9.0, 1, 5, 3]), "b": torch.tensor([2.0, 8, 4])}
 
@@ -63,6 +65,53 @@ def test_ties_go_to_the_first_unit_and_layer():
     tied = {"b": torch.ones(3), "a": torch.ones(3)}
     assert allocate(tied, under(4)) == {"a": 2, "b": 2}
     assert allocate(tied, under(3)) == {"a": 2, "b": 1}
+
+
+def chain(inputs, outputs):
+    """Weights of two hidden layers in a chain, and what another unit of each adds."""
+
+    def cost(w):
+        return inputs * w["a"] + w["a"] * w["b"] + w["b"] * outputs
+
+    def prices(w):
+        return {"a": inputs + w["b"], "b": w["a"] + outputs}
+
+    return cost, prices
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(100, 10), (10, 100), (3, 3)])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
+def test_priced_widths_are_nearly_the_best_of_all(inputs, outputs, share):
+    cost, prices = chain(inputs, outputs)
+    losses = {
+        "a": 3 * torch.exp(-torch.arange(41.0) / 6),
+        "b": torch.exp(-torch.arange(31.0) / 3),
+    }
+    limit = max(share * cost({"a": 40, "b": 30}), cost({"a": 1, "b": 1}))
+
+    def fits(widths):
+        return cost(widths) <= limit
+
+    def loss(widths):
+        return float(sum(losses[name][width] for name, width in widths.items()))
+
+    widths = allocate_by_loss(losses, prices, fits, fits)
+    assert fits(widths)
+    every = ({"a": a, "b": b} for a, b in itertools.product(range(1, 41), range(1, 31)))
+    best = min(map(loss, filter(fits, every)))
+    assert best <= loss(widths) <= 1.1 * best
+    flat = {name: torch.linspace(1, 0, len(one)) for name, one in losses.items()}
+    assert allocate_by_loss(flat, prices, fits, lambda widths: False) is None
+
+
+def test_the_dearer_of_two_like_layers_stays_narrower():
+    losses = {name: torch.exp(-torch.arange(21.0) / 5) for name in "ab"}
+    dear, even = (
+        allocate_by_loss(losses, lambda w, p=price: p, under(60, price), under(60, price))
+        for price in ({"a": 5, "b": 1}, {"a": 3, "b": 3})
+    )
+    assert even == {"a": 10, "b": 10}
+    assert dear["a"] < 10 < dear["b"]
 
 
 def test_nothing_fits():

@@ -26,8 +26,10 @@ from simmim_ext.pruning import prune_units
 from simmim_ext.reconstruction import reconstruct
 from simmim_ext.removal import History
 from simmim_ext.scoring import Scores, score
+from simmim_ext.storage import masked_layers
 
 from .networks import RECIPES, Data, load_data, teacher, train
+from .weights import zeroed
 
 # Networks of SimMIM's widths that start from nothing, trained as long as the others.
 SCRATCH = ("scratch on labels", "scratch distilled")
@@ -50,6 +52,7 @@ class Cell:
         reconstruct: whether layers behind removed units are refitted.
         epochs: of distillation.
         lr: its initial learning rate; 0 where nothing is trained.
+        zeros: fraction of single weights removed instead of the recipe's budget of units, or 0.
     """
 
     model: str
@@ -59,13 +62,15 @@ class Cell:
     reconstruct: bool
     epochs: int
     lr: float
+    zeros: float = 0.0
 
     @property
     def name(self) -> str:
         """The file's name."""
         refit = "refit" if self.reconstruct else "raw"
         method = self.method.replace(" ", "-")
-        return f"{self.model}-{self.seed}-{method}-{self.widths}-{refit}-{self.epochs}-{self.lr:g}"
+        name = f"{self.model}-{self.seed}-{method}-{self.widths}-{refit}-{self.epochs}-{self.lr:g}"
+        return f"{name}-zeros-{self.zeros:g}" if self.zeros else name
 
 
 class Store:
@@ -110,6 +115,7 @@ class Contest:
         self._data = data or load_data(self._recipe)
         self._model, self._seed, self._folder = model, seed, folder
         self._scores: dict[str, tuple[Scores, float]] = {}
+        self._zeroed: dict[tuple[object, ...], nn.Module] = {}
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -134,7 +140,7 @@ class Contest:
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell, on the validation and on the test images."""
         method = "simmim" if cell.method in SCRATCH else cell.method
-        scored = self._scored(method)[1]
+        scored = 0.0 if cell.zeros else self._scored(method)[1]
         with seeded(self._seed):
             begin = time.perf_counter()
             student, layers = self._student(cell)
@@ -152,6 +158,22 @@ class Contest:
         }
 
     def _student(self, cell: Cell) -> tuple[nn.Module, list[int]]:
+        if cell.zeros:
+            key = (cell.zeros, cell.method, cell.widths, cell.reconstruct, cell.epochs == 0)
+            if key not in self._zeroed:
+                self._zeroed[key] = zeroed(
+                    self.teacher,
+                    [x for x, _ in self.calibration],
+                    cell.zeros,
+                    method=cell.method,
+                    widths=cell.widths,
+                    refit=cell.reconstruct,
+                    refit_outputs=cell.epochs == 0,
+                    samples=CALIBRATION,
+                    seed=self._seed,
+                )
+            student = self._zeroed[key]
+            return student, [int(layer.mask.sum()) for _, layer in masked_layers(student)]
         if cell.method in SCRATCH:
             student, history = self._pruned("simmim", "shared")
             for module in student.modules():
@@ -230,8 +252,16 @@ def _forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return batch[1] if isinstance(model, _Answers) else model(batch[0])
 
 
-def contestants(model: str, methods: tuple[str, ...]) -> Iterator[tuple[str, str, bool]]:
+def contestants(
+    model: str, methods: tuple[str, ...], *, zeros: float = 0.0
+) -> Iterator[tuple[str, str, bool]]:
     """(method, widths, reconstruct) of everything that is compared, baselines twice over."""
+    if zeros:
+        for method in methods:
+            # SimMIM's counts are those of magnitude, and LAMP within them is magnitude again.
+            for widths in WIDTHS if method == "wanda" else WIDTHS[:1]:
+                yield from ((method, widths, refit) for refit in (True, False))
+        return
     layers = 1 if model == "mlp" else 2
     for method in methods:
         if method in SCRATCH:

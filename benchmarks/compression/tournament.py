@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from simmim_ext._version import __version__
-from simmim_ext.cli import integers, say
+from simmim_ext.cli import fraction, integers, say
 from simmim_ext.errors import SimMIMError
 
 from .chart import draw, table
@@ -36,6 +36,7 @@ from .contest import (
     contestants,
 )
 from .networks import RECIPES, load_data
+from .weights import METHODS as WEIGHT_METHODS
 
 OURS = ("simmim", "shared", True)
 RIVALS = (
@@ -63,22 +64,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lengths of distillation (default: 1,3,10)",
     )
     parser.add_argument(
+        "--zeros",
+        type=fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="compare ways to remove that fraction of single weights, not units",
+    )
+    parser.add_argument(
         "--methods",
-        default=",".join(RIVALS),
         metavar="LIST",
-        help=f"of {', '.join((*METHODS, *SCRATCH))}",
+        help=f"of {', '.join((*METHODS, *SCRATCH))}; with --zeros of {', '.join(WEIGHT_METHODS)}",
     )
     add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Plays, and prints the standings."""
-    methods = tuple(name.strip() for name in arguments.methods.split(","))
-    unknown = [name for name in methods if name not in (*METHODS, *SCRATCH)]
-    if unknown or "simmim" not in methods:
+    known = WEIGHT_METHODS if arguments.zeros else (*METHODS, *SCRATCH)
+    methods = WEIGHT_METHODS if arguments.zeros else RIVALS
+    if arguments.methods is not None:
+        methods = tuple(name.strip() for name in arguments.methods.split(","))
+    if not set(methods) <= set(known) or "simmim" not in methods:
         raise SimMIMError(
-            f"--methods must hold simmim and others of {', '.join((*METHODS, *SCRATCH))}, got "
-            f"{arguments.methods}"
+            f"--methods must hold simmim and others of {', '.join(known)}, got {arguments.methods}"
         )
     results = play(
         arguments.model,
@@ -86,12 +94,15 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.epochs,
         methods,
         arguments.output,
+        zeros=arguments.zeros,
         data_dir=arguments.data_dir,
     )
-    path = arguments.output / f"compression-{arguments.model}.json"
+    suffix = f"-{100 * arguments.zeros:g}%-zeros" if arguments.zeros else ""
+    path = arguments.output / f"compression-{arguments.model}{suffix}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, path.with_suffix(".png"))
-    say(f"Results and picture are {path} and {path.with_suffix('.png').name}")
+    picture = path.parent / f"{path.stem}.png"
+    draw(results, picture)
+    say(f"Results and picture are {path} and {picture.name}")
     if arguments.json:
         print(json.dumps(results, indent=1))
     else:
@@ -107,6 +118,7 @@ def play(
     methods: tuple[str, ...],
     folder: Path,
     *,
+    zeros: float = 0.0,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """All cells, and what they come to; see ``summary``."""
@@ -114,7 +126,7 @@ def play(
     data = load_data(RECIPES[model], data_dir)
     found: list[tuple[Cell, dict[str, Any]]] = []
     rates: dict[tuple[Any, ...], float] = {}
-    field = list(contestants(model, methods))
+    field = list(contestants(model, methods, zeros=zeros))
     for seed in seeds:
         contest = Contest(model, seed, folder, data)
         for number, one in enumerate(field):
@@ -124,12 +136,13 @@ def play(
                     continue
                 key = (*one, length)
                 tried = (rates[key],) if key in rates else LEARNING_RATES if length else (0.0,)
-                cells = [Cell(model, seed, *one, length, lr) for lr in tried]
+                cells = [Cell(model, seed, *one, length, lr, zeros) for lr in tried]
                 results = [(cell, _result(contest, store, cell)) for cell in cells]
                 best = min(results, key=lambda pair: pair[1]["validation"]["kl"])
                 rates[key] = best[0].lr
                 found.append(best)
-    return summary(model, data.name, found)
+    budget = {"sparsity": zeros} if zeros else RECIPES[model].budget
+    return summary(model, data.name, budget, found)
 
 
 def _result(contest: Contest, store: Store, cell: Cell) -> dict[str, Any]:
@@ -140,7 +153,12 @@ def _result(contest: Contest, store: Store, cell: Cell) -> dict[str, Any]:
     return kept
 
 
-def summary(model: str, data: str, found: Iterable[tuple[Cell, dict[str, Any]]]) -> dict[str, Any]:
+def summary(
+    model: str,
+    data: str,
+    budget: dict[str, float],
+    found: Iterable[tuple[Cell, dict[str, Any]]],
+) -> dict[str, Any]:
     """Mean and spread over seeds of every contestant, and where SimMIM stands, by column."""
     by_contestant: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = defaultdict(list)
     for cell, result in found:
@@ -159,7 +177,7 @@ def summary(model: str, data: str, found: Iterable[tuple[Cell, dict[str, Any]]])
     return {
         "model": model,
         "data": data,
-        "budget": RECIPES[model].budget,
+        "budget": budget,
         "teacher_accuracy": list(teachers.values()),
         "learning_rates": LEARNING_RATES,
         "standings": standings(rows),
