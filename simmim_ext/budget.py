@@ -1,15 +1,11 @@
 """What a budget may say: of the whole model, and of single layers."""
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from .config import CompressConfig
-from .errors import SimMIMError
 from .granularity import Granularity
 from .widths import check_constraints
-
-T = TypeVar("T")
 
 PER_LAYER = "per_layer"
 
@@ -61,38 +57,6 @@ def split_budget(
             )
     rest = {name: value for name, value in constraints.items() if name != PER_LAYER}
     return (check_constraints(rest) if rest else {}), own
-
-
-def matching(per_layer: Mapping[str, T], layers: Mapping[str, Iterable[str]]) -> dict[str, T]:
-    """Layer -> its own value, for layers that have one.
-
-    Args:
-        per_layer: name or pattern -> value. A name that holds others stands for all of them; a
-            layer's own name goes before all else, then the first that matches.
-        layers: layer -> the names that it is known by.
-
-    Raises:
-        SimMIMError: a name or pattern matches no layer.
-    """
-    found: dict[str, T] = {}
-    matched: set[str] = set()
-    for layer, names in layers.items():
-        names = {layer, *names}
-        hits = [p for p in per_layer if any(_matches(name, p) for name in names)]
-        matched.update(hits)
-        if hits:
-            found[layer] = per_layer[next((p for p in hits if p in names), hits[0])]
-    for pattern in per_layer:
-        if pattern not in matched:
-            raise SimMIMError(
-                f"constraints: per_layer holds {pattern!r}, which is no layer that can be made "
-                f"smaller; those are {', '.join(layers)}"
-            )
-    return found
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
 def _per_layer(constraints: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,30 +1,24 @@
 """Calibration statistics: what units do and what the layers behind them make of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, samples_of, token_mask
+from .answers import PASS_BYTES, Answers
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
 from .errors import SimMIMError
-from .graph import Member, UnitGroup
 from .layers import input_columns, is_convolution, output_rows, weighted
 from .moments import Moments
-
-# Positions that are looked at in each sample, of a convolution's output or of a text's tokens:
-# neighbours say the same.
-POSITIONS = 16
+from .recording import Recorder, draw_positions
+from .units import Member, UnitGroup
 
 # A layer with more outputs (a language model's vocabulary) is asked only where no other reads the
 # units: its outputs' second moments would be gigabytes.
 MOST_OUTPUTS = 4096
-
-# Bytes of second moments and activations that one pass over the data may gather.
-PASS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -80,48 +74,6 @@ class GroupStatistics:
 
 # Moments of a layer and the sum of g g^T.
 _Layer = tuple[Moments, Tensor]
-
-
-class _EnoughError(BaseException):
-    """Ends a forward pass whose rest is of no interest."""
-
-
-class Recorder:
-    """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
-
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-        self._model = model
-
-    @contextmanager
-    def recording(self, most: int | None = None) -> Iterator[None]:
-        """Records during the block; what was recorded before is dropped.
-
-        The block ends with the call that makes it ``most`` recorded ones, wherever it then is.
-        """
-        for calls in self.calls.values():
-            calls.clear()
-        hooks = [
-            self._model.get_submodule(name).register_forward_hook(self._hook(calls, most))
-            for name, calls in self.calls.items()
-        ]
-        try:
-            with suppress(_EnoughError):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _hook(self, calls: list[tuple[Tensor, Tensor]], most: int | None) -> Any:
-        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            calls.append((args[0].detach(), output))
-            if sum(map(len, self.calls.values())) == most:
-                raise _EnoughError
-            # What follows gets a copy: an activation in place must not change the record, nor
-            # the point at which gradients are taken.
-            return output.clone()
-
-        return record
 
 
 def collect(
@@ -238,62 +190,6 @@ def _readers(model: nn.Module, group: UnitGroup) -> tuple[Member, ...]:
     return found or group.consumers[:1]
 
 
-class Answers:
-    """What a batch's outputs are about, samples or tokens, and which of them are looked at.
-
-    Args:
-        outputs: [rows, outputs] as ``forward`` gives them.
-        batch: the batch they are of.
-        samples: the most samples that there will be.
-        generator: draws tokens.
-    """
-
-    def __init__(
-        self, outputs: Tensor, batch: Batch, samples: int, generator: torch.Generator
-    ) -> None:
-        self._mask = token_mask(batch)
-        self._samples = samples_of(batch)
-        self._drawn: Tensor | None = None  # among the rows of outputs
-        self._tokens = torch.empty(0)  # the same as flat tokens of the batch
-        if len(outputs) == self._samples:
-            return
-        room = PASS_BYTES // (4 * outputs.shape[1] * samples)
-        count = max(1, min(POSITIONS, room)) * self._samples
-        drawn = torch.randperm(len(outputs), generator=generator, device=outputs.device)[:count]
-        self._drawn = drawn.sort().values
-        masked = self._mask is not None and int(self._mask.sum()) == len(outputs)
-        self._tokens = self._drawn
-        if masked and self._mask is not None:
-            self._tokens = self._mask.flatten().nonzero().flatten()[self._drawn]
-            self._each = self._mask.shape[1]
-        else:
-            self._each = len(outputs) // self._samples
-
-    def of_outputs(self, outputs: Tensor) -> Tensor:
-        """The rows of outputs that are looked at."""
-        return outputs if self._drawn is None else outputs[self._drawn]
-
-    def of_inputs(self, x: Tensor) -> Tensor:
-        """A layer's inputs [samples, ..., inputs] at the same places, means where there are more.
-
-        Where the outputs are about samples, the mean over the tokens that the mask keeps.
-        """
-        if self._drawn is not None:
-            if x.dim() > 2 and x[..., 0].numel() == self._samples * self._each:
-                return x.flatten(0, -2)[self._tokens]
-            return self._mean(x)[self._tokens // self._each]
-        return self._mean(x)
-
-    def _mean(self, x: Tensor) -> Tensor:
-        if x.dim() <= 2:
-            return x
-        x = x.reshape(len(x), -1, x.shape[-1]) if len(x) == self._samples else x.flatten(1, -2)
-        if self._mask is None or x.shape[:2] != self._mask.shape:
-            return x.mean(1)
-        weight = self._mask.to(x.dtype)[..., None]
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
 @contextmanager
 def _gradients(enabled: bool) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
@@ -360,28 +256,6 @@ def _add_moments(
             moments, fisher = layers[name]
             moments.add_(columns, rows)
             fisher.addmm_(gradient.T, gradient)
-
-
-def draw_positions(
-    layer: nn.Module, z: Tensor, generator: torch.Generator, mask: Tensor | None = None
-) -> Tensor | None:
-    """Which places of a layer's output z to look at, as ``input_columns`` takes them.
-
-    Distinct flat output positions of a convolution, the same for all samples; of a Linear's
-    [samples, tokens, outputs] rows that the mask [samples, tokens] keeps, or None for all.
-    """
-    if is_convolution(layer):
-        places = torch.arange(z[0, 0].numel(), device=z.device)
-        count = POSITIONS
-    else:
-        places = torch.arange(z[..., 0].numel(), device=z.device)
-        count = POSITIONS * len(z)
-        if mask is not None and mask.numel() == len(places):
-            places = places[mask.flatten().bool()]
-        elif len(places) <= count:
-            return None
-    drawn = torch.randperm(len(places), generator=generator, device=z.device)[:count]
-    return places[drawn.sort().values]
 
 
 def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:

@@ -15,7 +15,7 @@ from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
 from .granularity import Granularity
-from .graph import names_of
+from .names import names_of
 from .outputs import check_output, noise_variance, resolve_output
 from .result import CompressionResult
 from .stages import Run, stage

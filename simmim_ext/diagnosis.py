@@ -15,8 +15,9 @@ from .conversion import prepared
 from .criteria import layer_range, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
-from .graph import names_of, trace_units
+from .graph import trace_units
 from .information import entropy, mutual_information
+from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .report import figure_class
 

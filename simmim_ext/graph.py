@@ -1,16 +1,7 @@
-"""Units of a network: what must be removed together, by torch-pruning's dependency graph.
+"""What must be removed together, by torch-pruning's dependency graph."""
 
-A unit is a neuron, a channel, an attention head (or key/value group) or a normalization group. A
-group is a set of units that share one fate: unit j of the group's root layer, the same channel of
-the norm behind it and of a residual branch beside it, and the input columns of the layers that
-read it.
-"""
-
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -19,63 +10,18 @@ from torch import Tensor, nn
 from .attention import Attention, find_attention
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
+from .grouping import group_of, in_own_layers
 from .layers import (
-    Axis,
-    is_channel_norm,
     is_convolution,
-    is_coupled,
     is_supported,
     parameter_axis,
     unsupported_reason,
 )
+from .names import names_of
 from .sharing import shared_parameters
 from .standin import READS, insert_stand_ins, observe
 from .timelimit import run_limited
-
-
-@dataclass(frozen=True)
-class Member:
-    """One axis of one layer that shrinks with a group's units.
-
-    Attributes:
-        module: qualified name of the layer, or of a parameter that no layer holds.
-        axis: "out" for its output channels (a norm's channels too), "in" for its input channels,
-            of a parameter the dimension: "0", "1", ...
-        indices: the channels of that axis that belong to the group, in increasing order.
-        units: the unit that each of them belongs to; after a flatten, a channel's unit repeats
-            once for each pixel, and a head has all of its channels.
-    """
-
-    module: str
-    axis: Axis
-    indices: tuple[int, ...]
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """Units that are removed together.
-
-    Attributes:
-        name: qualified name of the root layer, whose outputs the units are; of the attention
-            whose heads they are.
-        units: how many there are.
-        members: every axis of every layer that changes with them, the root's outputs first.
-        channels: channels that make up a unit where it is made: 1, or the size of a head.
-        attributes: (module, attribute, what each unit adds to it) of the integers in which modules
-            keep the number of their units, as attention does.
-    """
-
-    name: str
-    units: int
-    members: tuple[Member, ...]
-    channels: int = 1
-    attributes: tuple[tuple[str, str, int], ...] = ()
-
-    @property
-    def consumers(self) -> tuple[Member, ...]:
-        """The layers that read the units."""
-        return tuple(member for member in self.members if member.axis == "in")
+from .units import UnitGroup
 
 
 def trace_units(
@@ -184,10 +130,10 @@ def _trace(
     ]
     groups = []
     for found in graph.get_all_groups(ignored_layers=kept):
-        channels = _group_of(found, graph, sources, ignored)
+        channels = group_of(found, graph, sources, ignored)
         if channels is None:
             continue
-        group = _grouped(channels, heads, modules)
+        group = in_own_layers(channels, heads, modules)
         _check_untied(group, tied)
         if group.units > 1:
             groups.append(group)
@@ -211,123 +157,6 @@ def _replace_attention(
             )
     insert_stand_ins(model, known, seen.results)
     return {name: known[name] for name in seen.results}
-
-
-def _group_of(
-    found: Any, graph: Any, sources: list[Any], ignored: frozenset[str]
-) -> UnitGroup | None:
-    """The traced group of channels, or None where they must stay."""
-    from torch_pruning.ops import OPTYPE
-
-    root = graph._module2name[found[0].dep.target.module]
-    members: dict[tuple[str, Axis], Member] = {}
-    for item in found:
-        node = item.dep.target
-        if node.type == OPTYPE.OUTPUT or node.grad_fn in sources:
-            return None
-        if node.type == OPTYPE.PARAMETER:
-            name, axis = _parameter_place(graph, item, len(found[0].idxs))
-            if name.rpartition(".")[0] in ignored or name in ignored:
-                return None
-        else:
-            name = graph._module2name.get(node.module)
-            if name is None or not is_coupled(node.module):
-                continue  # a view, an activation or another operation without parameters per unit
-            if unsupported_reason(node.module):  # ignored, or _check_layers would have raised
-                return None
-            inputs = graph.is_in_channel_pruning_fn(item.dep.handler)
-            outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
-            axis = "in" if inputs and not outputs else "out"
-        if item.root_idxs is None or any(unit is None for unit in item.root_idxs):
-            raise SimMIMError(
-                f"trace_units: the units of {root!r} could not be followed into {name!r}; put "
-                f"{root!r} in ignored_layers"
-            )
-        pairs = sorted(zip(item.idxs, item.root_idxs, strict=True))
-        indices, units = zip(*pairs, strict=True)
-        # A norm that torch-pruning knows by its parameters comes once for each of them.
-        members.setdefault((name, axis), Member(name, axis, indices, units))
-    return _rooted_first(list(members.values()), list(graph._module2name.values()))
-
-
-def _parameter_place(graph: Any, item: Any, units: int) -> tuple[str, Axis]:
-    """The layer and axis, or parameter and dimension, that a traced parameter is."""
-    node = item.dep.target
-    name = graph._param_to_name[node.module]
-    shape = list(node.module.shape)
-    one_to_one = units == len(set(item.root_idxs or ())) == len(set(item.idxs)) == len(item.idxs)
-    if not one_to_one or max(item.idxs) >= shape[node.pruning_dim]:
-        raise SimMIMError(
-            f"trace_units: the parameter {name!r} of shape {shape} belongs to no standard layer, "
-            f"and the {units} units that it is combined with could not be followed into it; "
-            "put the layers that make them in ignored_layers"
-        )
-    owner = name.rpartition(".")[0]
-    if is_channel_norm(graph.model.get_submodule(owner)):
-        return owner, "out"
-    return name, str(node.pruning_dim)
-
-
-def _rooted_first(members: list[Member], order: list[str]) -> UnitGroup:
-    """The group of these members, named after the first layer that makes its units.
-
-    torch-pruning starts from the last one, at the outputs.
-    """
-    places = {name: place for place, name in enumerate(order)}
-    units = range(max(members[0].units) + 1)
-    members = sorted(members, key=lambda m: (places.get(m.module, len(places)), m.axis))
-    makers = (m for m in members if m.axis == "out" and m.indices == m.units == tuple(units))
-    root = next(makers, None)
-    rest = tuple(member for member in members if member is not root)
-    assert root is not None  # torch-pruning's own root is one
-    return UnitGroup(root.module, len(units), (root, *rest))
-
-
-def _grouped(
-    traced: UnitGroup, heads: Mapping[str, Attention], modules: Mapping[str, nn.Module]
-) -> UnitGroup:
-    """The group in terms of the model's own layers, its channels joined to what must stay whole.
-
-    That is all channels of a head, and those that a GroupNorm normalizes together.
-    """
-    sizes = {}
-    for member in traced.members:
-        attention = heads.get(member.module.removesuffix(f".{READS}"))
-        norm = modules.get(member.module)
-        if attention is not None and member.module.endswith(READS) and member.axis == "out":
-            sizes[member.module] = attention.channels
-        elif isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
-            sizes[member.module] = norm.num_channels // norm.num_groups
-        else:
-            continue
-        if member.indices != member.units:
-            raise SimMIMError(
-                f"trace_units: {member.module!r} takes its channels in groups, and those of "
-                f"{traced.name!r} are some of them only; put {traced.name!r} in ignored_layers"
-            )
-    size = math.lcm(*sizes.values())
-    members: list[Member] = []
-    attributes: list[tuple[str, str, int]] = []
-    for member in traced.members:
-        name = member.module.removesuffix(f".{READS}")
-        coarse = replace(member, units=tuple(unit // size for unit in member.units))
-        attention = heads.get(name)
-        if attention is None or name == member.module:
-            members.append(coarse)
-        elif member.axis == "in":
-            members += [
-                replace(coarse, module=f"{name}.{layer}") for layer in attention.kind.projections
-            ]
-        else:
-            factor = size // attention.channels
-            for layer, pairs in attention.rows():
-                if pairs:
-                    indices, units = zip(*pairs, strict=True)
-                    units = tuple(unit // factor for unit in units)
-                    members.append(Member(f"{name}.{layer}", "out", indices, units))
-            attributes += [(name, key, each * factor) for key, each in attention.attributes]
-    name = traced.name.removesuffix(f".{READS}")
-    return UnitGroup(name, traced.units // size, tuple(members), size, tuple(attributes))
 
 
 def _simplify(model: nn.Module) -> None:
@@ -357,28 +186,6 @@ def _with_grad(batch: Batch, sources: list[Any]) -> Batch:
     if isinstance(batch, list | tuple):
         return type(batch)(_with_grad(value, sources) for value in batch)
     return batch
-
-
-def names_of(model: nn.Module, layers: Iterable[str | nn.Module]) -> frozenset[str]:
-    """Qualified names of the layers and of everything inside them; strings may be patterns."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    names = {id(module): name for name, module in model.named_modules()}
-    found: set[str] = set()
-    for layer in layers:
-        name = layer if isinstance(layer, str) else names.get(id(layer))
-        matches = [name] if name in modules else []
-        if isinstance(layer, str) and not matches:
-            matches = [other for other in modules if other and fnmatchcase(other, layer)]
-        if not matches:
-            shown = repr(layer) if isinstance(layer, str) else type(layer).__name__
-            raise SimMIMError(
-                f"trace_units: ignored_layers holds {shown}, which is no layer of the model; "
-                "give a qualified name of model.named_modules(), or a pattern of such"
-            )
-        for match in matches:
-            inside = (child for child, _ in modules[match].named_modules(prefix=match))
-            found.update(child.lstrip(".") for child in inside)
-    return frozenset(found)
 
 
 def _layers_with_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

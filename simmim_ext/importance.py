@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .collect import GroupStatistics
 from .data import Batch, batches, device_of, evaluating, forward, labels_of, samples_of, take
 from .errors import SimMIMError
-from .graph import UnitGroup
 from .ranking import Ranking, Setting, by_score
+from .units import UnitGroup
 
 # Gradients of single samples are taken one by one.
 _HESSIAN_SAMPLES = 1000

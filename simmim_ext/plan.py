@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .budget import check_round_to, matching, split_budget
+from .budget import check_round_to, split_budget
 from .config import ALLOCATIONS
 from .costs import LONG_SECONDS, Costs, latency_unmet
 from .data import Batch, ForwardFn
 from .errors import SimMIMError
-from .graph import UnitGroup
+from .names import matching
 from .scoring import Scores
 from .unit_costs import SHAPE_BUDGETS, UnitCosts, shape_costs
+from .units import UnitGroup
 from .widths import Widths, allocate, allocate_by_loss, rounded, unreachable
 
 T = TypeVar("T")

@@ -13,8 +13,9 @@ from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, split, take
 from .errors import SimMIMError
-from .graph import names_of, trace_units
+from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
+from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .plan import Plan, make_plan
 from .ranking import by_score

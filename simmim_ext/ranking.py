@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .collect import GroupStatistics, Predictions
 from .config import CompressConfig
 from .data import Batch, ForwardFn
-from .graph import UnitGroup
+from .units import UnitGroup
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .collect import Recorder, draw_positions
 from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
 from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
+from .recording import Recorder, draw_positions
 from .sharing import tied_parameters
 
 # Ridge as a share of the inputs' mean variance.

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from .conversion import convert_
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .graph import UnitGroup
 from .layers import Axis, axis_size, is_channel_norm, is_supported, shrink
 from .sharing import shared_parameters
 from .standin import running
 from .storage import set_submodule
+from .units import UnitGroup
 
 History = list[dict[str, Any]]
 

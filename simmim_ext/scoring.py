@@ -14,9 +14,11 @@ from .conversion import prepared
 from .criteria import CRITERIA, unit_information
 from .data import Batch, ForwardFn, batches, device_of, take
 from .errors import SimMIMError
-from .graph import UnitGroup, names_of, trace_units
+from .graph import trace_units
+from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .ranking import Setting
+from .units import UnitGroup
 
 _FEW_SAMPLES = 1000
 

@@ -15,7 +15,7 @@ from .config import CompressConfig
 from .data import Batch, ForwardFn, take
 from .distillation import Distillation
 from .granularity import Granularity
-from .graph import UnitGroup, trace_units
+from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
 from .plan import own_values
 from .progress import bar
@@ -25,6 +25,7 @@ from .removal import apply_history
 from .schedule import budgets, epochs_of_steps
 from .scoring import score_groups
 from .storage import Json
+from .units import UnitGroup
 from .weights import prune_weights
 
 Constraints = Mapping[str, Any]

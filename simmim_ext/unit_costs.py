@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .collect import Recorder
 from .data import Batch, ForwardFn, evaluating, forward, take, to_device
-from .graph import UnitGroup
 from .layers import Weighted, is_convolution, parameter_axis
+from .recording import Recorder
+from .units import UnitGroup
 from .widths import Widths
 
 # Budgets that shapes tell about.

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .budget import matching
 from .data import Batch, ForwardFn
 from .elimination import surviving
 from .errors import SimMIMError
 from .granularity import Granularity
 from .layers import weighted
 from .moments import Moments
+from .names import matching
 from .nn import MaskedLinear
 from .reconstruction import RIDGE, Pair, layers_in_order, output_layer, refit_to_predictions
 from .storage import set_submodule

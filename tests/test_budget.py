@@ -7,7 +7,7 @@ from models import mlp
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
-from simmim_ext.budget import matching
+from simmim_ext.names import matching
 from simmim_ext.schedule import budgets
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")

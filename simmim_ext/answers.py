@@ -1,0 +1,66 @@
+"""What a batch's outputs are about, samples or tokens."""
+
+import torch
+from torch import Tensor
+
+from .data import Batch, samples_of, token_mask
+from .recording import POSITIONS
+
+# Bytes of second moments and activations that one pass over the data may gather.
+PASS_BYTES = 1 << 30
+
+
+class Answers:
+    """What a batch's outputs are about, samples or tokens, and which of them are looked at.
+
+    Args:
+        outputs: [rows, outputs] as ``forward`` gives them.
+        batch: the batch they are of.
+        samples: the most samples that there will be.
+        generator: draws tokens.
+    """
+
+    def __init__(
+        self, outputs: Tensor, batch: Batch, samples: int, generator: torch.Generator
+    ) -> None:
+        self._mask = token_mask(batch)
+        self._samples = samples_of(batch)
+        self._drawn: Tensor | None = None  # among the rows of outputs
+        self._tokens = torch.empty(0)  # the same as flat tokens of the batch
+        if len(outputs) == self._samples:
+            return
+        room = PASS_BYTES // (4 * outputs.shape[1] * samples)
+        count = max(1, min(POSITIONS, room)) * self._samples
+        drawn = torch.randperm(len(outputs), generator=generator, device=outputs.device)[:count]
+        self._drawn = drawn.sort().values
+        masked = self._mask is not None and int(self._mask.sum()) == len(outputs)
+        self._tokens = self._drawn
+        if masked and self._mask is not None:
+            self._tokens = self._mask.flatten().nonzero().flatten()[self._drawn]
+            self._each = self._mask.shape[1]
+        else:
+            self._each = len(outputs) // self._samples
+
+    def of_outputs(self, outputs: Tensor) -> Tensor:
+        """The rows of outputs that are looked at."""
+        return outputs if self._drawn is None else outputs[self._drawn]
+
+    def of_inputs(self, x: Tensor) -> Tensor:
+        """A layer's inputs [samples, ..., inputs] at the same places, means where there are more.
+
+        Where the outputs are about samples, the mean over the tokens that the mask keeps.
+        """
+        if self._drawn is not None:
+            if x.dim() > 2 and x[..., 0].numel() == self._samples * self._each:
+                return x.flatten(0, -2)[self._tokens]
+            return self._mean(x)[self._tokens // self._each]
+        return self._mean(x)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if x.dim() <= 2:
+            return x
+        x = x.reshape(len(x), -1, x.shape[-1]) if len(x) == self._samples else x.flatten(1, -2)
+        if self._mask is None or x.shape[:2] != self._mask.shape:
+            return x.mean(1)
+        weight = self._mask.to(x.dtype)[..., None]
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
