@@ -52,6 +52,16 @@ class Moments:
         self.xz.addmm_(x.T, z)
         self.zz.addmm_(z.T, z)
 
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.samples + other.samples,
+            self.x + other.x,
+            self.z + other.z,
+            self.xx + other.xx,
+            self.xz + other.xz,
+            self.zz + other.zz,
+        )
+
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
         """Cov(x, x), Cov(x, z) and Cov(z, z)."""
         n = self.samples

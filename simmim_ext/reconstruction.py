@@ -13,15 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
-from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
+from .data import (
+    Batch,
+    ForwardFn,
+    batches,
+    device_of,
+    evaluating,
+    forward,
+    samples_of,
+    token_mask,
+)
+from .layers import Weighted, input_columns, is_convolution, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 from .recording import Recorder, draw_positions
+from .ridge import regression
 from .sharing import tied_parameters
 
-# Ridge as a share of the inputs' mean variance.
+# Ridge of single weights' regressions, as a share of the inputs' mean variance.
 RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}
+
+# Samples that do not fit but choose the ridge.
+_HELD_OUT_EVERY = 4
 
 # The logistic regression of the last layer: penalty per squared change of a weight, and steps.
 _REFIT_PENALTY = 1e-5
@@ -62,9 +75,14 @@ def reconstruct(
         return student
     first = next(i for i, names in enumerate(together) if lost[0] in names)
     for names in together[first:]:
-        moments = pair.moments({name: kept.get((name, "out")) for name in names})
+        moments = pair.split_moments({name: kept.get((name, "out")) for name in names})
         for name in names:
-            _fit(weighted(student, name), moments[name])
+            layer = weighted(student, name)
+            shape = layer.weight.shape
+            weight, bias = regression(layer.weight.flatten(1), layer.bias, *moments[name])
+            layer.weight.data.copy_(weight.view(shape))
+            if layer.bias is not None and bias is not None:
+                layer.bias.data.copy_(bias)
     if refit_outputs and order[-1] == output_layer(student, pair.example, order, forward_fn):
         last = student.get_submodule(order[-1])
         assert isinstance(last, nn.Linear)
@@ -72,9 +90,9 @@ def reconstruct(
     return student
 
 
-# Calls of layers in the student and in the teacher, the teacher's outputs, the batch's tokens.
+# A batch, calls of layers in the student and in the teacher, the teacher's outputs.
 _Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
-_Run = tuple[tuple[_Calls, _Calls], Tensor, Tensor | None]
+_Run = tuple[Batch, tuple[_Calls, _Calls], Tensor]
 
 
 class Pair:
@@ -100,28 +118,39 @@ class Pair:
         Args:
             layers: their names, each with the outputs that are left, or None for all.
         """
+        return {name: a + b for name, (a, b) in self.split_moments(layers).items()}
+
+    def split_moments(
+        self, layers: Mapping[str, list[int] | None]
+    ) -> dict[str, tuple[Moments, Moments]]:
+        """``moments`` of the samples to fit on and of those held out, every fourth."""
         generators = {
             name: torch.Generator(self._device).manual_seed(self._seed) for name in layers
         }
-        totals: dict[str, Moments] = {}
-        for (student, teacher), _, mask in self._run(layers, to_the_end=False):
+        totals: dict[str, tuple[Moments, Moments]] = {}
+        first = 0
+        for batch, (student, teacher), _ in self._run(layers, to_the_end=False):
+            samples = samples_of(batch)
             for name, kept in layers.items():
                 layer = self._models[0].get_submodule(name)
                 for (x, _), (_, z) in zip(student[name], teacher[name], strict=True):
-                    at = draw_positions(layer, z, generators[name], mask)
+                    at = draw_positions(layer, z, generators[name], token_mask(batch))
                     rows = output_rows(layer, z, at)
                     rows = rows if kept is None else rows[:, kept]
                     columns = input_columns(layer, x, at)
+                    turn = (first + 1 + _samples_of_rows(layer, z, at, samples)) % _HELD_OUT_EVERY
                     if name not in totals:
-                        empty = Moments.zeros(columns.shape[1], rows.shape[1], z.device)
-                        totals[name] = empty
-                    totals[name].add_(columns, rows)
+                        shape = columns.shape[1], rows.shape[1], z.device
+                        totals[name] = Moments.zeros(*shape), Moments.zeros(*shape)
+                    for part, chosen in zip(totals[name], (turn > 0, turn == 0), strict=True):
+                        part.add_(columns[chosen], rows[chosen])
+            first += samples
         return totals
 
     def features(self, name: str) -> tuple[Tensor, Tensor]:
         """The student layer's inputs [rows, inputs], and the teacher's predictions."""
         inputs, predictions = [], []
-        for (student, _), outputs, _ in self._run([name]):
+        for _, (student, _), outputs in self._run([name]):
             inputs.append(student[name][-1][0].flatten(0, -2))
             predictions.append(outputs.float().softmax(-1))
         return torch.cat(inputs), torch.cat(predictions)
@@ -140,7 +169,18 @@ class Pair:
                     outputs = forward(model, batch, self._forward_fn)
             if not to_the_end:
                 most = sum(map(len, recorders[1].calls.values()))
-            yield (recorders[0].calls, recorders[1].calls), outputs, token_mask(batch)
+            yield batch, (recorders[0].calls, recorders[1].calls), outputs
+
+
+def _samples_of_rows(layer: nn.Module, z: Tensor, at: Tensor | None, samples: int) -> Tensor:
+    """[rows] the batch's sample that each row of ``output_rows`` belongs to."""
+    if is_convolution(layer):
+        assert at is not None
+        return torch.arange(len(z), device=z.device).repeat_interleave(len(at))
+    places = z[..., 0].numel()
+    rows = torch.arange(places, device=z.device) if at is None else at
+    # What is no whole number of rows for each sample is told apart by row.
+    return rows // max(1, places // samples)
 
 
 def layers_together(
@@ -213,20 +253,6 @@ def output_layer(
             if made.shape == outputs.shape and torch.equal(made, outputs):
                 return name
     return None
-
-
-def _fit(layer: Weighted, moments: Moments) -> None:
-    """Sets weight and bias to the ridge regression; without a bias, through the origin."""
-    if layer.bias is None:
-        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
-    else:
-        xx, xz, _ = moments.covariances()
-    ridge = next(value for kind, value in RIDGE.items() if isinstance(layer, kind))
-    scale = xx.diagonal().mean().clamp(min=1e-30)
-    weight = torch.linalg.solve(xx + ridge * scale * torch.eye(len(xx)).to(xx), xz).T
-    layer.weight.data.copy_(weight.reshape(layer.weight.shape))
-    if layer.bias is not None:
-        layer.bias.data.copy_((moments.z - weight @ moments.x) / moments.samples)
 
 
 def refit_to_predictions(

@@ -3,8 +3,9 @@ import torch
 from models import CASES, case, snapshot
 from torch import nn
 
+from simmim_ext import ridge
 from simmim_ext.graph import trace_units
-from simmim_ext.reconstruction import layers_together, reconstruct
+from simmim_ext.reconstruction import Pair, layers_together, reconstruct
 from simmim_ext.removal import remove_units
 
 
@@ -38,19 +39,49 @@ def test_comes_closer_and_changes_nobody(name):
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_last_layer_is_the_ridge_regression():
+def test_last_layer_is_the_ridge_regression(monkeypatch):
+    monkeypatch.setattr(ridge, "SHARES", (1e-2,))
     teacher, student, history = halved("mlp")
     fitted = reconstruct(student, teacher, data("mlp"), history, samples=400)
     with torch.no_grad():
         x = torch.cat(data("mlp"))
         a, z = student[:2](x).double(), teacher(x).double()
-    ac, zc = a - a.mean(0), z - z.mean(0)
+    ac, zc, old = a - a.mean(0), z - z.mean(0), student[2].weight.double()
     xx = ac.T @ ac / len(x)
-    ridge = 1e-3 * xx.diagonal().mean() * torch.eye(len(xx))
-    weight = torch.linalg.solve(xx + ridge, ac.T @ zc / len(x)).T
+    noise = 1e-2 * xx.diagonal().mean() * torch.eye(len(xx)).double()
+    # The ridge draws towards the weights that there were.
+    weight = torch.linalg.solve(xx + noise, ac.T @ zc / len(x) + noise @ old.T).T
     torch.testing.assert_close(fitted[2].weight.double(), weight, rtol=1e-4, atol=1e-5)
     bias = z.mean(0) - weight @ a.mean(0)
     torch.testing.assert_close(fitted[2].bias.double(), bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [3, 8, 20, 60])
+def test_few_samples_make_nothing_worse(samples):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(12, 80), nn.ReLU(), nn.Linear(80, 4)).eval()
+    groups = trace_units(teacher, torch.randn(2, 12))
+    student, history = remove_units(teacher, groups, {"0": range(70)})
+    fitted = reconstruct(student, teacher, [torch.randn(samples, 12)], history, samples=samples)
+    unseen = torch.randn(4000, 12).split(1000)
+    errors = [squared_error(model, teacher, unseen) for model in (student, fitted)]
+    assert errors[1] <= 1.05 * errors[0]
+    assert torch.equal(fitted[2].weight, student[2].weight) == (samples < 4)
+
+
+def test_the_held_out_samples_are_every_fourth_of_whole_samples():
+    teacher, student, history = halved("cnn")
+    batches = data("cnn", 10)
+    pair = Pair(student, teacher, [b[:5] for b in (batches[0], batches[0][5:])], 10, 0, None)
+    (seen, held_out) = pair.split_moments({"features.4": [0, 1, 2]})["features.4"]
+    positions = (seen.samples + held_out.samples) // 10
+    assert held_out.samples == 2 * positions
+    (whole,) = pair.moments({"features.4": [0, 1, 2]}).values()
+    torch.testing.assert_close(whole.xz, seen.xz + held_out.xz)
+    only = Pair(student, teacher, [batches[0][[3, 7]]], 10, 0, None)
+    (again,) = only.moments({"features.4": [0, 1, 2]}).values()
+    assert positions == 4  # all of them are looked at
+    torch.testing.assert_close(again.xz, held_out.xz)
 
 
 def test_refitted_outputs_lower_the_divergence():

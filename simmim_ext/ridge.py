@@ -1,0 +1,61 @@
+"""Ridge regression of a layer from second moments; held-out samples choose the ridge.
+
+The ridge draws the weights to those that the layer has, not to zero: where the samples are too few
+to say anything better, the layer stays as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from .moments import Moments
+
+# Ridges to choose from, as shares of the inputs' mean variance.
+SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def regression(
+    weight: Tensor, bias: Tensor | None, seen: Moments, held_out: Moments
+) -> tuple[Tensor, Tensor | None]:
+    """The weight [outputs, inputs] and bias [outputs] that predict z from x best.
+
+    Args:
+        weight, bias: what the layer has now; without a bias the regression has none.
+        seen: moments of the samples that are fitted.
+        held_out: of the others, which choose the ridge; then all are fitted. Where no fit is
+            better on them than what the layer has, that is returned.
+    """
+    weight = weight.detach().double()
+    bias = None if bias is None else bias.detach().double()
+    best, least = None, _error(weight, bias, held_out) if held_out.samples else 0.0
+    for share in SHARES if held_out.samples else ():
+        error = _error(*_fitted(weight, bias, seen, share), held_out)
+        if error < least:
+            best, least = share, error
+    if best is None:
+        return weight, bias
+    return _fitted(weight, bias, seen + held_out, best)
+
+
+def _fitted(
+    weight: Tensor, bias: Tensor | None, moments: Moments, share: float
+) -> tuple[Tensor, Tensor | None]:
+    if bias is None:
+        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
+    else:
+        xx, xz, _ = moments.covariances()
+    damped = xx.clone()
+    damped.diagonal().add_(share * xx.diagonal().mean().clamp(min=1e-30))
+    change = torch.cholesky_solve(xz - xx @ weight.T, torch.linalg.cholesky(damped))
+    weight = weight + change.T
+    if bias is not None:
+        bias = (moments.z - weight @ moments.x) / moments.samples
+    return weight, bias
+
+
+def _error(weight: Tensor, bias: Tensor | None, moments: Moments) -> float:
+    """Mean squared error of the prediction, summed over outputs."""
+    n = moments.samples
+    error = moments.zz.trace() + ((weight @ moments.xx - 2 * moments.xz.T) * weight).sum()
+    if bias is not None:
+        error = error + bias @ (2 * (weight @ moments.x - moments.z) + n * bias)
+    return float(error) / n
