@@ -117,6 +117,7 @@ at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view na
     return edges;
   }
 #endif
+  constexpr int64_t kThreadSamples = kThreadWork / 16;
   SIMMIM_DISPATCH_VALUES(x, "quantile_edges", [&] {
     const QuantileEdgesArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
                                          x.size(0),
@@ -127,8 +128,12 @@ at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view na
                                          request.omit_nan,
                                          request.drop_outliers || request.clip_outliers,
                                          edges.mutable_data_ptr<double>()};
-    for_each_feature_range(args.features, 16 * args.samples, [&](int64_t begin, int64_t end) {
-      if (!quantile_edges_cpu(args, begin, end)) clean = false;
+    const int64_t threads = threads_for(args.features * args.samples / kThreadSamples);
+    const int64_t range =
+        std::clamp<int64_t>((args.features + threads - 1) / threads, 1, kQuantileFeatures);
+    parallel_tasks((args.features + range - 1) / range, [&](int64_t i) {
+      const int64_t begin = i * range;
+      if (!quantile_edges_cpu(args, begin, std::min(begin + range, args.features))) clean = false;
     });
   });
   if (!clean) raise_uncounted(x, request, {});
