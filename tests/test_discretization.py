@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import simmim_ext
 from simmim_ext import Discretized, discretize
+from simmim_ext.discretization import Binning
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -70,6 +71,56 @@ def test_explicit_edges() -> None:
     own = discretize(x.repeat(1, 2), bins=torch.tensor([[0, 1, 3, 10], [0, 5, 6, 10]]))
     assert own.codes.tolist() == [[0, 0, 1, 2, 2], [0, 0, 0, 0, 2]]
     assert own.edges.tolist() == [[0, 1, 3, 10], [0, 5, 6, 10]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bins", [2, 16, 17, 100, 255])
+def test_edges_as_doubles_compare(dtype, bins, cpu_capability) -> None:
+    """Edges between two values of x's dtype, equal to one of them, and coinciding."""
+    generator = torch.Generator().manual_seed(bins)
+    x = torch.randn(131, 37, generator=generator).to(dtype)
+    chosen = torch.randint(131, (37, bins + 1), generator=generator)
+    edges = x.double().t().gather(1, chosen)
+    nudge = torch.randint(-1, 2, edges.shape, generator=generator)
+    edges = torch.where(nudge == 0, edges, edges.nextafter(nudge * torch.inf)).sort(1).values
+    edges[::3, :2] = edges[::3, :1]
+    edges[1::3, -2:] = edges[1::3, -1:]
+    x[5, 0], x[6, 1], x[7, 2] = torch.nan, torch.inf, -torch.inf
+    for outliers in ("drop", "clip"):
+        options = {"bins": edges, "nan_policy": "omit", "outliers": outliers}
+        codes = discretize(x, **options).codes
+        for column, code, own in zip(x.double().t().contiguous(), codes, edges, strict=True):
+            valid = (column >= own[0]) & (column <= own[-1])
+            clipped = column if outliers == "drop" else column.clamp(own[0], own[-1])
+            expected = torch.searchsorted(own[1:-1].contiguous(), clipped, right=True)
+            expected[~valid if outliers == "drop" else column.isnan()] = 255
+            assert torch.equal(code.long(), expected)
+        counts = torch.stack([code.long().bincount(minlength=256)[:bins] for code in codes])
+        for own in (x, x.t().contiguous().t()):
+            assert torch.equal(discretize(own, **options).codes, codes)
+            assert torch.equal(Binning("f", **options).histogram(own), counts)
+
+
+@pytest.mark.parametrize("features", [1, 31, 33, 70])
+@pytest.mark.parametrize("samples", [2, 63, 64, 65, 200])
+def test_ragged_tiles(samples, features, cpu_capability) -> None:
+    x = torch.randint(-9, 10, (samples, features), generator=torch.Generator().manual_seed(3)) / 4
+    x[0, 0] = torch.nan
+    expected = ((x + 2) * 2).floor().clamp(max=7)
+    expected = expected.masked_fill((x < -2) | (x > 2) | x.isnan(), 255).t().to(torch.uint8)
+    for own in (x, x.t().contiguous().t(), x.repeat(1, 2)[:, :features], x.double()):
+        result = discretize(own, bins=8, range=(-2.0, 2.0), nan_policy="omit", outliers="drop")
+        assert torch.equal(result.codes, expected)
+
+
+def test_threads_share_the_samples(threads) -> None:
+    x = torch.randn(300_000, 3, generator=torch.Generator().manual_seed(0))
+    threads(1)
+    expected = discretize(x, bins=16, range=(-9.0, 9.0)).codes
+    threads(4)
+    assert torch.equal(discretize(x, bins=16, range=(-9.0, 9.0)).codes, expected)
+    with pytest.raises(ValueError, match=r"x must lie in range \[-1, 1\]"):
+        discretize(x, bins=16, range=(-1.0, 1.0))
 
 
 def test_range_by_feature() -> None:

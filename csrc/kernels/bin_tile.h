@@ -4,6 +4,8 @@
 constexpr int kGroup = 2 * kLanes;  // columns of a tile
 constexpr int kTileRows = 64;       // the bins of a tile stay in the L1 cache
 
+#include "bin_edges.h"
+
 // low, high or scale of the columns of a tile.
 template <typename Compute>
 struct TileBound {
@@ -119,6 +121,16 @@ template <bool kClip, typename Stored>
   });
 }
 
+template <bool kClip, typename Stored>
+[[gnu::noinline]] void bin_by_edges(const Strip<Stored> strip, int64_t row, int rows,
+                                    int64_t column, int32_t* bins) {
+  const int32_t count = strip.binning.bins;
+  const auto* table = strip.edge_table + column * strip.bound_stride * edge_rows(count);
+  for_each_row(strip, row, rows, column, bins, [&](const Stored* source, int32_t* bin) {
+    bin_row_by_edges<kClip>(source, table, count, bin);
+  });
+}
+
 // The bins [rows, kGroup] of columns [column, column + kGroup), rows [row, row + rows); kNoBin also
 // past the last column and, up to whole 16 rows, past the last row.
 template <typename Stored>
@@ -129,11 +141,8 @@ void bin_tile(const Strip<Stored>& strip, int64_t row, int rows, int64_t column,
       for (int c = 0; c < kGroup; ++c) bin[c] = code[c] < count ? int32_t{code[c]} : kNoBin;
     });
   } else if (strip.binning.edges != nullptr) {
-    const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
-    const int64_t feature = column * strip.bound_stride;
-    for_each_row(strip, row, rows, column, bins, [&](const Stored* value, int32_t* bin) {
-      for (int c = 0; c < columns; ++c) bin[c] = stored_bin(value[c], strip.binning, feature + c);
-    });
+    strip.binning.clip ? bin_by_edges<true>(strip, row, rows, column, bins)
+                       : bin_by_edges<false>(strip, row, rows, column, bins);
   } else if (strip.binning.clip) {
     bin_uniformly<true>(strip, row, rows, column, bins);
   } else {

@@ -7,9 +7,6 @@
 
 namespace simmim {
 
-// The side of the square tile, in samples and features, that values pass through.
-constexpr int64_t kTile = 64;
-
 // Stored is double, float, Half or BFloat16.
 template <typename Stored>
 struct DiscretizeArgs {

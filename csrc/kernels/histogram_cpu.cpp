@@ -1,7 +1,10 @@
 // Values are binned a tile at a time; then each bin becomes one bit of a word, and carry-save
 // addition counts the bits, so that counting touches no memory but the tile.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -39,6 +42,8 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
   const int64_t width = fold ? 1 : kRowBytes / int64_t{sizeof(Stored)};
   const int64_t groups =
       fold ? 1 : (std::min(width, feature_end - feature_begin) + group - 1) / group;
+  std::vector<compute_t<Stored>> edge_table(static_cast<size_t>(SIMMIM_BEST_TARGET(
+      edge_table_size, args.binning, std::min(width, feature_end - feature_begin))));
   std::vector<CacheLine> workspace((groups * SIMMIM_BEST_TARGET(workspace_bytes, bins) + 63) / 64);
 
   for (int64_t f = feature_begin; f < feature_end; f += width) {
@@ -53,6 +58,8 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
     if (args.order == nullptr) strip.x += sample_begin * args.sample_stride;
     if (args.binning.edges != nullptr) {
       strip.binning.edges += f * args.binning.edge_stride;
+      SIMMIM_BEST_TARGET(write_edge_table, strip.binning, strip.columns, edge_table.data());
+      strip.edge_table = edge_table.data();
     } else if (args.binning.low != nullptr) {
       strip.binning.low += f;
       strip.binning.high += f;
@@ -66,7 +73,6 @@ void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int
     strip.rows = samples / group;
     strip.columns = strip.row_stride = group;
     strip.column_stride = 1;
-    strip.binning.edge_stride = 0;
     count_strip(strip, counts, workspace.data());
     strip.x += strip.rows * group;  // what fills no row
     strip.rows = 1;

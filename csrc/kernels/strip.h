@@ -18,6 +18,8 @@ struct Strip {
   const uint32_t* order;               // which of x's rows the rows are; null: as they lie
   Binning<compute_t<Stored>> binning;  // of the first column
   int64_t bound_stride;                // from the low, high, scale of one column to the next: 0, 1
+  // What explicit edges are compared with: as write_edge_table has it.
+  const compute_t<Stored>* edge_table = nullptr;
 
   const Stored* row(int64_t row) const {
     return x + (order == nullptr ? row : int64_t{order[row]}) * row_stride;

@@ -68,11 +68,11 @@ std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
       return;
     }
 #endif
-    const int64_t chunk = kTile * std::max<int64_t>(1, 1024 / std::max<int64_t>(1, args.features));
-    parallel_tasks((args.samples + chunk - 1) / chunk, [&](int64_t i) {
-      without_bin += discretize_cpu(args, 0, args.features, i * chunk,
-                                    std::min((i + 1) * chunk, args.samples));
-    });
+    MatrixParts(args.samples, args.features)
+        .run([&](int64_t, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
+                 int64_t sample_end) {
+          without_bin += discretize_cpu(args, feature_begin, feature_end, sample_begin, sample_end);
+        });
   });
   if (without_bin > 0 && must_count_all(x, request)) raise_uncounted(x, request, binning);
   return {std::move(codes), edges_of(binning, x.size(1))};
