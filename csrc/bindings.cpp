@@ -9,7 +9,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "kernels/cpu_capability.h"
-#include "ops/backend.h"
 #include "ops/interrupt.h"
 
 namespace py = pybind11;
@@ -60,7 +59,6 @@ void simmim::check_interrupt() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
-  m.def("operators_without_cuda_kernel", &simmim::operators_without_cuda_kernel);
   m.def("cpu_capability", [] { return simmim::name_of(simmim::cpu_capability()); });
   m.def("best_cpu_capability", [] { return simmim::name_of(simmim::best_cpu_capability()); });
   m.def("set_cpu_capability", &simmim::set_cpu_capability);

@@ -52,18 +52,15 @@ def collect() -> dict[str, dict[str, Any]]:
             "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "build": build,
-        "kernels": _kernels(build["cuda"] is not None, _C.operators_without_cuda_kernel()),
+        "kernels": _kernels(build["cuda"] is not None),
     }
 
 
-def _kernels(cuda: bool, without_cuda: list[str]) -> dict[str, list[str]]:
+def _kernels(cuda: bool) -> dict[str, list[str]]:
     """Operator -> the backends that it has a kernel for; CUDA in a build with CUDA alone."""
     names = (name.partition("::") for name in sorted(torch._C._dispatch_get_all_op_names()))
-    return {
-        name: ["cpu", "cuda"] if cuda and name not in without_cuda else ["cpu"]
-        for library, _, name in names
-        if library == "simmim_ext"
-    }
+    backends = ["cpu", "cuda"] if cuda else ["cpu"]
+    return {name: backends for library, _, name in names if library == "simmim_ext"}
 
 
 def _version(package: str) -> str | None:

@@ -33,7 +33,13 @@ SAMPLE: dict[str, Any] = {
             "of_copy": 0.83,
             "times_as_fast": {"torch scatter_add": 123.4},
         },
-        "pairs": {"ms": 80.0, "rate": "200e6 pairs/s", "times_as_fast": {"torch int8": 31.0}},
+        "pairs": {
+            "ms": 80.0,
+            "rate": "200e6 pairs/s",
+            "of_tensor_peak": 0.04,
+            "times_as_fast": {"torch int8": 31.0},
+        },
+        "worst": {"ms": None, "rate": "", "times_as_fast": {"cuBLAS": 0.97}},
     },
 }
 
@@ -50,8 +56,9 @@ def test_table_of_a_recorded_run(scripts) -> None:
     assert "| tests | failed | 40 passed, 1 failed, 2 skipped | 33 |" in text
     assert "what needs them skipped: ['torch_pruning']" in text
     assert "A copy there moves 3011 GB/s" in text
-    assert "| entropy | 1.23 | 2500 GB/s | 83% | **1.2e+02** torch scatter_add |" in text
-    assert "| pairs | 80 | 200e6 pairs/s |  | **31** torch int8 |" in text
+    assert "| entropy | 1.23 | 2500 GB/s | 83% |  | **1.2e+02** torch scatter_add |" in text
+    assert "| pairs | 80 | 200e6 pairs/s |  | 4% | **31** torch int8 |" in text
+    assert "| worst |  |  |  |  | **0.97** cuBLAS |" in text
 
 
 def test_readme_says_what_has_run_on_a_gpu(scripts) -> None:

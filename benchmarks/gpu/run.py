@@ -102,7 +102,7 @@ def tests(seconds: float, architecture: str) -> Found:
         "cuda",
         f"--junitxml={report}",
     ]
-    command += ["tests/test_ops.py", "tests/test_cuda_device.py"]
+    command += [f"tests/test_{name}.py" for name in ("ops", "cuda_device", "cuda_linear")]
     status, output = run("tests.log", command, seconds)
     if not report.exists():
         return outcome(status, output.strip().splitlines()[-1][:200] if output.strip() else "")

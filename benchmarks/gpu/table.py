@@ -43,18 +43,19 @@ def table(results: dict[str, Any]) -> str:
             f"A copy there moves {measured['copy_gb_per_s']:.0f} GB/s, counting bytes read and "
             f"written; a bf16 product reaches {measured['bf16_tflop_per_s']:.0f} TFLOP/s.",
             "",
-            "| work | ms | rate | of the copy bandwidth | times as fast as |",
-            "|---|---|---|---|---|",
+            "| work | ms | rate | of the copy bandwidth | of the bf16 product | times as fast as |",
+            "|---|---|---|---|---|---|",
         ]
         lines += [_row(name, figure) for name, figure in results["figures"].items()]
     return "\n".join(lines)
 
 
 def _row(name: str, figure: dict[str, Any]) -> str:
-    fraction = figure.get("of_copy")
     rivals = ", ".join(f"**{x:.2g}** {rival}" for rival, x in figure["times_as_fast"].items())
-    share = "" if fraction is None else f"{fraction:.0%}"
-    return f"| {name} | {figure['ms']:.3g} | {figure['rate']} | {share} | {rivals} |"
+    ms = "" if figure["ms"] is None else f"{figure['ms']:.3g}"
+    shares = (figure.get(key) for key in ("of_copy", "of_tensor_peak"))
+    parts = " | ".join("" if share is None else f"{share:.0%}" for share in shares)
+    return f"| {name} | {ms} | {figure['rate']} | {parts} | {rivals} |"
 
 
 def kept() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import baselines  # noqa: E402
 
 import simmim_ext as si  # noqa: E402
+from simmim_ext.nn import MaskedLinear, SparseLinear, masked_linear  # noqa: E402
+from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear  # noqa: E402
 
 LOW, HIGH = -4.0, 4.0
 Figure = tuple[str, dict[str, Any]]
@@ -43,6 +46,25 @@ def seconds_of(call: Callable[[], Any], rounds: int = 7) -> float:
     return median(times)
 
 
+def seconds_of_each(calls: list[Callable[[], Any]]) -> float:
+    """The median time of one of the calls, run in turn from a CUDA graph.
+
+    A weight of these sizes fits the L2 cache: with one for each call, none is still there when its
+    turn comes. A graph leaves out what launching from Python takes, for rivals too.
+    """
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call() for call in calls]  # or the graph would use the memory of one for another
+    taken = seconds_of(graph.replay) / len(calls)
+    del kept
+    return taken
+
+
 def measured() -> dict[str, float]:
     """What this device's memory and tensor cores do at best, random data."""
     source, target = torch.randn(2, 1 << 29, device="cuda")  # 2 GiB each
@@ -59,7 +81,7 @@ def activations(samples: int, features: int, dtype: torch.dtype = torch.float32)
     return x.clamp_(LOW, HIGH).to(dtype)
 
 
-def entropies(copy: float) -> Iterator[Figure]:
+def entropies(measures: dict[str, float]) -> Iterator[Figure]:
     for dtype in (torch.bfloat16, torch.float32):
         x = activations(1_000_000, 1024, dtype)
         for bins in (16, 64):
@@ -75,13 +97,13 @@ def entropies(copy: float) -> Iterator[Figure]:
                 {
                     "ms": taken * 1e3,
                     "rate": f"{rate:.0f} GB/s",
-                    "of_copy": rate / copy,
+                    "of_copy": rate / measures["copy_gb_per_s"],
                     "times_as_fast": {"torch scatter_add": rival * x.numel() / few.numel() / taken},
                 },
             )
 
 
-def pairs(copy: float) -> Iterator[Figure]:
+def pairs(measures: dict[str, float]) -> Iterator[Figure]:
     x = activations(16384, 4096)
     for bins in (16, 8, 32, 64):
         binned = si.discretize(x, bins=bins, range=(LOW, HIGH))
@@ -115,7 +137,7 @@ def pairs(copy: float) -> Iterator[Figure]:
         )
 
 
-def labels(copy: float) -> Iterator[Figure]:
+def labels(measures: dict[str, float]) -> Iterator[Figure]:
     x = activations(65536, 4096)
     binned = si.discretize(x, bins=16, range=(LOW, HIGH))
     target = torch.randint(10, (65536,), device="cuda")
@@ -132,7 +154,7 @@ def labels(copy: float) -> Iterator[Figure]:
         {
             "ms": taken * 1e3,
             "rate": f"{4096 / taken / 1e6:.2f}e6 features/s",
-            "of_copy": rate / copy,
+            "of_copy": rate / measures["copy_gb_per_s"],
             "times_as_fast": {"torch scatter_add": rival / taken},
         },
     )
@@ -158,7 +180,7 @@ def labels(copy: float) -> Iterator[Figure]:
     )
 
 
-def quantiles(copy: float) -> Iterator[Figure]:
+def quantiles(measures: dict[str, float]) -> Iterator[Figure]:
     x = activations(1_000_000, 64)
     codes = si.discretize(x, bins=16, binning="quantile").codes
     assert (torch.stack([c.bincount(minlength=16) for c in codes.long()]) - 62_500).abs().max() <= 1
@@ -174,12 +196,115 @@ def quantiles(copy: float) -> Iterator[Figure]:
     )
 
 
+SIZE, WEIGHTS = 4096, 24  # a square weight's, and how many take turns
+LINEAR_BATCHES = (1, 8, 16, 64, 256)
+
+
+@torch.inference_mode()
+def sparse_linears(measures: dict[str, float]) -> Iterator[Figure]:
+    """Every choice of the layer against cuBLAS, and the packed product wherever it is not one."""
+    worst = (float("inf"), "")
+    for dtype in (torch.bfloat16, torch.float32):
+        kind = str(dtype)[6:]
+        for density in (0.2, 0.1, 0.5, 0.02) if dtype == torch.bfloat16 else (0.2,):
+            dense, packed, layers = [], [], []
+            for _ in range(WEIGHTS if dtype == torch.bfloat16 else WEIGHTS // 2):
+                mask = torch.rand(SIZE, SIZE, device="cuda") < density
+                weight = torch.randn(SIZE, SIZE, device="cuda", dtype=dtype).where(mask, 0)
+                linear = torch.nn.Linear(SIZE, SIZE, bias=False, device="cuda", dtype=dtype)
+                linear.weight = torch.nn.Parameter(weight)
+                dense.append(weight)
+                packed.append(pack_sparse_weight(weight, mask, "tile"))
+                layers.append(SparseLinear.from_linear(linear, mask))
+            for batch in LINEAR_BATCHES:
+                x = torch.randn(batch, SIZE, device="cuda", dtype=dtype)
+                expected = x.double() @ dense[0].double().t()
+                tolerance = 0.5 if dtype == torch.bfloat16 else 1e-3
+                for y in (sparse_linear(x, packed[0], None, SIZE), layers[0](x)):
+                    torch.testing.assert_close(y.double(), expected, rtol=0.02, atol=tolerance)
+                taken = seconds_of_each([lambda x=x, p=p: sparse_linear(x, p, None, SIZE)
+                                         for p in packed])  # fmt: skip
+                rival = seconds_of_each([lambda x=x, w=w: F.linear(x, w) for w in dense])
+                name = f"sparse linear {kind} {SIZE} x {SIZE}, {1 - density:.0%} zeros, {batch=}"
+                rate = packed[0].nbytes / taken / 1e9
+                flops = 2 * batch * SIZE**2 / taken / 1e12
+                yield (
+                    name.replace("batch=", "batch "),
+                    {
+                        "ms": taken * 1e3,
+                        "rate": f"{rate:.0f} GB/s",
+                        "of_copy": rate / measures["copy_gb_per_s"],
+                        "of_tensor_peak": flops / measures["bf16_tflop_per_s"],
+                        "times_as_fast": {"cuBLAS": rival / taken},
+                    },
+                )
+                chosen = seconds_of_each([lambda x=x, layer=layer: layer(x) for layer in layers])
+                where = f"{kind}, {1 - density:.0%} zeros, batch {batch}"
+                worst = min(worst, (rival / chosen, f"{where}: {layers[0].choice.kernel(batch)}"))
+    yield (
+        f"SparseLinear's choices, the worst ({worst[1]})",
+        {"ms": None, "rate": "", "times_as_fast": {"cuBLAS": worst[0]}},
+    )
+
+
+def masked_linears(measures: dict[str, float]) -> Iterator[Figure]:
+    """The layer that trains: its product, and a step with both gradients."""
+    dtype = torch.bfloat16
+    layers = [torch.nn.Linear(SIZE, SIZE, device="cuda", dtype=dtype) for _ in range(WEIGHTS)]
+    masks = [torch.rand(SIZE, SIZE, device="cuda") < 0.2 for _ in layers]
+    both = list(zip(layers, masks, strict=True))
+    for batch in (1, 16, 1024):
+        x = torch.randn(batch, SIZE, device="cuda", dtype=dtype)
+        layer, mask = both[0]
+        expected = F.linear(x.double(), layer.weight.double() * mask, layer.bias.double())
+        y = masked_linear(x, layer.weight, mask, layer.bias)
+        torch.testing.assert_close(y.double(), expected, rtol=0.02, atol=0.1)
+        with torch.inference_mode():
+            taken = seconds_of_each([lambda x=x, n=n, m=m: masked_linear(x, n.weight, m, n.bias)
+                                     for n, m in both])  # fmt: skip
+            rival = seconds_of_each([lambda x=x, n=n, m=m: F.linear(x, n.weight * m, n.bias)
+                                     for n, m in both])  # fmt: skip
+        rate = (layer.weight.nbytes + mask.nbytes) / taken / 1e9
+        yield (
+            f"masked linear bfloat16 {SIZE} x {SIZE}, batch {batch}",
+            {
+                "ms": taken * 1e3,
+                "rate": f"{rate:.0f} GB/s",
+                "of_copy": rate / measures["copy_gb_per_s"],
+                "times_as_fast": {"torch W*M": rival / taken},
+            },
+        )
+    x = torch.randn(1024, SIZE, device="cuda", dtype=dtype, requires_grad=True)
+    layer, mask = MaskedLinear.from_linear(layers[0], masks[0]), masks[0]
+    wanted, grad = (x, layer.weight, layer.bias), torch.randn(1024, SIZE, device="cuda").to(dtype)
+
+    def step(forward: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(forward(), wanted, grad)
+
+    steps = [
+        lambda: step(lambda: layer(x)),
+        lambda: step(lambda: F.linear(x, layer.weight * mask, layer.bias)),
+    ]
+    for ours, theirs in zip(steps[0](), steps[1](), strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=1.0)
+    taken, rival = map(seconds_of, steps)
+    flops = 6 * 1024 * SIZE**2 / taken / 1e12
+    yield (
+        f"masked linear bfloat16 {SIZE} x {SIZE}, a training step, batch 1024",
+        {
+            "ms": taken * 1e3,
+            "rate": f"{flops:.0f} TFLOP/s",
+            "of_tensor_peak": flops / measures["bf16_tflop_per_s"],
+            "times_as_fast": {"torch W*M": rival / taken},
+        },
+    )
+
+
 def main(path: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     results: dict[str, Any] = {"measured": measured(), "figures": {}}
-    copy = results["measured"]["copy_gb_per_s"]
-    for workload in (entropies, pairs, labels, quantiles):
-        for name, figure in workload(copy):
+    for workload in (entropies, pairs, sparse_linears, masked_linears, labels, quantiles):
+        for name, figure in workload(results["measured"]):
             results["figures"][name] = figure
             Path(path).write_text(json.dumps(results, indent=1) + "\n")
             print(name, figure, flush=True)

@@ -45,32 +45,56 @@ SIMMIM_HD int32_t edge_bin(double value, const double* edges, int32_t bins) {
   return bin;
 }
 
+// The bins of one feature: low, high and scale, or else edges.
+template <typename Compute>
+struct FeatureBins {
+  Compute low, high, scale;
+  const double* edges;  // [bins + 1], or null
+  int32_t bins;
+  bool clip;
+};
+
+template <typename Compute>
+SIMMIM_HD FeatureBins<Compute> bins_of(const Binning<Compute>& binning, int64_t feature) {
+  FeatureBins<Compute> result{0, 0, 0, nullptr, binning.bins, binning.clip};
+  if (binning.edges != nullptr) {
+    result.edges = binning.edges + feature * binning.edge_stride;
+  } else if (binning.low != nullptr) {  // there is none for codes
+    result.low = binning.low[feature];
+    result.high = binning.high[feature];
+    result.scale = binning.scale[feature];
+  }
+  return result;
+}
+
 // The bin of any value, or kNoBin for NaN and for what lies outside the range.
 template <typename Compute>
-SIMMIM_HD int32_t bin_of(Compute value, const Binning<Compute>& binning, int64_t feature) {
-  if (binning.edges == nullptr) {
-    const Compute low = binning.low[feature], high = binning.high[feature];
-    if (binning.clip) value = value < low ? low : value > high ? high : value;
-    if (!(value >= low && value <= high)) return kNoBin;
-    return uniform_bin(value, low, binning.scale[feature], binning.bins);
+SIMMIM_HD int32_t bin_of(Compute value, const FeatureBins<Compute>& of) {
+  if (of.edges == nullptr) {
+    if (of.clip) value = value < of.low ? of.low : value > of.high ? of.high : value;
+    if (!(value >= of.low && value <= of.high)) return kNoBin;
+    return uniform_bin(value, of.low, of.scale, of.bins);
   }
-  const double* edges = binning.edges + feature * binning.edge_stride;
-  const double low = edges[0], high = edges[binning.bins];
+  const double low = of.edges[0], high = of.edges[of.bins];
   double wide = static_cast<double>(value);
-  if (binning.clip) wide = wide < low ? low : wide > high ? high : wide;
+  if (of.clip) wide = wide < low ? low : wide > high ? high : wide;
   if (!(wide >= low && wide <= high)) return kNoBin;
-  return edge_bin(wide, edges, binning.bins);
+  return edge_bin(wide, of.edges, of.bins);
 }
 
 // The bin of what is stored: a value, or a code, which is its own bin.
 template <typename Stored>
+SIMMIM_HD int32_t stored_bin(Stored stored, const FeatureBins<compute_t<Stored>>& of) {
+  if constexpr (sizeof(Stored) == 1) {
+    return stored < of.bins ? stored : kNoBin;
+  } else {
+    return bin_of(static_cast<compute_t<Stored>>(stored), of);
+  }
+}
+template <typename Stored>
 SIMMIM_HD int32_t stored_bin(Stored stored, const Binning<compute_t<Stored>>& binning,
                              int64_t feature) {
-  if constexpr (sizeof(Stored) == 1) {
-    return stored < binning.bins ? stored : kNoBin;
-  } else {
-    return bin_of(static_cast<compute_t<Stored>>(stored), binning, feature);
-  }
+  return stored_bin(stored, bins_of(binning, feature));
 }
 
 // The smallest and largest value of each feature, NaN left out.

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace simmim {
 
 // Weight i, row by row, is kept where bit i % 8 of byte i / 8 is set.
-inline bool is_kept(const uint8_t* bitmap, int64_t i) { return bitmap[i / 8] >> (i % 8) & 1; }
+SIMMIM_HD bool is_kept(const uint8_t* bitmap, int64_t i) { return bitmap[i / 8] >> (i % 8) & 1; }
 
 inline int64_t bitmap_bytes(int64_t weights) { return (weights + 7) / 8; }
 
@@ -30,5 +32,24 @@ struct DecompressArgs {
   int64_t item_size;   // bytes
 };
 void decompress_cpu(const DecompressArgs& args, int64_t begin, int64_t end);
+
+// On CUDA. Counted and decompressed by segments of so many weights:
+constexpr int64_t kSegmentWeights = 1024;
+
+int pack_bits_cuda(const PackBitsArgs& args, void* stream);
+
+// kept [segments]: how many weights of each segment are kept.
+int count_segments_cuda(const uint8_t* bitmap, int64_t weights, int64_t* kept, void* stream);
+
+struct DecompressSegmentsArgs {
+  const uint8_t* bitmap;
+  const void* values;          // [kept weights], any type of item_size 2, 4 or 8
+  int64_t kept;                // of the values; a bitmap that keeps more reads 0 in their place
+  const int64_t* first_value;  // [segments]: how many are kept before each
+  void* weights_out;           // [weights]
+  int64_t weights;
+  int64_t item_size;  // bytes
+};
+int decompress_segments_cuda(const DecompressSegmentsArgs& args, void* stream);
 
 }  // namespace simmim

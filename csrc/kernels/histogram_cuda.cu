@@ -7,7 +7,8 @@ namespace simmim {
 namespace {
 
 constexpr int kLanes = 32;  // features of a block, one per lane: rows of x are read coalesced
-constexpr int kWarps = 8;   // samples of a block in flight
+constexpr int kWarps = 8;
+constexpr int kAtOnce = 8;  // samples that a lane reads before it counts them: what hides memory
 
 // Each block counts a run of samples of 32 features in shared memory. Counters lie as [bins,
 // lanes], so that a lane keeps to its own bank and the lanes of a warp never collide.
@@ -24,10 +25,21 @@ __global__ void histogram_kernel(HistogramArgs<Stored> args, int64_t samples_per
   for (int bin = threadIdx.y; bin < bins; bin += kWarps) counters[bin * kLanes + lane] = 0;
   __syncthreads();
   if (feature < args.features) {
-    for (int64_t sample = begin + threadIdx.y; sample < end; sample += kWarps) {
-      const Stored stored = args.x[sample * args.sample_stride + feature * args.feature_stride];
-      const int32_t bin = stored_bin(stored, args.binning, feature);
-      if (bin != kNoBin) atomicAdd(&counters[bin * kLanes + lane], 1u);
+    const FeatureBins<compute_t<Stored>> own = bins_of(args.binning, feature);
+    const Stored* x = args.x + feature * args.feature_stride;
+    for (int64_t first = begin + threadIdx.y; first < end; first += kWarps * kAtOnce) {
+      Stored stored[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t sample = first + i * kWarps;
+        if (sample < end) stored[i] = x[sample * args.sample_stride];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i * kWarps >= end) break;
+        const int32_t bin = stored_bin(stored[i], own);
+        if (bin != kNoBin) atomicAdd(&counters[bin * kLanes + lane], 1u);
+      }
     }
   }
   __syncthreads();

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "half.h"
+
 namespace simmim {
 
 // masked[i] = mask[i] ? weight[i] : 0. A select and not a product: what is masked contributes
@@ -51,5 +53,33 @@ struct AllFiniteArgs {
   uint64_t exponent_bits;
 };
 bool all_finite_cpu(const AllFiniteArgs& args);
+
+// On CUDA, for batches of up to kSkinnyBatch: each weight and its mask are read once, and what is
+// masked is skipped, whatever it and x hold. Larger batches are a dense product's.
+constexpr int64_t kSkinnyBatch = 16;
+
+template <typename Stored>
+struct MaskedLinearArgs {
+  const Stored* x;       // [batch, in_features]
+  const Stored* weight;  // [out_features, in_features]
+  const uint8_t* mask;   // [out_features, in_features], 0 or 1
+  const Stored* bias;    // [out_features], or null
+  Stored* y;             // [batch, out_features]
+  int64_t batch, out_features, in_features;
+};
+template <typename Stored>
+int masked_linear_cuda(const MaskedLinearArgs<Stored>& args, void* stream);
+
+// product[o, i] = mask[o, i] ? sum_b grad[b, o] x[b, i] : 0
+template <typename Stored>
+struct MaskedOuterArgs {
+  const Stored* grad;   // [batch, out_features]
+  const Stored* x;      // [batch, in_features]
+  const uint8_t* mask;  // [out_features, in_features], 0 or 1
+  Stored* product;      // [out_features, in_features]
+  int64_t batch, out_features, in_features;
+};
+template <typename Stored>
+int masked_outer_cuda(const MaskedOuterArgs<Stored>& args, void* stream);
 
 }  // namespace simmim

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "half.h"
+
 namespace simmim {
 
 #ifdef __CUDACC__
@@ -34,7 +36,56 @@ __device__ __forceinline__ void mma_and_popc(int32_t (&sums)[4], const uint4& a,
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
+// sums[16 rows, 8 columns] += a[16 rows, 16] b[16, 8 columns], by the lanes of a warp. Lane 4 g + t
+// holds of a the values 2 t and 2 t + 1 of row g (0) and of row g + 8 (1), and 2 t + 8 and 2 t + 9
+// of the same (2, 3); of b those of column g (0, 1); and of sums the columns 2 t and 2 t + 1 of row
+// g (0, 1) and of row g + 8 (2, 3).
+template <typename Stored>
+__device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1);
+#define SIMMIM_MMA(Stored, type)                                                        \
+  template <>                                                                           \
+  __device__ __forceinline__ void mma<Stored>(float (&sums)[4], const uint32_t (&a)[4], \
+                                              uint32_t b0, uint32_t b1) {               \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));       \
+  }
+SIMMIM_MMA(BFloat16, "bf16")
+SIMMIM_MMA(Half, "f16")
+#undef SIMMIM_MMA
+
+// 16-bit values that follow each other in shared memory.
+class SharedValues {
+ public:
+  __device__ __forceinline__ explicit SharedValues(const void* first)
+      : at_(static_cast<uint32_t>(__cvta_generic_to_shared(first))) {}
+  // The next of them where `wanted` is not 0, else 0: two predicated instructions, where C++ takes
+  // three.
+  __device__ __forceinline__ uint32_t next(uint32_t wanted) {
+    uint32_t value = 0;
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.shared.u16 %0, [%1]; @p add.u32 %1, %1, 2; }"
+        : "+r"(value), "+r"(at_)
+        : "r"(wanted));
+    return value;
+  }
+
+ private:
+  uint32_t at_;
+};
+
 #else
+
+class SharedValues {
+ public:
+  explicit SharedValues(const void* first) : at_(static_cast<const uint16_t*>(first)) {}
+  uint32_t next(uint32_t wanted) { return wanted != 0 ? *at_++ : 0; }
+
+ private:
+  const uint16_t* at_;
+};
 
 inline void copy_async_16(void* shared, const void* global) {
   simt::copy_async(shared, global, 16);
@@ -47,6 +98,11 @@ void copy_async_wait() {
 inline void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
   const uint32_t fragment[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
   simt::mma_and_popc(sums, fragment);
+}
+template <typename Stored>
+void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t fragment[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  simt::mma(sums, fragment, [](uint16_t bits) { return static_cast<float>(Stored{bits}); });
 }
 
 #endif

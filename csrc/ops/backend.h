@@ -5,9 +5,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include <string>
-#include <vector>
-
 #if defined(SIMMIM_WITH_CUDA) && !defined(SIMMIM_EMULATED_CUDA)
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -74,23 +71,14 @@ c10::TypedOperatorHandle<Signature> dispatched(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
 }
 
-// Registered for CUDA by operators that have no CUDA kernel: a clear error, never a silent copy.
+// Registered for CUDA in a build without it: a clear error, never a silent copy.
 inline void raise_no_cuda_kernel(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
-                              " has no CUDA kernel yet; move its arguments with .cpu()");
+                              " was built without its CUDA kernel; rebuild with SIMMIM_CUDA=1, or "
+                              "move its arguments with .cpu()");
 }
 inline torch::CppFunction no_cuda_kernel() {
   return torch::CppFunction::makeFromBoxedFunction<&raise_no_cuda_kernel>();
-}
-
-// The operators that have none in any build, for who lists what there is.
-inline std::vector<std::string>& operators_without_cuda_kernel() {
-  static std::vector<std::string> names;
-  return names;
-}
-inline void refuse_cuda(torch::Library& m, const char* name) {
-  operators_without_cuda_kernel().push_back(name);
-  m.impl(name, no_cuda_kernel());
 }
 
 }  // namespace simmim

@@ -39,18 +39,7 @@ struct Compressed {
         values(values.contiguous()),
         out_features(out_features),
         in_features(in_features) {
-    check_floating(op, "values", values);
-    TORCH_CHECK_TYPE(bitmap.scalar_type() == at::kByte, op, ": bitmap must be uint8, got ",
-                     dtype_name(bitmap));
-    TORCH_CHECK_VALUE(out_features >= 0 && in_features >= 0, op,
-                      ": out_features and in_features must not be negative, got ", out_features,
-                      " and ", in_features);
-    const int64_t bytes = bitmap_bytes(out_features * in_features);
-    TORCH_CHECK_VALUE(bitmap.dim() == 1 && bitmap.size(0) == bytes, op,
-                      ": bitmap must have shape [ceil(out_features * in_features / 8)] = [", bytes,
-                      "], got ", bitmap.sizes());
-    TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must have shape [kept weights], got ",
-                      values.sizes());
+    check_compressed(op, bitmap, values, out_features, in_features);
   }
 
   const uint8_t* bits() const { return bitmap.const_data_ptr<uint8_t>(); }
@@ -63,9 +52,7 @@ struct Compressed {
                       count_kept_cpu(bits(), row * in_features,
                                      std::min(row + rows, out_features) * in_features));
     }
-    TORCH_CHECK_VALUE(first.back() == values.size(0), op,
-                      ": values must have one entry for each of ", first.back(),
-                      " bits set in bitmap, got ", values.sizes());
+    check_kept(op, values, first.back());
     return first;
   }
 
@@ -158,24 +145,14 @@ Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const Optiona
 Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
                   const OptionalTensor& weight, const OptionalTensor& bias, int64_t out_features,
                   int64_t in_features) {
-  const Compressed compressed(kLinear, bitmap, values, out_features, in_features);
-  check_features(kLinear, "x", x, in_features, "in_features");
-  check_floating(kLinear, "x", x);
-  const bool is_half = values.scalar_type() == at::kHalf || values.scalar_type() == at::kBFloat16;
-  if (!(is_half && x.scalar_type() == at::kFloat)) {
-    check_dtype_and_device(kLinear, "x", x, "values", values);
-  }
-  check_bias(kLinear, bias, out_features, "values", values);
+  check_compressed_linear(kLinear, x, bitmap, values, weight, bias, out_features, in_features);
   const bool cast = x.scalar_type() != values.scalar_type();
   const Tensor input = cast ? x.to(values.scalar_type()) : x;
   Tensor y;
   if (weight.has_value()) {
-    check_dtype_and_device(kLinear, "weight", *weight, "values", values);
-    TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({out_features, in_features}), kLinear,
-                      ": weight must have shape [out_features, in_features] = [", out_features,
-                      ", ", in_features, "], got ", weight->sizes());
     y = at::linear(input, *weight, bias).contiguous();
   } else {
+    const Compressed compressed(kLinear, bitmap, values, out_features, in_features);
     y = linear_by_blocks(input, compressed, bias);
   }
   recompute_special_rows(
@@ -281,11 +258,6 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("compress_weight", &simmim::compress_cpu);
   m.impl("decompress_weight", &simmim::decompress_cpu_op);
   m.impl("compressed_linear", &simmim::linear_cpu);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  simmim::refuse_cuda(m, "compress_weight");
-  simmim::refuse_cuda(m, "decompress_weight");
-  simmim::refuse_cuda(m, "compressed_linear");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
   m.impl("compress_weight", &simmim::compress_autograd);

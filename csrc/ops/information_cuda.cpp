@@ -35,6 +35,9 @@ DeviceTerms device_terms(Estimator estimator, int64_t samples, const at::Tensor&
 }
 
 void report_bad_codes(const at::Tensor& codes, int64_t bins, Faults& faults, int64_t kind) {
+  // What blocks count in are 32 bits.
+  TORCH_CHECK_VALUE(codes.size(-1) < int64_t{1} << 32,
+                    "codes must have fewer than 2^32 samples on CUDA, got ", codes.size(-1));
   on_cuda(codes, [&](void* stream) {
     return check_codes_cuda(codes.const_data_ptr<uint8_t>(), codes.numel(),
                             static_cast<int32_t>(bins), faults[kind], stream);

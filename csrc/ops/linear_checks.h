@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "../kernels/compressed_linear.h"
 #include "backend.h"
 
 namespace simmim {
@@ -62,6 +63,96 @@ inline void check_bias(const char* op, const std::optional<at::Tensor>& bias, in
   if (!bias.has_value()) return;
   check_dtype_and_device(op, "bias", *bias, like_name, like);
   check_bias_shape(op, *bias, out_features);
+}
+
+// The operators' own arguments, the same on every device.
+
+inline void check_masked_linear(const char* op, const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& mask, const std::optional<at::Tensor>& bias) {
+  check_weight(op, weight, mask);
+  check_dtype_and_device(op, "x", x, "weight", weight);
+  check_features(op, "x", x, weight.size(1), "in_features");
+  check_bias(op, bias, weight.size(0), "weight", weight);
+}
+
+inline void check_masked_input_grad(const char* op, const at::Tensor& grad,
+                                    const at::Tensor& weight, const at::Tensor& mask) {
+  check_weight(op, weight, mask);
+  check_dtype_and_device(op, "grad", grad, "weight", weight);
+  check_features(op, "grad", grad, weight.size(0), "out_features");
+}
+
+inline void check_masked_weight_grad(const char* op, const at::Tensor& grad, const at::Tensor& x,
+                                     const at::Tensor& mask) {
+  check_mask(op, mask);
+  check_floating(op, "grad", grad);
+  check_dtype_and_device(op, "x", x, "grad", grad);
+  check_features(op, "grad", grad, mask.size(0), "out_features");
+  check_features(op, "x", x, mask.size(1), "in_features");
+  TORCH_CHECK_VALUE(grad.sizes().slice(0, grad.dim() - 1) == x.sizes().slice(0, x.dim() - 1), op,
+                    ": grad and x must have the same batch axes, got ", grad.sizes(), " and ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(mask.device() == grad.device(), op, ": mask must be on the device of grad, ",
+                    grad.device(), ", got ", mask.device());
+}
+
+inline void check_compressed(const char* op, const at::Tensor& bitmap, const at::Tensor& values,
+                             int64_t out_features, int64_t in_features) {
+  check_floating(op, "values", values);
+  TORCH_CHECK_TYPE(bitmap.scalar_type() == at::kByte, op, ": bitmap must be uint8, got ",
+                   dtype_name(bitmap));
+  TORCH_CHECK_VALUE(out_features >= 0 && in_features >= 0, op,
+                    ": out_features and in_features must not be negative, got ", out_features,
+                    " and ", in_features);
+  const int64_t bytes = bitmap_bytes(out_features * in_features);
+  TORCH_CHECK_VALUE(bitmap.dim() == 1 && bitmap.size(0) == bytes, op,
+                    ": bitmap must have shape [ceil(out_features * in_features / 8)] = [", bytes,
+                    "], got ", bitmap.sizes());
+  TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must have shape [kept weights], got ",
+                    values.sizes());
+  TORCH_CHECK_VALUE(bitmap.device() == values.device(), op, ": bitmap must be on values' device ",
+                    values.device(), ", got ", bitmap.device());
+}
+
+inline void check_kept(const char* op, const at::Tensor& values, int64_t kept) {
+  TORCH_CHECK_VALUE(kept == values.size(0), op, ": values must have one entry for each of ", kept,
+                    " bits set in bitmap, got ", values.sizes());
+}
+
+inline void check_compressed_linear(const char* op, const at::Tensor& x, const at::Tensor& bitmap,
+                                    const at::Tensor& values,
+                                    const std::optional<at::Tensor>& weight,
+                                    const std::optional<at::Tensor>& bias, int64_t out_features,
+                                    int64_t in_features) {
+  check_compressed(op, bitmap, values, out_features, in_features);
+  check_features(op, "x", x, in_features, "in_features");
+  check_floating(op, "x", x);
+  const bool is_half = values.scalar_type() == at::kHalf || values.scalar_type() == at::kBFloat16;
+  if (is_half && x.scalar_type() == at::kFloat) {
+    TORCH_CHECK_VALUE(x.device() == values.device(), op, ": x must be on the device of values, ",
+                      values.device(), ", got ", x.device());
+  } else {
+    check_dtype_and_device(op, "x", x, "values", values);
+  }
+  check_bias(op, bias, out_features, "values", values);
+  if (!weight.has_value()) return;
+  check_dtype_and_device(op, "weight", *weight, "values", values);
+  TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({out_features, in_features}), op,
+                    ": weight must have shape [out_features, in_features] = [", out_features, ", ",
+                    in_features, "], got ", weight->sizes());
+}
+
+inline void check_sparse_linear(const char* op, const at::Tensor& x, int64_t in_features,
+                                const std::optional<at::Tensor>& bias, int64_t out_features) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16 ||
+                       x.scalar_type() == at::kHalf,
+                   op, ": x must be float32, float16 or bfloat16, got ", dtype_name(x));
+  check_features(op, "x", x, in_features, "in_features");
+  if (!bias.has_value()) return;
+  check_floating(op, "bias", *bias);
+  check_bias_shape(op, *bias, out_features);
+  TORCH_CHECK_VALUE(bias->device() == x.device(), op, ": bias must be on x's device ", x.device(),
+                    ", got ", bias->device());
 }
 
 }  // namespace simmim

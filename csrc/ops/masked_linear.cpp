@@ -103,10 +103,7 @@ int64_t batch_of(const Tensor& x) {
 
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                    const OptionalTensor& bias) {
-  check_weight(kForward, weight, mask);
-  check_dtype_and_device(kForward, "x", x, "weight", weight);
-  check_features(kForward, "x", x, weight.size(1), "in_features");
-  check_bias(kForward, bias, weight.size(0), "weight", weight);
+  check_masked_linear(kForward, x, weight, mask, bias);
   const Tensor keep = mask.contiguous();
   if (packing_pays(weight, keep, batch_of(x))) {
     const Tensor packed = pack_weight(weight.contiguous(), keep, Layout::element);
@@ -120,9 +117,7 @@ Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
 }
 
 Tensor input_grad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
-  check_weight(kInputGrad, weight, mask);
-  check_dtype_and_device(kInputGrad, "grad", grad, "weight", weight);
-  check_features(kInputGrad, "grad", grad, weight.size(0), "out_features");
+  check_masked_input_grad(kInputGrad, grad, weight, mask);
   const Tensor keep = mask.contiguous();
   if (packing_pays(weight, keep, batch_of(grad))) {
     const Tensor packed =
@@ -136,15 +131,8 @@ Tensor input_grad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& ma
 }
 
 Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) {
-  check_mask(kWeightGrad, mask);
+  check_masked_weight_grad(kWeightGrad, grad, x, mask);
   const int64_t out_features = mask.size(0), in_features = mask.size(1);
-  check_floating(kWeightGrad, "grad", grad);
-  check_dtype_and_device(kWeightGrad, "x", x, "grad", grad);
-  check_features(kWeightGrad, "grad", grad, out_features, "out_features");
-  check_features(kWeightGrad, "x", x, in_features, "in_features");
-  TORCH_CHECK_VALUE(grad.sizes().slice(0, grad.dim() - 1) == x.sizes().slice(0, x.dim() - 1),
-                    kWeightGrad, ": grad and x must have the same batch axes, got ", grad.sizes(),
-                    " and ", x.sizes());
   const int64_t batch = grad.numel() / std::max<int64_t>(out_features, 1);
   const Tensor grad_rows = grad.reshape({batch, out_features}).contiguous();
   const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
@@ -280,11 +268,6 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("masked_linear", &simmim::forward_cpu);
   m.impl("masked_linear_input_grad", &simmim::input_grad_cpu);
   m.impl("masked_linear_weight_grad", &simmim::weight_grad_cpu);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  simmim::refuse_cuda(m, "masked_linear");
-  simmim::refuse_cuda(m, "masked_linear_input_grad");
-  simmim::refuse_cuda(m, "masked_linear_weight_grad");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
   m.impl("masked_linear", &simmim::forward_autograd);

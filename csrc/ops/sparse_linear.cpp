@@ -99,16 +99,9 @@ void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor&
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
   const PackedHeader header = read_header(packed);
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16 ||
-                       x.scalar_type() == at::kHalf,
-                   kLinear, ": x must be float32, float16 or bfloat16, got ", dtype_name(x));
   TORCH_CHECK_VALUE(out_features == header.out_features, kLinear, ": out_features must be ",
                     header.out_features, ", as packed, got ", out_features);
-  check_features(kLinear, "x", x, header.in_features, "in_features");
-  if (bias.has_value()) {
-    check_floating(kLinear, "bias", *bias);
-    check_bias_shape(kLinear, *bias, out_features);
-  }
+  check_sparse_linear(kLinear, x, header.in_features, bias, out_features);
   const Tensor input = as_float(x);
   const Tensor y = packed_linear(input, packed,
                                  bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt);
@@ -201,10 +194,6 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("pack_sparse_weight", &simmim::pack_cpu);
   m.impl("sparse_linear", &simmim::linear_cpu);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
-  simmim::refuse_cuda(m, "pack_sparse_weight");
-  simmim::refuse_cuda(m, "sparse_linear");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) { m.impl("sparse_linear", &simmim::linear_autograd); }
 TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {

@@ -27,7 +27,8 @@ class Choice:
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
             Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "gather",
-            "window", "block", "compressed" (decompresses block by block: memory="small").
+            "window", "block", "tile" (CUDA's), "compressed" (decompresses block by block:
+            memory="small").
         reason: why, in words.
     """
 

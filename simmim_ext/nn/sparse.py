@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops._library import cpu_capability
+from ..ops._library import cpu_capability, has_cuda_kernels
 from ..ops.compressed_linear import compress_weight, compressed_linear, decompress_weight
 from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
 from .choice import Choice, choose
+from .choice_cuda import choose_on_cuda
 from .masked import MaskedLinear, check_mask
 from .pattern import Pattern, recognise
 
@@ -38,14 +39,15 @@ class SparseLinear(nn.Module):
 
     What is saved is the portable compressed form: a bit for each weight, and the kept weights'
     values, density + 1/32 of the dense size for float32. The packed kernels are made from it on the
-    machine at hand, whenever the layer is made, loaded, copied, unpickled, or moved to another
-    dtype. ``torch.export`` exports an equivalent of standard operators on the compressed form.
+    device at hand, whenever the layer is made, loaded, copied, unpickled, or moved to another
+    device or dtype. ``torch.export`` exports an equivalent of standard operators on the compressed
+    form.
 
     Args:
         in_features: size of each input sample.
         out_features: size of each output sample.
         bias: whether there is a bias.
-        device: where the layer lives; its kernels run on the CPU.
+        device: where the layer lives; it has kernels for the CPU and CUDA.
         dtype: of values and bias: float32 (default), float64, float16 or bfloat16.
         memory: "fast" keeps what its kernels need beside the compressed form; "small" keeps the
             compressed form only, and decompresses it block by block in each call.
@@ -223,9 +225,10 @@ class SparseLinear(nn.Module):
     def _pack(self) -> None:
         """Chooses the kernels, and makes what they need from the compressed form."""
         weights = self.out_features * self.in_features
-        if self.bitmap.device.type != "cpu":
+        device = self.bitmap.device.type
+        if device != "cpu" and not (device == "cuda" and has_cuda_kernels()):
             density = self.values.numel() / max(weights, 1)
-            reason = f"there are no kernels for {self.bitmap.device.type}"
+            reason = f"there are no kernels for {device}"
             self._choice = Choice("unknown", density, ((None, "compressed"),), reason)
             self._kernels: tuple[_Kernel, ...] = (_Kernel(None, "compressed"),)
             return
@@ -235,6 +238,8 @@ class SparseLinear(nn.Module):
         if self.memory == "small":
             kernels = ((None, "compressed"),)
             self._choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
+        elif device == "cuda":
+            self._choice = choose_on_cuda(pattern, weights, self.values.dtype)
         else:
             self._choice = choose(pattern, weights, cpu_capability(), self.values.dtype)
         made = {

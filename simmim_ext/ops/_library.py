@@ -70,3 +70,8 @@ def _check_types(name: str, args: tuple[Any, ...]) -> None:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use: portable, avx2, avx512 or amx."""
     return str(_C.cpu_capability())
+
+
+def has_cuda_kernels() -> bool:
+    """Whether this build has kernels for CUDA."""
+    return _C.build_info()["cuda"] is not None

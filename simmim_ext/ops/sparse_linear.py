@@ -14,14 +14,16 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
     """Packs the weights that a mask keeps for `sparse_linear`.
 
     Args:
-        weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32.
+        weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32 on the
+            CPU, in its own type on CUDA.
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
             smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
-            and batches of up to about 8 on AVX-512.
+            and batches of up to about 8 on AVX-512. On CUDA "tile" alone, for any mask.
 
     Returns:
-        packed [bytes] uint8, for this build and machine alone.
+        packed [bytes] uint8, for this build and machine alone; on CUDA [in_features, n] of weight's
+        dtype.
 
     Raises:
         TypeError: weight is not floating, or mask not bool.
@@ -34,11 +36,12 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
     """Computes ``y = x W^T + b`` for a W that `pack_sparse_weight` packed.
 
     Accumulates in float32. Only kept weights see x: NaN and infinity reach an output through them
-    alone. For inference: it has no gradient.
+    alone. For inference: it has no gradient. On CUDA it multiplies in packed's dtype and never
+    waits for the device, so that an out_features which is not as packed makes y NaN there.
 
     Args:
         x: [..., in_features] float32, float16 or bfloat16.
-        packed: what `pack_sparse_weight` returned.
+        packed: what `pack_sparse_weight` returned, on x's device.
         bias: [out_features] of any floating dtype, or None.
         out_features: size of each output sample, as packed.
 
@@ -55,7 +58,11 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 
 @register_fake("simmim_ext::pack_sparse_weight")
 def _(weight, mask, layout):  # type: ignore[no-untyped-def]
-    return mask.new_empty(get_ctx().new_dynamic_size(), dtype=torch.uint8)
+    size = get_ctx().new_dynamic_size()
+    if layout != "tile":
+        return mask.new_empty(size, dtype=torch.uint8)
+    dtype = torch.float32 if weight.dtype == torch.float64 else weight.dtype
+    return weight.new_empty((weight.shape[1], size), dtype=dtype)
 
 
 @register_fake("simmim_ext::sparse_linear")

@@ -69,6 +69,12 @@ void copy_async_wait(size_t groups);  // all but the last so many
 
 // sums += a warp's m16n8k256 product of bits: a in fragment[0..3], b in fragment[4..5].
 void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]);
+// sums += a warp's m16n8k16 product of 16-bit values, likewise.
+void mma(float (&sums)[4], const uint32_t (&fragment)[6], float (*value)(uint16_t bits));
+
+// A float rounded to the nearest, ties to even.
+uint16_t bfloat16_bits(float value);
+uint16_t float16_bits(float value);
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
 
@@ -98,6 +104,11 @@ T __shfl_sync(unsigned mask, T value, int lane) {
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   return __shfl_sync(mask, value, simt::lane() ^ lanes);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned lanes) {
+  const int source = simt::lane() - static_cast<int>(lanes);
+  return __shfl_sync(mask, value, source >= 0 ? source : simt::lane());
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned lanes) {

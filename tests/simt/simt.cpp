@@ -235,6 +235,38 @@ void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
   sync_warp(~0u);
 }
 
+void mma(float (&sums)[4], const uint32_t (&fragment)[6], float (*value)(uint16_t bits)) {
+  const size_t first = index_of(*self) - lane();
+  memcpy(self->fragment, fragment, sizeof fragment);
+  sync_warp(~0u);
+  if (first + kWarpSize > running) fail("a matrix product by less than a warp");
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int t = k % 8 / 2, upper = k / 8, shift = k % 2 * 16;
+      const uint32_t a = fibers[first + row % 8 * 4 + t]->fragment[row / 8 + upper * 2];
+      const uint32_t b = fibers[first + column * 4 + t]->fragment[4 + upper];
+      sums[i] +=
+          value(static_cast<uint16_t>(a >> shift)) * value(static_cast<uint16_t>(b >> shift));
+    }
+  }
+  sync_warp(~0u);
+}
+
+uint16_t bfloat16_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (value != value) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+uint16_t float16_bits(float value) {
+  const _Float16 half = static_cast<_Float16>(value);
+  uint16_t bits;
+  memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
   const dim3 grid = config.gridDim, block = config.blockDim;
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;

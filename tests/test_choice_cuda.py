@@ -1,0 +1,30 @@
+"""Which kernels sparse layers take on CUDA; it can be asked anywhere."""
+
+import pytest
+import torch
+
+from simmim_ext.nn.choice_cuda import choose_on_cuda
+from simmim_ext.nn.pattern import recognise
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_choices_on_cuda(dtype) -> None:
+    """What the arithmetic promises, and nothing for what it does not."""
+
+    def kernels(density: float, size: int = 2048) -> str:
+        mask = torch.rand(size, size, generator=torch.Generator().manual_seed(0)) < density
+        return choose_on_cuda(recognise(mask), size * size, dtype).kernels_text()
+
+    many = 9 if dtype == torch.float32 else 65
+    assert kernels(0.1) == kernels(0.7) == f"tile, dense from batch {many}"
+    assert kernels(0.9) == "dense"
+    assert kernels(0.1, 512) == "dense"
+
+
+def test_choices_on_cuda_without_a_sparse_kernel() -> None:
+    mask = torch.rand(2048, 2048, generator=torch.Generator().manual_seed(0)) < 0.1
+    assert choose_on_cuda(recognise(mask), mask.numel(), torch.float64).kernels_text() == "dense"
+    rows = torch.zeros(2048, 2048, dtype=torch.bool)
+    rows[:100] = True
+    choice = choose_on_cuda(recognise(rows), rows.numel(), torch.bfloat16)
+    assert choice.kernels_text() == "compact"

@@ -1,0 +1,183 @@
+"""The linear layers on CUDA, or, where a build emulates it, on the CPU's tensors.
+
+In an ordinary build without a GPU all of it is skipped; tests/test_simt.py makes the emulated one.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_ext.nn import MaskedLinear, SparseLinear, choice_cuda, masked_linear, sparse
+from simmim_ext.ops import _library
+from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear
+from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
+
+EMULATED = _library._C.build_info()["cuda"] == "emulated"
+ON_CUDA = torch.cuda.is_available() and _library.has_cuda_kernels()
+DEVICE = "cuda" if ON_CUDA else "cpu"
+
+pytestmark = pytest.mark.skipif(not (ON_CUDA or EMULATED), reason="no CUDA device")
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 0.02, torch.bfloat16: 0.1}
+SHAPES = ((1, 1), (19, 37), (35, 264))
+
+
+def operands(out: int, features: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x, weight, mask and bias."""
+    generator = torch.Generator().manual_seed(out + batch)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator).to(DEVICE, dtype)
+        for shape in ((batch, features), (out, features), (out,))
+    )
+    return x, weight, (torch.rand(out, features, generator=generator) < 0.3).to(DEVICE), bias
+
+
+def wanted(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In float64, from the kept weights alone."""
+    kept = torch.where(mask, weight.double() * x.double()[:, None], 0).sum(-1)
+    return kept if bias is None else kept + bias.double()
+
+
+def close(y: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("batch", [1, 16, 17])  # with kernels of our own up to 16
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masked_linear_and_its_gradients(shape, batch, dtype) -> None:
+    x, weight, mask, bias = operands(*shape, batch, dtype)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    y = masked_linear(x, weight, mask, bias)
+    assert (y.dtype, y.device.type) == (dtype, DEVICE)
+    close(y.detach(), wanted(x.detach(), weight.detach(), mask, bias.detach()), dtype)
+    grad = torch.randn_like(y)
+    got = torch.autograd.grad(y, inputs, grad)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    reference = F.linear(exact[0], exact[1].where(mask, 0), exact[2])
+    for mine, expected in zip(
+        got, torch.autograd.grad(reference, exact, grad.double()), strict=True
+    ):
+        close(mine, expected, dtype)
+    assert (got[1][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("batch", [3, 20])
+@pytest.mark.parametrize("special", [torch.nan, -torch.inf])
+def test_masked_weights_see_nothing(batch, special, dtype) -> None:
+    x, weight, mask, bias = operands(19, 37, batch, dtype)
+    x[1, 5] = x[2, 36] = special
+    weight[:, 7] = weight[:, 7].where(mask[:, 7], special)
+    close(masked_linear(x, weight, mask, bias), wanted(x, weight, mask, bias), dtype)
+    bitmap, values = compress_weight(weight, mask)
+    for dense in (None, weight.where(mask, 0)):
+        y = compressed_linear(x, bitmap, values, dense, bias, 19, 37)
+        close(y, wanted(x, weight, mask, bias), dtype)
+    grad = x[:, :19].contiguous()  # with x's special values
+    back = torch.ops.simmim_ext.masked_linear_input_grad(grad, weight, mask)
+    close(back, wanted(grad, weight.t(), mask.t()), dtype)
+    if dtype != torch.float64:
+        packed = pack_sparse_weight(weight, mask, "tile")
+        close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_weights(shape, dtype) -> None:
+    for batch in (0, 1, 9, 17, 70):
+        x, weight, mask, bias = operands(*shape, batch, dtype)
+        packed = pack_sparse_weight(weight, mask, "tile")
+        assert (packed.dtype, packed.shape[0]) == (dtype, shape[1])
+        for added in (bias, None):
+            y = sparse_linear(x, packed, added, shape[0])
+            assert y.dtype == dtype
+            close(y, wanted(x, weight, mask, added), dtype)
+        odd = torch.cat([x.flatten(), x.new_zeros(1)])[1:].view(x.shape)  # not on a multiple of 16
+        close(sparse_linear(odd, packed, None, shape[0]), wanted(odd, weight, mask), dtype)
+        wide = sparse_linear(x.float(), packed, bias, shape[0])
+        assert wide.dtype == torch.float32
+        close(wide, wanted(x, weight, mask, bias), dtype)
+
+
+def test_packing_operators_are_registered_on_cuda() -> None:
+    x, weight, mask, bias = operands(19, 37, 5, torch.float32)
+    ops = torch.ops.simmim_ext
+    torch.library.opcheck(ops.pack_sparse_weight.default, (weight, mask, "tile"))
+    torch.library.opcheck(ops.compress_weight.default, (weight, mask))
+    packed = pack_sparse_weight(weight, mask, "tile")
+    torch.library.opcheck(ops.sparse_linear.default, (x, packed, bias, 19))
+
+
+def test_packed_weights_for_other_sizes() -> None:
+    x, weight, mask, bias = operands(19, 37, 5, torch.float32)
+    with pytest.raises(ValueError, match="layout must be 'tile' on CUDA, got 'gather'"):
+        pack_sparse_weight(weight, mask, "gather")
+    with pytest.raises(ValueError, match=r"weight must have at least one element on CUDA"):
+        pack_sparse_weight(weight[:0], mask[:0], "tile")
+    packed = pack_sparse_weight(weight, mask, "tile")
+    with pytest.raises(ValueError, match=r"with in_features = 37, got \[5, 36\]"):
+        sparse_linear(x[:, 1:], packed, None, 19)
+    with pytest.raises(ValueError, match="packed must be what pack_sparse_weight returned on CUDA"):
+        sparse_linear(x, packed.flatten(), None, 19)
+    with pytest.raises(ValueError, match=r"bias must have shape \[out_features\] = \[19\]"):
+        sparse_linear(x, packed, bias[1:], 19)
+    with pytest.raises(ValueError, match="out_features must be as packed, got 190000"):
+        sparse_linear(x, packed, None, 190_000)
+    assert sparse_linear(x, packed, None, 18).isnan().all()  # only the device can tell
+
+
+@pytest.fixture
+def small_layers_too(monkeypatch):
+    monkeypatch.setattr(choice_cuda, "SMALLEST", 1)
+    if EMULATED:
+        choose = choice_cuda.choose_on_cuda
+        monkeypatch.setattr(sparse, "choose", lambda p, w, capability, dtype: choose(p, w, dtype))
+
+
+@pytest.mark.parametrize("memory", ["fast", "small"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_sparse_linear_layer(dtype, memory, small_layers_too) -> None:
+    _, weight, mask, bias = operands(35, 70, 1, torch.float32)
+    linear = torch.nn.Linear(70, 35, device=DEVICE)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    layer = MaskedLinear.from_linear(linear, mask).to(dtype).to_sparse(memory=memory)
+    kernels = {layer.choice.kernel(batch) for batch in (1, 300)}
+    tiles = {"tile", "dense"} if dtype != torch.float64 else {"dense"}
+    assert kernels == ({"compressed"} if memory == "small" else tiles)
+    for batch in (1, 7, 40, 300):
+        x = operands(35, 70, batch, dtype)[0]
+        y = layer(x)
+        assert (y.dtype, y.device.type) == (dtype, DEVICE)
+        close(y, wanted(x, weight.to(dtype), mask, bias.to(dtype)), dtype)
+        with pytest.raises(ValueError, match="in_features = 70"):
+            layer(x[:, 1:])
+    x = operands(35, 70, 5, dtype)[0].requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).sum(), x)
+    close(grad, weight.to(dtype).double().where(mask, 0).sum(0).expand(5, -1), dtype)
+    assert torch.equal(layer.to_dense().weight, weight.to(dtype).where(mask, 0))
+
+
+@pytest.mark.skipif(EMULATED, reason="needs two devices")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stored_form_is_the_same_on_both_devices(dtype) -> None:
+    _, weight, mask, _ = operands(1100, 1030, 1, dtype)
+    linear = torch.nn.Linear(1030, 1100, bias=False, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    layer = SparseLinear.from_linear(linear, mask)
+    on_cpu = SparseLinear.from_linear(linear.cpu(), mask.cpu())
+    assert "tile" in layer.choice.kernels_text()
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value.cpu(), on_cpu.state_dict()[name])
+    moved = on_cpu.cuda()
+    assert moved.choice == layer.choice
+    x = operands(1100, 1030, 5, dtype)[0]
+    torch.testing.assert_close(moved(x), layer(x), rtol=0, atol=0)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
