@@ -56,6 +56,21 @@ template <int N, int... lane>
 #endif
 }
 
+// Item `item` of each four lanes, in all of these four.
+template <int N, int item, int... lane>
+[[gnu::always_inline]] inline Vec<N> spread(const Vec<N>& v, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, (lane / 4 * 4 + item)...);
+#else
+  using Index = typename FloatVector<N>::index;
+  return __builtin_shuffle(v, Index{(lane / 4 * 4 + item)...});
+#endif
+}
+template <int N, int item>
+[[gnu::always_inline]] inline Vec<N> spread_of_quads(const Vec<N>& quads) {
+  return spread<N, item>(quads, std::make_integer_sequence<int, N>());
+}
+
 // In place transpose of N vectors of N lanes: log2(N) perfect shuffles.
 template <int N>
 [[gnu::always_inline]] inline void transpose(Vec<N> (&rows)[N]) {
@@ -92,22 +107,24 @@ template <int N>
 [[gnu::always_inline]] inline void transpose_into(const float* source, int64_t source_stride,
                                                   int64_t rows, int64_t columns, float* target,
                                                   int64_t target_stride, int64_t lanes) {
-  const int64_t whole_rows = rows / N * N, whole_columns = columns / N * N;
-  for (int64_t row = 0; row < whole_rows; row += N) {
+  const int64_t whole_lanes = lanes / N * N, whole_columns = columns / N * N;
+  for (int64_t row = 0; row < whole_lanes; row += N) {
     for (int64_t column = 0; column < whole_columns; column += N) {
       Vec<N> block[N];
 #pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) block[i] = load<N>(source + (row + i) * source_stride + column);
+      for (int i = 0; i < N; ++i) {
+        block[i] = row + i < rows ? load<N>(source + (row + i) * source_stride + column) : Vec<N>{};
+      }
       transpose<N>(block);
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) store<N>(target + (column + i) * target_stride + row, block[i]);
     }
   }
   for (int64_t column = 0; column < columns; ++column) {
-    for (int64_t row = column < whole_columns ? whole_rows : 0; row < rows; ++row) {
-      target[column * target_stride + row] = source[row * source_stride + column];
+    for (int64_t row = column < whole_columns ? whole_lanes : 0; row < lanes; ++row) {
+      target[column * target_stride + row] =
+          row < rows ? source[row * source_stride + column] : 0.0f;
     }
-    for (int64_t row = rows; row < lanes; ++row) target[column * target_stride + row] = 0.0f;
   }
 }
 

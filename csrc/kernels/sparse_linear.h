@@ -14,12 +14,9 @@ namespace simmim {
 // permutation of two of its vectors.
 enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4 };
 
-constexpr int64_t kBlockRows = 16;
+constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
-constexpr int64_t kTileColumns = 128;  // times a batch tile's lanes: what the L1 cache holds
-// A packed tile of x ends with a column of zeros, which padding points at: padding with a column
-// of x would let its infinities and NaNs through.
-constexpr int64_t kPackedTileColumns = kTileColumns + 1;
+constexpr int64_t kTileColumns = 208;  // times a batch tile's lanes: what the L1 cache holds
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 
@@ -48,12 +45,12 @@ bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_fea
 
 struct SparseLinearArgs {
   const void* packed;
-  const float* x;     // [batch, in_features]; element: as pack_input makes it; window: rows of
-                      // window_columns(in_features), at a multiple of 64 bytes
+  const float* x;     // [batch, in_features]; element and block: as pack_input makes it; window:
+                      // rows of window_columns(in_features), at a multiple of 64 bytes
   const float* bias;  // [out_features], or null
   float* y;           // [batch, out_features]
   int64_t batch;
-  int64_t lanes;  // element: batch rows in a tile, as pack_input's
+  int64_t lanes;  // element and block: batch rows in a tile, as pack_input's
 };
 // Each is serial over its tasks [begin, end):
 void element_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);  // tiles of y
@@ -61,16 +58,22 @@ void gather_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
 void block_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);    // row blocks
 void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // row groups
 
-// x [batch, in_features] -> [batch tiles, column tiles, kPackedTileColumns, lanes]; serial over
-// the tiles [begin, end).
+// x [batch, in_features] -> [batch tiles, column tiles, tile_columns + 1, lanes]; serial over the
+// tiles [begin, end). A tile ends with a column of zeros, which the padding of the element layout
+// points at: padding with a column of x would let its infinities and NaNs through.
 struct PackInputArgs {
   const float* x;
   float* packed;
   int64_t batch, in_features;
-  int64_t lanes;  // element_lanes_cpu(batch)
+  int64_t lanes;         // as element_lanes_cpu or block_lanes_cpu has them
+  int64_t tile_columns;  // element: kTileColumns; block: in_features
 };
 void pack_input_cpu(const PackInputArgs& args, int64_t begin, int64_t end);
+constexpr int64_t packed_tile_floats(int64_t tile_columns, int64_t lanes) {
+  return (tile_columns + 1) * lanes;
+}
 int64_t element_lanes_cpu(int64_t batch);
+int64_t block_lanes_cpu(int64_t batch);  // 1: x lies packed as it is
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

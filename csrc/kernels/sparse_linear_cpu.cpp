@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <vector>
 
 #include "float_vector.h"
 #include "sparse_linear.h"
@@ -8,118 +7,27 @@
 namespace simmim {
 namespace {
 
-// ------------------------------------------------------------------------------------- element
-
-// `rows` of a group's kGroupRows rows, times `vectors` vectors of a tile's batch lanes: eight
-// accumulators, or four, that live in registers.
-template <int N, int rows, int vectors, int lanes>
-[[gnu::always_inline]] inline void element_rows(const float* values, const uint8_t* columns,
-                                                const uint16_t* row_numbers, int64_t count,
-                                                const float* x, float* y) {
-  Vec<N> sums[rows][vectors];
-  float* outputs[rows];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-    outputs[r] = y + row_numbers[r] * lanes;
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[r][v] = load<N>(outputs[r] + v * N);
-  }
-  for (int64_t i = 0; i < count; ++i, values += kGroupRows, columns += kGroupRows) {
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      const Vec<N> weight = broadcast<N>(values[r]);
-      const float* inputs = x + int64_t{columns[r]} * lanes;
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] += weight * load<N>(inputs + v * N);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store<N>(outputs[r] + v * N, sums[r][v]);
-  }
-}
-
-template <int N, int lanes>
-[[gnu::always_inline]] inline void element_tile(const ElementWeight& weight,
-                                                const ElementTile& tile, const float* x, float* y) {
-  constexpr int kVectors = std::min(4, lanes / N);
-  constexpr int kRows = kVectors == 4 ? 2 : 4;
-  const float* values = weight.values + tile.first_weight;
-  const uint8_t* columns = weight.columns + tile.first_weight;
-  const uint16_t* row_numbers = weight.rows + tile.first_row;
-  for (int64_t run = tile.first_run; run < tile.end_run; ++run) {
-    const int64_t count = weight.runs[run].count;
-    for (int64_t group = 0; group < weight.runs[run].groups; ++group) {
-      for (int r = 0; r < kGroupRows; r += kRows) {
-        for (int lane = 0; lane < lanes; lane += N * kVectors) {
-          element_rows<N, kRows, kVectors, lanes>(values + r, columns + r, row_numbers + r, count,
-                                                  x + lane, y + lane);
-        }
-      }
-      values += kGroupRows * count;
-      columns += kGroupRows * count;
-      row_numbers += kGroupRows;
-    }
-  }
-}
-
-template <int N, int lanes>
-[[gnu::always_inline]] inline void element_tasks(const SparseLinearArgs& args, int64_t begin,
-                                                 int64_t end) {
-  constexpr int64_t kLanes = lanes;
-  const Packed packed(args.packed);
-  const ElementWeight weight = packed.element();
-  const int64_t out_features = packed.header().out_features;
-  const int64_t row_blocks = divide_up(out_features, kTileRows);
-  const int64_t column_tiles = divide_up(packed.header().in_features, kTileColumns);
-  std::vector<float> y((kTileRows + 1) * kLanes);  // and the scratch row
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task % row_blocks, batch_tile = task / row_blocks;
-    const int64_t first_row = block * kTileRows;
-    const int64_t rows_here = std::min(kTileRows, out_features - first_row);
-    for (int64_t row = 0; row < rows_here; ++row) {
-      std::fill_n(y.data() + row * kLanes, kLanes,
-                  args.bias == nullptr ? 0.0f : args.bias[first_row + row]);
-    }
-    const float* x = args.x + batch_tile * column_tiles * kPackedTileColumns * kLanes;
-    for (int64_t tile = 0; tile < column_tiles; ++tile, x += kPackedTileColumns * kLanes) {
-      element_tile<N, lanes>(weight, weight.tiles[block * column_tiles + tile], x, y.data());
-    }
-    const int64_t first_lane = batch_tile * kLanes;
-    const int64_t lanes_here = std::min(kLanes, args.batch - first_lane);
-    transpose_into<N>(y.data(), kLanes, rows_here, lanes_here,
-                      args.y + first_lane * out_features + first_row, out_features, rows_here);
-  }
-}
-
 template <int N>
-[[gnu::always_inline]] inline void element_linear(const SparseLinearArgs& args, int64_t begin,
-                                                  int64_t end) {
-  switch (args.lanes) {
-    case 16:
-      return element_tasks<N, 16>(args, begin, end);
-    case 32:
-      return element_tasks<N, 32>(args, begin, end);
-    default:
-      return element_tasks<N, 64>(args, begin, end);
+[[gnu::always_inline]] inline void pack_tiles(const PackInputArgs& args, int64_t begin,
+                                              int64_t end) {
+  const int64_t column_tiles = divide_up(args.in_features, args.tile_columns);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t first_row = task / column_tiles * args.lanes;
+    const int64_t first_column = task % column_tiles * args.tile_columns;
+    const int64_t columns = std::min(args.tile_columns, args.in_features - first_column);
+    float* tile = args.packed + task * packed_tile_floats(args.tile_columns, args.lanes);
+    transpose_into<N>(args.x + first_row * args.in_features + first_column, args.in_features,
+                      std::min(args.lanes, args.batch - first_row), columns, tile, args.lanes,
+                      args.lanes);
+    std::fill_n(tile + args.tile_columns * args.lanes, args.lanes, 0.0f);
   }
 }
 
 template <int N>
 [[gnu::always_inline]] inline void pack_input(const PackInputArgs& args, int64_t begin,
                                               int64_t end) {
-  const int64_t column_tiles = divide_up(args.in_features, kTileColumns);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t first_row = task / column_tiles * args.lanes;
-    const int64_t first_column = task % column_tiles * kTileColumns;
-    const int64_t columns = std::min(kTileColumns, args.in_features - first_column);
-    float* tile = args.packed + task * kPackedTileColumns * args.lanes;
-    transpose_into<N>(args.x + first_row * args.in_features + first_column, args.in_features,
-                      std::min(args.lanes, args.batch - first_row), columns, tile, args.lanes,
-                      args.lanes);
-    std::fill(tile + kTileColumns * args.lanes, tile + kPackedTileColumns * args.lanes, 0.0f);
-  }
+  if (args.lanes % N == 0) return pack_tiles<N>(args, begin, end);
+  pack_tiles<4>(args, begin, end);
 }
 
 // -------------------------------------------------------------------------------------- gather
@@ -166,98 +74,119 @@ template <int N>
 
 // --------------------------------------------------------------------------------------- block
 
-// kBlockRows outputs of `batch` samples; `chains` independent sums where one sample's alone would
-// wait for each other.
-template <int N, int batch, int chains>
+// kBlockRows outputs of `samples` of the `lanes` samples that lie side by side in x; `chains`
+// independent sums where one sample's alone would wait for each other.
+template <int N, int lanes, int samples, int chains>
 [[gnu::always_inline]] inline void block_rows(const float* values, const int32_t* columns,
-                                              int64_t count, const float* x, int64_t x_stride,
+                                              int64_t count, const float* x,
                                               float (*outputs)[kBlockRows]) {
   constexpr int kVectors = kBlockRows / N;
-  Vec<N> sums[chains][batch][kVectors] = {};
+  Vec<N> sums[chains][samples][kVectors] = {};
+  const auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
+    Vec<N> weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) weights[v] = load<N>(values + i * kBlockRows + v * N);
+    const float* inputs = x + int64_t{columns[i]} * lanes;
+#pragma GCC unroll 16
+    for (int s = 0; s < samples; ++s) {
+      const Vec<N> input = broadcast<N>(inputs[s]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[chain][s][v] += weights[v] * input;
+    }
+  };
   int64_t i = 0;
   for (; i + chains <= count; i += chains) {
-#pragma GCC unroll 4
-    for (int c = 0; c < chains; ++c) {
-      Vec<N> weights[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        weights[v] = load<N>(values + (i + c) * kBlockRows + v * N);
-      }
-#pragma GCC unroll 16
-      for (int b = 0; b < batch; ++b) {
-        const Vec<N> input = broadcast<N>(x[b * x_stride + columns[i + c]]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[c][b][v] += weights[v] * input;
-      }
-    }
+#pragma GCC unroll 8
+    for (int c = 0; c < chains; ++c) add(i + c, c);
   }
-  for (; i < count; ++i) {
+  for (; i < count; ++i) add(i, 0);
 #pragma GCC unroll 16
-    for (int b = 0; b < batch; ++b) {
-      const Vec<N> input = broadcast<N>(x[b * x_stride + columns[i]]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sums[0][b][v] += load<N>(values + i * kBlockRows + v * N) * input;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int b = 0; b < batch; ++b) {
+  for (int s = 0; s < samples; ++s) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      Vec<N> total = sums[0][b][v];
-#pragma GCC unroll 4
-      for (int c = 1; c < chains; ++c) total += sums[c][b][v];
-      store<N>(outputs[b] + v * N, total);
+      Vec<N> total = sums[0][s][v];
+#pragma GCC unroll 8
+      for (int c = 1; c < chains; ++c) total += sums[c][s][v];
+      store<N>(outputs[s] + v * N, total);
     }
   }
 }
 
-template <int N>
-[[gnu::always_inline]] inline void block_linear(const SparseLinearArgs& args, int64_t begin,
-                                                int64_t end) {
-  constexpr int kBatch = 12 * N / kBlockRows;  // 12 accumulators
-  const Packed packed(args.packed);
+// The tiles [begin, end) of `lanes` samples each, by the row blocks [first_block, end_block).
+template <int N, int lanes>
+[[gnu::always_inline]] inline void block_tiles(const SparseLinearArgs& args, const Packed& packed,
+                                               int64_t first_block, int64_t end_block,
+                                               int64_t begin, int64_t end) {
+  // Eight accumulators, as many as hide the latency of a multiply-add.
+  constexpr int kSamples = std::min(lanes, N / 2);
+  constexpr int kChains = lanes == 1 ? N / 2 : lanes == 4 ? 2 : 1;
   const BlockWeight weight = packed.block();
-  const int64_t in_features = packed.header().in_features;
   const int64_t out_features = packed.header().out_features;
-  float outputs[kBatch][kBlockRows];
-  for (int64_t block = begin; block < end; ++block) {
+  const int64_t tile_floats = packed_tile_floats(packed.header().in_features, lanes);
+  float outputs[lanes][kBlockRows];
+  float bias[kBlockRows] = {};
+  for (int64_t block = first_block; block < end_block; ++block) {
     const int64_t first = weight.first[block], count = weight.first[block + 1] - first;
     const int64_t first_row = block * kBlockRows;
-    const int64_t rows = std::min(kBlockRows, out_features - first_row);
-    const float* values = weight.values + first * kBlockRows;
-    const int32_t* columns = weight.columns + first;
-    for (int64_t b = 0; b < args.batch;) {
-      const float* x = args.x + b * in_features;
-      const int64_t samples = b + kBatch <= args.batch ? kBatch : 1;
-      if (samples == kBatch) {
-        block_rows<N, kBatch, 1>(values, columns, count, x, in_features, outputs);
-      } else {
-        block_rows<N, 1, 4>(values, columns, count, x, in_features, outputs);
+    const int64_t rows = std::min<int64_t>(kBlockRows, out_features - first_row);
+    if (args.bias != nullptr) std::copy_n(args.bias + first_row, rows, bias);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      for (int s = 0; s < lanes; s += kSamples) {
+        block_rows<N, lanes, kSamples, kChains>(weight.values + first * kBlockRows,
+                                                weight.columns + first, count,
+                                                args.x + tile * tile_floats + s, outputs + s);
       }
-      for (int64_t s = 0; s < samples; ++s, ++b) {
-        float* y = args.y + b * out_features + first_row;
-        for (int64_t r = 0; r < rows; ++r) {
-          y[r] = outputs[s][r] + (args.bias == nullptr ? 0.0f : args.bias[first_row + r]);
+      for (int64_t s = 0; s < std::min<int64_t>(lanes, args.batch - tile * lanes); ++s) {
+        float* y = args.y + (tile * lanes + s) * out_features + first_row;
+        if (rows == kBlockRows) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kBlockRows; v += N) {
+            store<N>(y + v, load<N>(outputs[s] + v) + load<N>(bias + v));
+          }
+        } else {
+          for (int64_t r = 0; r < rows; ++r) y[r] = outputs[s][r] + bias[r];
         }
       }
     }
   }
 }
 
+template <int N, int lanes>
+[[gnu::always_inline]] inline void block_lanes(const SparseLinearArgs& args, int64_t begin,
+                                               int64_t end) {
+  constexpr int64_t kInputBytes = 1 << 18;  // of x at a time, which stay in the L2 cache
+  const Packed packed(args.packed);
+  const int64_t tiles = divide_up(args.batch, lanes);
+  const int64_t tile_floats = packed_tile_floats(packed.header().in_features, lanes);
+  const int64_t chunk =
+      std::max<int64_t>(1, kInputBytes / (tile_floats * static_cast<int64_t>(sizeof(float))));
+  for (int64_t tile = 0; tile < tiles; tile += chunk) {
+    block_tiles<N, lanes>(args, packed, begin, end, tile, std::min(tile + chunk, tiles));
+  }
+}
+
+template <int N>
+[[gnu::always_inline]] inline void block_linear(const SparseLinearArgs& args, int64_t begin,
+                                                int64_t end) {
+  switch (args.lanes) {
+    case 1:
+      return block_lanes<N, 1>(args, begin, end);
+    case 4:
+      return block_lanes<N, 4>(args, begin, end);
+    default:
+      return block_lanes<N, 8>(args, begin, end);
+  }
+}
+
 }  // namespace
 
-SIMMIM_VECTOR_LAUNCHER(element_linear, SparseLinearArgs)
 SIMMIM_VECTOR_LAUNCHER(pack_input, PackInputArgs)
 SIMMIM_VECTOR_LAUNCHER(gather_linear, SparseLinearArgs)
 SIMMIM_VECTOR_LAUNCHER(block_linear, SparseLinearArgs)
 
-int64_t element_lanes_cpu(int64_t batch) {
-  if (batch <= 16) return 16;
-  // Twice the lanes halve the reads of a weight, but may be half empty.
-  const bool full = divide_up(batch, 64) * 64 <= divide_up(batch, 32) * 36;
-  return full && cpu_capability() >= CpuCapability::avx512 ? 64 : 32;
+int64_t block_lanes_cpu(int64_t batch) {
+  // Not more: rows of y are often a power of two apart, of which a cache set holds eight lines.
+  return batch <= 1 ? 1 : batch <= 4 ? 4 : 8;
 }
 
 }  // namespace simmim

@@ -46,7 +46,7 @@ void pack_block(const PackArgs& args, const Allocate& allocate) {
   std::vector<float> values;
   std::vector<int32_t> columns;
   for (int64_t row = 0; row < args.out_features; row += kBlockRows) {
-    const int64_t rows = std::min(kBlockRows, args.out_features - row);
+    const int64_t rows = std::min<int64_t>(kBlockRows, args.out_features - row);
     for (int64_t column = 0; column < args.in_features; ++column) {
       if (!args.mask[row * args.in_features + column]) continue;
       columns.push_back(static_cast<int32_t>(column));

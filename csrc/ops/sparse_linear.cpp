@@ -66,19 +66,39 @@ Tensor as_float(const Tensor& t) {
   return t.scalar_type() == at::kFloat && t.is_contiguous() ? t : t.to(at::kFloat).contiguous();
 }
 
+// Packs x into tiles of args.lanes samples by so many columns, then runs.
+template <typename Run>
+void run_on_tiles(SparseLinearArgs args, const Tensor& x, int64_t in_features, int64_t tile_columns,
+                  const Run& run) {
+  const int64_t tiles = divide_up(args.batch, args.lanes) * divide_up(in_features, tile_columns);
+  const Tensor packed =
+      at::empty({tiles * packed_tile_floats(tile_columns, args.lanes)}, x.options());
+  const PackInputArgs pack{
+      args.x, packed.mutable_data_ptr<float>(), args.batch, in_features, args.lanes, tile_columns};
+  parallel_ranges(tiles, x.numel(),
+                  [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
+  args.x = pack.packed;
+  run(args);
+}
+
 void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
   args.lanes = element_lanes_cpu(args.batch);
-  const int64_t batch_tiles = divide_up(args.batch, args.lanes);
-  const int64_t column_tiles = divide_up(header.in_features, kTileColumns);
-  const Tensor tiles =
-      at::empty({batch_tiles * column_tiles * kPackedTileColumns * args.lanes}, x.options());
-  const PackInputArgs pack{args.x, tiles.mutable_data_ptr<float>(), args.batch, header.in_features,
-                           args.lanes};
-  parallel_ranges(batch_tiles * column_tiles, x.numel(),
-                  [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
-  args.x = tiles.const_data_ptr<float>();
-  parallel_ranges(batch_tiles * divide_up(header.out_features, kTileRows), work,
-                  [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
+  run_on_tiles(args, x, header.in_features, kTileColumns, [&](const SparseLinearArgs& args) {
+    const int64_t tasks =
+        divide_up(args.batch, args.lanes) * divide_up(header.out_features, kTileRows);
+    parallel_ranges(tasks, work,
+                    [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
+  });
+}
+
+void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  args.lanes = block_lanes_cpu(args.batch);
+  const auto run = [&](const SparseLinearArgs& args) {
+    parallel_ranges(divide_up(header.out_features, kBlockRows), work,
+                    [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+  };
+  if (args.lanes == 1) return run(args);
+  run_on_tiles(args, x, header.in_features, std::max<int64_t>(header.in_features, 1), run);
 }
 
 // Rows of whole vectors, for the kernel gathers from two of them at a time.
@@ -175,8 +195,7 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
                       [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
       break;
     case Layout::block:
-      parallel_ranges(divide_up(out_features, kBlockRows), work,
-                      [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+      run_block(args, header, x, work);
       break;
     case Layout::window:
       run_window(args, header, x, work);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -24,9 +25,10 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 class _Kernel(NamedTuple):
     """A kernel, with what it needs besides the compressed form."""
 
-    limit: int | None  # the largest batch it serves
+    limit: float  # the largest batch it serves
     name: str
-    weight: Tensor | None = None  # dense: [out, in]; compact: [rows, columns]; else packed [bytes]
+    packed: Tensor | None = None  # for sparse_linear: [bytes]
+    weight: Tensor | None = None  # dense: [out, in]; compact: [rows, columns]
     rows: Tensor | None = None  # compact: the rows and columns that are kept
     columns: Tensor | None = None
 
@@ -139,19 +141,18 @@ class SparseLinear(nn.Module):
         if torch.compiler.is_exporting():
             return self._forward_exported(x)
         kernel = self._kernel_for(x)
-        if kernel.name == "compact":
-            return self._forward_compact(x, kernel)
         # Not as attributes, which nn.Module takes longer to find than a small layer to compute.
         buffers = self._buffers
-        packed = kernel.name not in ("dense", "compressed")
-        if packed and not (x.requires_grad and torch.is_grad_enabled()):
-            weight = cast(Tensor, kernel.weight)
-            return sparse_linear(x, weight, buffers["bias"], self.out_features)
+        packed = kernel.packed
+        if packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
+            return sparse_linear(x, packed, buffers["bias"], self.out_features)
+        if kernel.name == "compact":
+            return self._forward_compact(x, kernel)
         return compressed_linear(
             x,
             cast(Tensor, buffers["bitmap"]),
             cast(Tensor, buffers["values"]),
-            None if packed else kernel.weight,
+            kernel.weight,
             buffers["bias"],
             self.out_features,
             self.in_features,
@@ -191,16 +192,17 @@ class SparseLinear(nn.Module):
         )
 
     def _kernel_for(self, x: Tensor) -> _Kernel:
-        if len(self._kernels) > 1:
-            batch = x.numel() // max(self.in_features, 1)
-            for kernel in self._kernels[:-1]:
-                if batch <= cast(int, kernel.limit):
+        kernels = self._kernels
+        if len(kernels) > 1:
+            batch = x.numel() // self.in_features
+            for kernel in kernels:
+                if batch <= kernel.limit:
                     return kernel
-        return self._kernels[-1]
+        return kernels[-1]
 
     def _forward_compact(self, x: Tensor, kernel: _Kernel) -> Tensor:
         """A dense layer on the kept columns, whose outputs are the kept rows."""
-        weight, rows, columns = cast(tuple[Tensor, Tensor, Tensor], kernel[2:])
+        weight, rows, columns = cast(tuple[Tensor, Tensor, Tensor], kernel[3:])
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
                 "SparseLinear: x must have shape [..., in_features] with in_features ="
@@ -230,7 +232,7 @@ class SparseLinear(nn.Module):
             density = self.values.numel() / max(weights, 1)
             reason = f"there are no kernels for {device}"
             self._choice = Choice("unknown", density, ((None, "compressed"),), reason)
-            self._kernels: tuple[_Kernel, ...] = (_Kernel(None, "compressed"),)
+            self._kernels: tuple[_Kernel, ...] = (_Kernel(math.inf, "compressed"),)
             return
         weight = self._decompressed(self.values)
         mask = self._decompressed(torch.ones_like(self.values)).bool()
@@ -247,7 +249,8 @@ class SparseLinear(nn.Module):
             for name in {name for _, name in self._choice.kernels}
         }
         self._kernels = tuple(
-            made[name]._replace(limit=limit) for limit, name in self._choice.kernels
+            made[name]._replace(limit=math.inf if limit is None else limit)
+            for limit, name in self._choice.kernels
         )
 
     def _decompressed(self, values: Tensor) -> Tensor:
@@ -286,10 +289,10 @@ class SparseLinear(nn.Module):
 
 def _make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> _Kernel:
     if name == "compressed":
-        return _Kernel(None, name)
+        return _Kernel(math.inf, name)
     if name == "dense":
-        return _Kernel(None, name, weight)
+        return _Kernel(math.inf, name, weight=weight)
     if name == "compact":
         kept = weight.index_select(0, pattern.rows).index_select(1, pattern.columns)
-        return _Kernel(None, name, kept, pattern.rows, pattern.columns)
-    return _Kernel(None, name, pack_sparse_weight(weight, mask, name))
+        return _Kernel(math.inf, name, None, kept, pattern.rows, pattern.columns)
+    return _Kernel(math.inf, name, pack_sparse_weight(weight, mask, name))

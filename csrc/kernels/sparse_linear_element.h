@@ -1,0 +1,107 @@
+// Part of sparse_linear_element_cpu.cpp, for each of its targets: see every_target.h.
+
+using Lanes = Vec<kLanes>;
+
+// The four floats at p, over and over.
+inline Lanes load_quads(const float* p) {
+#if defined(SIMMIM_AVX512)
+  // Masked by nothing: gcc 12 warns of the plain broadcast's own undefined value.
+  return _mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(p));
+#elif defined(SIMMIM_AVX2)
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#else
+  return load<kLanes>(p);
+#endif
+}
+
+// `rows` rows of a group, from its row number `first` on, times `vectors` vectors of a tile's batch
+// lanes: eight accumulators, or four, that live in registers. The weights of all rows are read at
+// once and spread by shuffles, for reading x alone keeps the loads busy.
+template <int lanes, int vectors, int first, int... row>
+inline void element_rows(const float* values, const uint8_t* columns, const uint16_t* row_numbers,
+                         int64_t count, const float* x, float* y,
+                         std::integer_sequence<int, row...>) {
+  constexpr int kRows = sizeof...(row);
+  Lanes sums[kRows][vectors];
+  float* outputs[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    outputs[r] = y + row_numbers[first + r] * lanes;
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[r][v] = load<kLanes>(outputs[r] + v * kLanes);
+  }
+  for (int64_t i = 0; i < count; ++i, values += kGroupRows, columns += kGroupRows) {
+    const Lanes weights = load_quads(values);
+    const auto add = [&](const Lanes& weight, const float* inputs, Lanes* sum) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[v] += weight * load<kLanes>(inputs + v * kLanes);
+    };
+    (add(spread_of_quads<kLanes, first + row>(weights), x + int64_t{columns[first + row]} * lanes,
+         sums[row]),
+     ...);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store<kLanes>(outputs[r] + v * kLanes, sums[r][v]);
+  }
+}
+
+template <int lanes>
+inline void element_tile(const ElementWeight& weight, const ElementTile& tile, const float* x,
+                         float* y) {
+  constexpr int kVectors = std::min(4, lanes / kLanes);
+  constexpr auto kRows = std::make_integer_sequence<int, kVectors == 4 ? 2 : 4>();
+  const float* values = weight.values + tile.first_weight;
+  const uint8_t* columns = weight.columns + tile.first_weight;
+  const uint16_t* rows = weight.rows + tile.first_row;
+  for (int64_t run = tile.first_run; run < tile.end_run; ++run) {
+    const int64_t count = weight.runs[run].count;
+    for (int64_t group = 0; group < weight.runs[run].groups; ++group) {
+      for (int lane = 0; lane < lanes; lane += kLanes * kVectors) {
+        const float* inputs = x + lane;
+        element_rows<lanes, kVectors, 0>(values, columns, rows, count, inputs, y + lane, kRows);
+        if constexpr (kVectors == 4) {
+          element_rows<lanes, kVectors, 2>(values, columns, rows, count, inputs, y + lane, kRows);
+        }
+      }
+      values += kGroupRows * count;
+      columns += kGroupRows * count;
+      rows += kGroupRows;
+    }
+  }
+}
+
+template <int lanes>
+inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kBatchLanes = lanes;
+  const Packed packed(args.packed);
+  const ElementWeight weight = packed.element();
+  const int64_t out_features = packed.header().out_features;
+  const int64_t row_blocks = divide_up(out_features, kTileRows);
+  const int64_t column_tiles = divide_up(packed.header().in_features, kTileColumns);
+  constexpr int64_t kTileFloats = packed_tile_floats(kTileColumns, kBatchLanes);
+  std::vector<float> y((kTileRows + 1) * kBatchLanes);  // and the scratch row
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task % row_blocks, batch_tile = task / row_blocks;
+    const int64_t first_row = block * kTileRows;
+    const int64_t rows_here = std::min(kTileRows, out_features - first_row);
+    for (int64_t row = 0; row < rows_here; ++row) {
+      std::fill_n(y.data() + row * kBatchLanes, kBatchLanes,
+                  args.bias == nullptr ? 0.0f : args.bias[first_row + row]);
+    }
+    const float* x = args.x + batch_tile * column_tiles * kTileFloats;
+    for (int64_t tile = 0; tile < column_tiles; ++tile, x += kTileFloats) {
+      element_tile<lanes>(weight, weight.tiles[block * column_tiles + tile], x, y.data());
+    }
+    const int64_t first_lane = batch_tile * kBatchLanes;
+    const int64_t lanes_here = std::min(kBatchLanes, args.batch - first_lane);
+    transpose_into<kLanes>(y.data(), kBatchLanes, rows_here, lanes_here,
+                           args.y + first_lane * out_features + first_row, out_features, rows_here);
+  }
+}
+
+inline void element_linear(const SparseLinearArgs& args, int64_t begin, int64_t end) {
+  return args.lanes == 16 ? element_tasks<16>(args, begin, end)
+                          : element_tasks<32>(args, begin, end);
+}
