@@ -1,10 +1,11 @@
 """Keeps what a benchmark run measured, and shows it in the README.
 
     python benchmarks/summary.py results/bench.json     # as pytest-benchmark wrote it
+    python benchmarks/summary.py                        # the committed figures, drawn anew
 
-writes benchmarks/results/<machine>.json, which is committed, and the table between the README's
-markers. Only ratios of medians taken in turn are kept: absolute times say little of a shared
-machine.
+writes benchmarks/results/<machine>.json, which is committed, the chart of the crossover beside it,
+and the tables between the README's markers. Only ratios of medians taken in turn are kept: absolute
+times say little of a shared machine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,50 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crossover
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+CHART = RESULTS / "sparse-crossover.svg"
 MARKERS = ("<!-- figures -->", "<!-- end of figures -->")
+
+Figures = dict[str, dict[str, Any]]
+
+# Benchmark -> what it does, with its parameters in order.
+WORK = {
+    "entropy": "entropy, 65,536 x 512 float32, {1} bins, {0}",
+    "entropy_dtype": "entropy, 65,536 x 512 {0}, 16 bins, range given",
+    "entropy_many_features": "entropy, 8,192 x 4,096 float32, 16 bins, range given",
+    "smallest_call": "entropy, 64 x 8: what a call costs",
+    "pairwise": "mutual information of all pairs of 512 features, 16,384 samples, {0} bins",
+    "pairwise_capability": "the same, 16 bins, with {0} instructions",
+    "pairwise_many_features": "all pairs of 4,096 features, 8,192 samples, 16 bins",
+    "labels": "mutual information with 10 classes, 65,536 x 512, 16 bins",
+    "soft_labels": "mutual information with soft labels of 10 classes, 16,384 x 512, 16 bins",
+    "conditional": "conditional information of pairs of 256 features, 8,192 samples, 8 bins",
+    "quantile": "quantile bins, 1,000,000 x 64, 16 bins",
+    "mlp": "784-500-10, 10% kept, batch 64, whole model",
+    "call_overhead": "8 x 8 layer: what a call costs",
+    "slowest_cell": "the slowest layer: {note}",
+    "two_threads": "1024 x 1024, 10% kept, batch {0}, on two threads",
+}
+PARAMETERS = {"range": "range given", "no range": "range found"}
+# Rivals that are not shown: controls, and what no reader would choose.
+HIDDEN = ("dense again", "one read", "W*M", "sparse CSR")
+# Benchmarks of a matrix: its mask, its rival.
+MATRIX = {
+    ("inference", "element"): ("any", "dense"),
+    ("inference", "block"): ("16 x 1 blocks", "dense"),
+    ("large_layer",): ("any, 4096 x 4096", "dense"),
+    ("bfloat16",): ("any, bfloat16", "dense"),
+    ("bfloat16", "packed"): ("the same, against torch's packed bfloat16", "packed bfloat16"),
+    ("training_step",): ("training step, against `F.linear(x, W*M)`", "W*M"),
+}
+COLUMNS = ("1", "16", "128", "512")
 
 
 def condense(run: dict[str, Any]) -> dict[str, Any]:
@@ -39,25 +78,98 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(results: dict[str, Any]) -> str:
-    """The README's table: a row for each benchmark, times as fast as each rival."""
-    machine = results["machine"]
-    rows = [
-        f"One thread of {machine['cpu']} ({machine['capability']}), torch {machine['torch']}; "
-        "medians of interleaved runs, from `make bench`:",
-        "",
-        "| work | times as fast as | of one read of x |",
-        "|---|---|---|",
-    ]
-    for name, figure in results["figures"].items():
-        ratios = dict(figure["times_as_fast"])
-        read = ratios.pop("one read", None)
-        against = ", ".join(
-            f"**{ratio:.2g}** {rival}" if ratio < 10 else f"**{ratio:.0f}** {rival}"
-            for rival, ratio in ratios.items()
-        )
-        rows.append(f"| {name} | {against} | {'' if read is None else f'{read:.0%}'} |")
-    return "\n".join(rows)
+def tables(results: dict[str, Any]) -> str:
+    """What stands between the README's markers."""
+    figures = results["figures"]
+    matrix, used = _matrix(figures)
+    linear = {"mlp", "call_overhead", "slowest_cell", "two_threads"}
+    rest = {name: figure for name, figure in figures.items() if name not in used}
+    layers = {name: figure for name, figure in rest.items() if _parts(name)[0] in linear}
+    information = {name: figure for name, figure in rest.items() if name not in layers}
+    device = crossover.device(results["machine"])
+    return "\n".join(
+        [
+            f"One thread of {device}; medians of runs in turn, from `make bench`. Every figure is"
+            f" in [{_path(results).name}](benchmarks/results/{_path(results).name}).",
+            "",
+            "| information | times as fast as | of one read of x |",
+            "|---|---|---|",
+            *(
+                f"| {_work(name, figure)} | {_ratios(figure)} | {_read(figure)} |"
+                for name, figure in information.items()
+            ),
+            "",
+            "Linear layers, times as fast as dense float32 `F.linear`, 1024 x 1024 unless said:",
+            "",
+            f"| mask | kept | {' | '.join(f'batch {batch}' for batch in COLUMNS)} |",
+            f"|---|---|{'---|' * len(COLUMNS)}",
+            *matrix,
+            "",
+            f"![Speed-up over density on {device}](benchmarks/results/{CHART.name})",
+            "",
+            "| layers | times as fast as |",
+            "|---|---|",
+            *(f"| {_work(name, figure)} | {_ratios(figure)} |" for name, figure in layers.items()),
+        ]
+    )
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """Of a test's id: inference[element-0.05-1] is "inference", ["element", "0.05", "1"]."""
+    base, _, rest = name.partition("[")
+    return base, rest.removesuffix("]").split("-") if rest else []
+
+
+def _work(name: str, figure: dict[str, Any]) -> str:
+    base, parts = _parts(name)
+    if base not in WORK:
+        return ", ".join([base.replace("_", " "), *parts])
+    shown = [PARAMETERS.get(part, part.removeprefix("torch.")) for part in parts]
+    return WORK[base].format(*shown, note=figure["note"])
+
+
+def _ratios(figure: dict[str, Any]) -> str:
+    shown = {k: v for k, v in figure["times_as_fast"].items() if k not in HIDDEN}
+    return ", ".join(f"**{_number(ratio)}** {rival}" for rival, ratio in shown.items())
+
+
+def _read(figure: dict[str, Any]) -> str:
+    read = figure["times_as_fast"].get("one read")
+    return "" if read is None else f"{read:.0%}"
+
+
+def _number(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
+
+
+def _matrix(figures: Figures) -> tuple[list[str], set[str]]:
+    """Rows of masks and densities by batch, and the names of the figures in them."""
+    lines, used = [], set()
+    for key, (mask, rival) in MATRIX.items():
+        cells: dict[float, dict[str, str]] = {}
+        for name, density, batch in _cells(figures, key):
+            ratio = figures[name]["times_as_fast"][rival]
+            cells.setdefault(density, {})[batch] = _number(ratio)
+            used.add(name)
+        for density, row in sorted(cells.items()):
+            columns = " | ".join(row.get(batch, "") for batch in COLUMNS)
+            lines.append(f"| {mask} | {density:.0%} | {columns} |")
+    return lines, used
+
+
+def _cells(figures: Figures, key: tuple[str, ...]) -> Iterator[tuple[str, float, str]]:
+    for name in figures:
+        base, parts = _parts(name)
+        if base != key[0]:
+            continue
+        if base == "inference" and parts[0] == key[1]:
+            yield name, float(parts[1]), parts[2]
+        elif base == "large_layer":
+            yield name, 0.1, parts[0]
+        elif base == "bfloat16":
+            yield name, float(parts[0]), parts[1]
+        elif base == "training_step":
+            yield name, float(parts[0]), "128"
 
 
 def latest() -> dict[str, Any]:
@@ -66,25 +178,32 @@ def latest() -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def _path(results: dict[str, Any]) -> Path:
+    cpu, capability = (results["machine"][key] for key in ("cpu", "capability"))
+    return RESULTS / f"cpu-{re.sub('[^a-z0-9]+', '-', cpu.lower()).strip('-')}-{capability}.json"
+
+
 def write_readme(text: str, results: dict[str, Any]) -> str:
-    """The README with its table drawn anew."""
+    """The README with its tables drawn anew."""
     begin, end = MARKERS
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{table(results)}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{tables(results)}\n{end}{rest.split(end)[1]}"
 
 
-def main(report: str) -> None:
-    results = condense(json.loads(Path(report).read_text()))
-    name = re.sub(r"[^a-z0-9]+", "-", results["machine"]["cpu"].lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    for old in RESULTS.glob("cpu-*.json"):
-        old.unlink()
-    path = RESULTS / f"cpu-{name}-{results['machine']['capability']}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+def main(report: str | None = None) -> None:
+    if report is None:
+        results = latest()
+    else:
+        results = condense(json.loads(Path(report).read_text()))
+        RESULTS.mkdir(exist_ok=True)
+        for old in RESULTS.glob("cpu-*.json"):
+            old.unlink()
+        _path(results).write_text(json.dumps(results, indent=1) + "\n")
+    crossover.draw(results, CHART)
     readme = ROOT / "README.md"
     readme.write_text(write_readme(readme.read_text(), results))
-    print(f"wrote {path.relative_to(ROOT)} and README.md")
+    print(f"wrote {_path(results).relative_to(ROOT)}, {CHART.relative_to(ROOT)} and README.md")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,25 +1,35 @@
-"""Masked and sparse linear layers against dense ones and torch's own sparse format.
+"""Masked and sparse linear layers against dense ones and torch's own sparse and packed formats.
 
 Every rival's answer is asserted before it is timed. The table compares medians taken in turn, so
 that it holds on a busy machine; pytest-benchmark's own columns are the layer's alone.
 """
 
+from functools import partial
+from statistics import median
+
 import pytest
 import torch
 import torch.nn.functional as F
-from timing import report
+from timing import interleaved, record, report
 from torch import nn
 
-from simmim_ext.nn import SparseLinear, masked_linear
+from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, masked_linear, strip
 
 SIZE = 1024
 
 
-def layer_and_mask(density: float, pattern: str = "element") -> tuple[nn.Linear, torch.Tensor]:
+def layer_and_mask(
+    density: float, pattern: str = "element", shape: tuple[int, int] = (SIZE, SIZE)
+) -> tuple[nn.Linear, torch.Tensor]:
     torch.manual_seed(0)
     rows = 16 if pattern == "block" else 1
-    mask = (torch.rand(SIZE // rows, SIZE) < density).repeat_interleave(rows, 0)
-    return nn.Linear(SIZE, SIZE), mask
+    mask = (torch.rand(shape[0] // rows, shape[1]) < density).repeat_interleave(rows, 0)
+    return nn.Linear(shape[1], shape[0]), mask
+
+
+def check(rivals, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    for call in rivals.values():
+        torch.testing.assert_close(call().double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +58,151 @@ def test_inference(benchmark, pattern, density, batch) -> None:
         "W*M": lambda: F.linear(x, linear.weight * mask, linear.bias),
         "sparse CSR": lambda: F.linear(x, csr, linear.bias),
     }
-    expected = F.linear(x.double(), masked.double(), linear.bias.double())
-    for call in rivals.values():
-        torch.testing.assert_close(call().double(), expected, rtol=1e-4, atol=1e-4)
+    check(rivals, F.linear(x.double(), masked.double(), linear.bias.double()))
     report(
         benchmark,
         rivals,
         operations=2 * batch * int(mask.sum()),
         note=layer.choice.kernel(batch),
     )
+
+
+@pytest.mark.parametrize("batch", [1, 16, 512])
+@torch.inference_mode()
+def test_large_layer(benchmark, batch) -> None:
+    linear, mask = layer_and_mask(0.1, shape=(4096, 4096))
+    x, masked = torch.randn(batch, 4096), linear.weight * mask
+    layer = SparseLinear.from_linear(linear, mask)
+    rivals = {"ours": lambda: layer(x), "dense": lambda: F.linear(x, masked, linear.bias)}
+    check(rivals, F.linear(x.double(), masked.double(), linear.bias.double()))
+    report(
+        benchmark,
+        rivals,
+        operations=2 * batch * int(mask.sum()),
+        note=layer.choice.kernel(batch),
+    )
+
+
+@pytest.mark.parametrize("batch", [16, 128, 512])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2])
+@torch.inference_mode()
+def test_bfloat16(benchmark, density, batch) -> None:
+    """From float32 to float32, casts included, as a layer in a float32 network."""
+    linear, mask = layer_and_mask(density)
+    x, masked = torch.randn(batch, SIZE), linear.weight * mask
+    half, bias = masked.bfloat16(), linear.bias.bfloat16()
+    layer = SparseLinear.from_linear(linear, mask, dtype=torch.bfloat16)
+    packed = torch.ops.mkldnn._reorder_linear_weight(half, batch)
+    pointwise = torch.ops.mkldnn._linear_pointwise
+    rivals = {
+        "ours": lambda: layer(x),
+        "dense": lambda: F.linear(x, masked, linear.bias),
+        "dense bfloat16": lambda: F.linear(x.bfloat16(), half, bias).float(),
+        "packed bfloat16": lambda: pointwise(x.bfloat16(), packed, bias, "none", [], "").float(),
+    }
+    check(rivals, F.linear(x.double(), masked.double(), linear.bias.double()), tolerance=0.03)
+    report(
+        benchmark,
+        rivals,
+        operations=2 * batch * int(mask.sum()),
+        note=layer.choice.kernel(batch),
+    )
+
+
+@torch.inference_mode()
+def test_mlp(benchmark) -> None:
+    torch.manual_seed(0)
+    first, second = (
+        MaskedLinear.from_linear(nn.Linear(i, o), torch.rand(o, i) < 0.1)
+        for i, o in ((784, 500), (500, 10))
+    )
+    model, x = nn.Sequential(first, nn.ReLU(), second), torch.randn(64, 784)
+    sparse, dense = accelerate(model), strip(model)
+    rivals = {"ours": lambda: sparse(x), "dense": lambda: dense(x)}
+    check(rivals, strip(model).double()(x.double()))
+    report(benchmark, rivals, note=str(sparse[0].choice.kernel(64)))
+
+
+SHAPES = ((1024, 1024), (500, 784), (3072, 768))
+DENSITIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+BATCHES = (1, 2, 3, 5, 8, 12, 16, 24, 32, 48, 64, 100, 128, 256, 512, 1024)
+
+
+def timed_cell(
+    shape: tuple[int, int], density: float, batches: tuple[int, ...], seconds: float
+) -> list[tuple[float, float, str]]:
+    """For each batch: times as fast as ``nn.Linear``, that as fast as another, the kernel."""
+    linear, mask = layer_and_mask(density, shape=shape)
+    layer = SparseLinear.from_linear(linear, mask)
+    dense, again = layer.to_dense(), layer.to_dense()
+    found = []
+    for batch in batches:
+        x = torch.randn(batch, shape[1])
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-3, atol=1e-3)
+        models = {"ours": layer, "dense": dense, "again": again}
+        rivals = {name: partial(model, x) for name, model in models.items()}
+        taken = interleaved(rivals, rounds=1000, seconds=seconds)
+        speed, control = taken["dense"] / taken["ours"], taken["again"] / taken["dense"]
+        found.append((round(speed, 3), round(control, 3), layer.choice.kernel(batch)))
+    return found
+
+
+@torch.inference_mode()
+def test_slowest_cell(benchmark) -> None:
+    """Any density and batch, three shapes: where the layer is slowest, re-timed five times."""
+    sweep = {
+        (shape, density, batch): speed
+        for shape in SHAPES
+        for density in DENSITIES
+        for batch, (speed, _, _) in zip(
+            BATCHES, timed_cell(shape, density, BATCHES, 0.05), strict=True
+        )
+    }
+    suspects = []
+    for shape, density, batch in sorted(sweep, key=lambda cell: sweep[cell])[:5]:
+        five = [timed_cell(shape, density, (batch,), 0.5)[0] for _ in range(5)]
+        speeds, controls, kernels = zip(*five, strict=True)
+        words = f"{shape[0]} x {shape[1]}, {density:.0%} kept, batch {batch}: {kernels[0]}"
+        suspects.append((median(speeds), min(controls), words, speeds, controls))
+    speed, control, words, speeds, controls = min(suspects)
+    drawn = {
+        str(batch): {str(d): sweep[SHAPES[0], d, batch] for d in DENSITIES} for batch in BATCHES
+    }
+    record(
+        benchmark,
+        {"dense": speed, "dense again": median(controls)},
+        note=words,
+        speeds=speeds,
+        controls=controls,
+        sweep=drawn,
+    )
+    benchmark.pedantic(lambda: timed_cell(SHAPES[0], 0.5, (1,), 0.0), rounds=1)
+    assert speed >= min(0.93, control), suspects
+
+
+@pytest.mark.parametrize("batch", [16, 128, 512])
+@torch.inference_mode()
+def test_two_threads(benchmark, batch) -> None:
+    """How much faster two threads are than one, as a share of dense's own gain."""
+    linear, mask = layer_and_mask(0.1)
+    x, masked = torch.randn(batch, SIZE), linear.weight * mask
+    layer = SparseLinear.from_linear(linear, mask)
+    calls = {"ours": lambda: layer(x), "dense": lambda: F.linear(x, masked, linear.bias)}
+    check(calls, F.linear(x.double(), masked.double(), linear.bias.double()))
+
+    def on(threads: int, name: str) -> None:
+        torch.set_num_threads(threads)
+        calls[name]()
+
+    rivals = {(name, n): (lambda n=n, name=name: on(n, name)) for name in calls for n in (1, 2)}
+    taken = interleaved(rivals, rounds=300, seconds=4.0)
+    scaling = {name: taken[name, 1] / taken[name, 2] for name in calls}
+    ratios = {
+        "one thread": scaling["ours"],
+        "dense's own scaling": scaling["ours"] / scaling["dense"],
+    }
+    record(benchmark, ratios, note=layer.choice.kernel(batch))
+    benchmark.pedantic(calls["ours"], rounds=3)
 
 
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.5])

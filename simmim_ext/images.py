@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import cache_folder
 from .errors import SimMIMError
 
 # Debian's package dataset-fashion-mnist.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-CACHE_FOLDER = Path.home() / ".cache" / "simmim_ext"
+CACHE_FOLDER = cache_folder()
 _TRAIN, _TEST = "train", "t10k"
 _TEST_SHARE = 5
 

@@ -1,4 +1,4 @@
-"""``simmim info``: versions, devices, CPU capability and the kernels that are compiled in."""
+"""``simmim info``: versions, devices, CPU capability, speed table and kernels compiled in."""
 
 import argparse
 import json
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 def collect() -> dict[str, dict[str, Any]]:
     """Everything that a report of a problem should say about the installation."""
     from . import _C
+    from .nn.tuned import in_force
     from .ops import _library  # noqa: F401  (checks that the extension goes with this torch)
 
     build = dict(_C.build_info())
@@ -51,6 +52,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "best cpu capability": _C.best_cpu_capability(),
             "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
+        "sparse layers": {"speed table": str(in_force(_C.cpu_capability()))},
         "build": build,
         "kernels": _kernels(build["cuda"] is not None),
     }

@@ -162,10 +162,10 @@ def write_folder(
         os.replace(partial, weights)
         for name, text in (texts or {}).items():
             written.append(folder / name)
-            _write_text(folder / name, text)
+            write_text(folder / name, text)
         manifest = {**body, "weights": {"file": weights.name, "sha256": sha}}
         manifest["sha256"] = _sha256_json(manifest)
-        _write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         for path in written:
             with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def check_writable(folder: Path) -> None:
     probe = folder / "probe.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(probe, "")
+        write_text(probe, "")
         probe.unlink()
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -236,7 +236,7 @@ def _cannot_write(folder: Path, error: Exception) -> SimMIMError:
     )
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a text file, replacing what was there at once."""
     partial = path.with_name(path.name + ".partial")
     try:

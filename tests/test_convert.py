@@ -1,8 +1,12 @@
 """accelerate and strip on whole models."""
 
 import copy
+import io
+import json
+import re
 
 import pytest
+import rich.console
 import torch
 from test_nn import uneven_mask
 from torch import nn
@@ -45,12 +49,32 @@ def test_accelerate_says_what_it_chose() -> None:
     model = accelerate(Network())
     table = str(model.acceleration)
     assert list(model.acceleration.layers) == ["shared", "body.1"]
-    assert table.splitlines()[0].split() == ["layer", "pattern", "kept", "kernels", "why"]
+    head = ["layer", "pattern", "kept", "kernels", "expected speed, x dense", "why"]
+    assert re.split("  +", table.splitlines()[0]) == head
     assert "fewer than 16384 weights" in table
     assert "element" in table
     small = accelerate(Network(), memory="small", dtype=torch.bfloat16)
     assert small.shared.values.dtype == torch.bfloat16
     assert small.shared.choice.kernel(1) == "compressed"
+
+
+def test_accelerate_says_it_as_data_and_to_rich() -> None:
+    found = accelerate(Network()).acceleration
+    data = json.loads(json.dumps(found.to_dict()))
+    assert list(data) == ["shared", "body.1"]
+    layer, choice = data["body.1"], found.layers["body.1"]
+    assert layer["density"] == choice.density
+    assert {name for _, name in choice.kernels} == set(layer["kernels"].values())
+    assert layer["kernels"]["0"] == choice.kernel(1)
+    for batch, speed in choice.speeds:
+        assert layer["speeds"][str(batch)] == pytest.approx(speed, abs=1e-3)
+        assert speed > 1 or choice.kernel(batch) == "dense"
+    assert data["shared"]["speeds"] == {}
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    console.print(found)
+    drawn = console.file.getvalue()
+    assert f"{choice.speeds[0][1]:.1f}x at 1," in drawn
+    assert all(word in drawn for word in ("body.1", choice.kernels_text(), choice.reason))
 
 
 def test_strip_undoes_accelerate() -> None:

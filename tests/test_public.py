@@ -50,15 +50,6 @@ def test_readme_example_runs_as_printed(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "small" / "manifest.json").exists()
 
 
-def test_readme_shows_the_committed_figures() -> None:
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    summary = import_module("summary")
-    monkeypatch.undo()
-    text = (ROOT / "README.md").read_text()
-    assert summary.write_readme(text, summary.latest()) == text
-
-
 def test_readme_shows_the_committed_demo() -> None:
     path = ROOT / "benchmarks/results/demo-fashion-mnist.json"
     report, text = json.loads(path.read_text()), (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Chooses the kernels of a sparse layer, by pattern, density and batch."""
+"""Chooses the kernels of a sparse layer, by pattern, density, size and batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from .pattern import Pattern
-from .speedups import BATCHES, DENSITIES, KERNELS, SPEEDUPS
+from .speed_table import DENSE_BFLOAT16, KERNELS, SpeedTable
+from .tuned import InForce, in_force
 
 # A sparse kernel must promise so much more than dense, or dense is taken.
 MARGIN = 1.15
@@ -30,12 +32,15 @@ class Choice:
             "window", "block", "tile" (CUDA's), "compressed" (decompresses block by block:
             memory="small").
         reason: why, in words.
+        speeds: (batch, how many times as fast as dense float32 the layer should be there), for
+            every batch of the speed table; empty where the table was not asked.
     """
 
     pattern: str
     density: float
     kernels: tuple[tuple[int | None, str], ...]
     reason: str
+    speeds: tuple[tuple[int, float], ...] = ()
 
     def kernel(self, batch: int) -> str:
         """The kernel that serves a batch of so many samples."""
@@ -49,67 +54,102 @@ class Choice:
             first = (limit or 0) + 1
         return ", ".join(parts)
 
+    def speeds_text(self) -> str:
+        """The speeds expected at some batches in words, as "4.9x at 1, 7.0x at 16"."""
+        shown = [(batch, speed) for batch, speed in self.speeds if batch in (1, 16, 128)]
+        return ", ".join(f"{speed:.1f}x at {batch}" for batch, speed in shown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON: "kernels" by the first batch that each serves, "speeds" by batch."""
+        firsts = [0, *((limit or 0) + 1 for limit, _ in self.kernels)]
+        kernels = {str(first): name for first, (_, name) in zip(firsts, self.kernels, strict=False)}
+        speeds = {str(batch): round(speed, 3) for batch, speed in self.speeds}
+        density, reason = self.density, self.reason
+        return {"pattern": self.pattern, "density": density, "kernels": kernels, "reason": reason,
+                "speeds": speeds}  # fmt: skip
+
     def __str__(self) -> str:
         return f"{self.pattern}, {self.density:.1%} kept: {self.kernels_text()} ({self.reason})"
 
 
-def choose(pattern: Pattern, weights: int, capability: str, dtype: torch.dtype) -> Choice:
-    """The fastest kernels for a layer.
+def choose(pattern: Pattern, shape: tuple[int, int], capability: str, dtype: torch.dtype) -> Choice:
+    """The fastest kernels for a layer, by the speed table that is in force.
 
     Args:
         pattern: of the layer's mask.
-        weights: out_features * in_features.
+        shape: out_features, in_features.
         capability: of the CPU; see ``simmim info``.
         dtype: of the layer's values.
     """
 
-    def fixed(kernel: str, reason: str) -> Choice:
-        return Choice(pattern.name, pattern.density, ((None, kernel),), reason)
+    def dense(reason: str) -> Choice:
+        return Choice(pattern.name, pattern.density, ((None, "dense"),), reason)
 
-    if pattern.name == "rows/columns":
-        if pattern.density * MARGIN > 1:
-            return fixed("dense", "nearly all is kept")
-        return fixed("compact", "a smaller dense layer does it")
-    if weights < SMALLEST:
-        return fixed("dense", f"fewer than {SMALLEST} weights")
-    if dtype == torch.float64:
-        return fixed("dense", "sparse kernels compute in float32")
-    is_block = pattern.name.startswith("block")
-    sparse = [name for name in KERNELS[capability] if is_block or name != "block"]
-    kernels = tuple(_merged(_best(sparse, pattern.density, capability, dtype)))
-    if kernels == ((None, "dense"),):
-        return fixed("dense", "too many weights are kept")
-    return Choice(pattern.name, pattern.density, kernels, "fastest in the table of measurements")
+    if math.prod(shape) < SMALLEST:
+        return dense(f"fewer than {SMALLEST} weights")
+    if dtype == torch.float64 and pattern.name != "rows/columns":
+        return dense("sparse kernels compute in float32")
+    return choose_from(in_force(capability), pattern.name, pattern.density, min(shape), dtype)
 
 
-def _best(
-    sparse: list[str], density: float, capability: str, dtype: torch.dtype
-) -> Iterator[tuple[int, str]]:
-    table = SPEEDUPS["avx512" if capability == "amx" else capability]
-    for row, batch in enumerate(BATCHES):
-        speedups = {kernel: _interpolate(table[kernel][row], density) for kernel in sparse}
-        kernel = max(speedups, key=lambda name: speedups[name])
-        dense = max(1.0, table["dense bfloat16"][row][0]) if dtype == torch.bfloat16 else 1.0
-        yield batch, kernel if speedups[kernel] >= MARGIN * dense else "dense"
+def choose_from(
+    found: InForce, pattern: str, density: float, size: int, dtype: torch.dtype
+) -> Choice:
+    """The fastest kernels by one speed table.
+
+    Args:
+        found: the table, and where it is from.
+        pattern: a ``Pattern.name``.
+        density, dtype: of the layer.
+        size: its smaller side.
+    """
+    table = found.table
+    rows = list(_speeds(table, pattern, density, size, dtype))
+    kernels = tuple(_merged(table.batches, rows))
+    speeds = tuple((b, row[_best(row)]) for b, row in zip(table.batches, rows, strict=True))
+    whose = "the default speed table" if found.path is None else "this machine's speed table"
+    is_dense = kernels == ((None, "dense"),)
+    reason = f"nothing is faster in {whose}" if is_dense else f"fastest in {whose}"
+    return Choice(pattern, density, kernels, reason, speeds)
 
 
-def _interpolate(speedups: tuple[float, ...], density: float) -> float:
-    """Between the densities of the table, on logarithmic axes; beyond its ends, its ends."""
-    if density <= DENSITIES[0]:
-        return speedups[0]
-    for (low, fast), (high, slow) in pairwise(zip(DENSITIES, speedups, strict=True)):
-        if density <= high:
-            share = math.log(density / low) / math.log(high / low)
-            return math.exp((1 - share) * math.log(fast) + share * math.log(slow))
-    # Beyond the last, time grows with the weights.
-    return speedups[-1] * DENSITIES[-1] / density
+def _speeds(
+    table: SpeedTable, pattern: str, density: float, size: int, dtype: torch.dtype
+) -> Iterator[dict[str, float]]:
+    """For each of the table's batches: dense and every kernel that fits -> its speed."""
+
+    def fits(kernel: str) -> bool:
+        if kernel in ("compact", "block"):
+            return pattern.startswith({"compact": "rows/columns", "block": "block"}[kernel])
+        return dtype != torch.float64
+
+    names = [name for name in KERNELS[table.capability] if fits(name)]
+    for row in range(len(table.batches)):
+        speeds = {name: table.speed(name, size, row, density) for name in names}
+        is_half = dtype == torch.bfloat16
+        yield {"dense": table.speed(DENSE_BFLOAT16, size, row, 1.0) if is_half else 1.0, **speeds}
 
 
-def _merged(kernels: Iterator[tuple[int, str]]) -> Iterator[tuple[int | None, str]]:
-    """Ranges of batch sizes: each measured size stands for those nearer to it than to the next."""
-    (batch, kernel), *rest = kernels
-    for next_batch, next_kernel in rest:
-        if next_kernel != kernel:
-            yield math.isqrt(batch * next_batch), kernel
-        batch, kernel = next_batch, next_kernel
-    yield None, kernel
+def _best(speeds: dict[str, float]) -> str:
+    kernel = max(speeds, key=lambda name: speeds[name])
+    return kernel if speeds[kernel] >= MARGIN * max(speeds["dense"], 1.0) else "dense"
+
+
+def _merged(
+    batches: tuple[int, ...], rows: list[dict[str, float]]
+) -> Iterator[tuple[int | None, str]]:
+    """Ranges of batches: the last of each, and the kernel.
+
+    Between two batches that were measured each kernel is taken to be as slow as at the slower: it
+    takes as long for a vector of few samples as for a full one.
+    """
+    ends: list[tuple[int | None, str]] = []
+    for i, (batch, row) in enumerate(zip(batches, rows, strict=True)):
+        if i > 0 and batch > batches[i - 1] + 1:
+            slower = {name: min(speed, rows[i - 1][name]) for name, speed in row.items()}
+            ends.append((batch - 1, _best(slower)))
+        ends.append((batch, _best(row)))
+    for (last, kernel), (_, following) in pairwise(ends):
+        if kernel != following:
+            yield last, kernel
+    yield None, ends[-1][1]

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +15,13 @@ from .choice import Choice
 from .masked import MaskedLinear
 from .sparse import SparseLinear
 
+_HEAD = ("layer", "pattern", "kept", "kernels", "expected speed, x dense", "why")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What `accelerate` chose; ``str()`` makes a table of it.
+    """What `accelerate` chose; ``str()`` makes a table of it, and rich draws one.
 
     Attributes:
         layers: layer name -> its choice.
@@ -27,16 +29,35 @@ class Acceleration:
 
     layers: dict[str, Choice]
 
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The same for JSON: layer name -> ``Choice.to_dict()``."""
+        return {name: choice.to_dict() for name, choice in self.layers.items()}
+
     def __str__(self) -> str:
-        rows = [("layer", "pattern", "kept", "kernels", "why")]
-        for name, choice in self.layers.items():
-            kernels, density = choice.kernels_text(), f"{choice.density:.1%}"
-            rows.append((name, choice.pattern, density, kernels, choice.reason))
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        head, *rows = self._rows()
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
+            ("layer", "pattern", "kept", "kernels", "expected speed, x dense", "why")
+        ]
+        for name, one in self.layers.items():
+            words = (one.kernels_text(), one.speeds_text() or "-", one.reason)
+            rows.append((name, one.pattern, f"{one.density:.1%}", *words))
+        return rows
 
 
 def accelerate(
@@ -45,8 +66,10 @@ def accelerate(
     """A new model in which every masked layer is the fastest equivalent, for inference.
 
     Each MaskedLinear becomes a SparseLinear, whose kernels are chosen by the mask's pattern, its
-    density and the batch. What was chosen and why is logged at level INFO, and kept as
-    ``.acceleration`` of the new model: ``print(accelerate(model).acceleration)``.
+    density, its size and the batch, from measurements: a default, or this machine's own once
+    ``simmim tune`` has run. What was chosen, why and what to expect of it is logged at level INFO,
+    and kept as ``.acceleration`` of the new model: ``print(accelerate(model).acceleration)``, or
+    ``.acceleration.to_dict()`` as data.
 
     Args:
         model: any model; it stays as it is, and the rest of the new one is a deep copy.

@@ -224,8 +224,8 @@ class SparseLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, weight.to(x.dtype), bias)
 
-    def _pack(self) -> None:
-        """Chooses the kernels, and makes what they need from the compressed form."""
+    def _pack(self, choice: Choice | None = None) -> None:
+        """Chooses the kernels, unless told, and makes what they need from the compressed form."""
         weights = self.out_features * self.in_features
         device = self.bitmap.device.type
         if device != "cpu" and not (device == "cuda" and has_cuda_kernels()):
@@ -237,13 +237,13 @@ class SparseLinear(nn.Module):
         weight = self._decompressed(self.values)
         mask = self._decompressed(torch.ones_like(self.values)).bool()
         pattern = recognise(mask)
-        if self.memory == "small":
+        if choice is None and self.memory == "small":
             kernels = ((None, "compressed"),)
-            self._choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
-        elif device == "cuda":
-            self._choice = choose_on_cuda(pattern, weights, self.values.dtype)
-        else:
-            self._choice = choose(pattern, weights, cpu_capability(), self.values.dtype)
+            choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
+        elif choice is None and device == "cuda":
+            choice = choose_on_cuda(pattern, weights, self.values.dtype)
+        shape = self.out_features, self.in_features
+        self._choice = choice or choose(pattern, shape, cpu_capability(), self.values.dtype)
         made = {
             name: _make_kernel(name, weight, mask, pattern)
             for name in {name for _, name in self._choice.kernels}

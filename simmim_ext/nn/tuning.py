@@ -2,94 +2,132 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from itertools import product
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
+from .._version import __version__
+from ..ops._library import cpu_capability
+from .choice import Choice
 from .pattern import BLOCK_ROWS
-from .speedups import BATCHES, DENSITIES, KERNELS, Table
+from .sparse import SparseLinear
+from .speed_table import DENSE_BFLOAT16, KERNELS, Speeds, SpeedTable
+from .tuned import cpu_model
+
+# The smallest layer that is worth a choice, and one whose weights no longer fit the nearest caches.
+SIZES = (128, 1024)
+# Both sides of multiples of a vector: a kernel takes as long for a vector of few samples as for a
+# full one.
+BATCHES = (1, 2, 4, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 512)
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
-def measure_speedups(
-    capability: str,
-    size: int = 1024,
-    seconds: float = 0.05,
+def measure_speeds(
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    batches: tuple[int, ...] = BATCHES,
+    densities: tuple[float, ...] = DENSITIES,
+    seconds: float = 0.012,
     runs: int = 3,
     progress: Callable[[float], None] = lambda share: None,
-) -> Table:
+) -> SpeedTable:
     """Times every kernel against dense float32 on this machine, with torch's number of threads.
 
+    A layer is timed as it is called, in turn with the ``nn.Linear`` that it would replace.
+
     Args:
-        capability: that the kernels run with; see ``simmim info``.
-        size: of the square weight.
-        seconds: how long each kernel is timed at each batch and density, in each run.
-        runs: how often all is timed; the least speed-up counts.
+        sizes: of the square weights.
+        batches: to time.
+        densities: to time.
+        seconds: how long each kernel is timed at each size, density and batch, in each run.
+        runs: how often all is timed; the least time counts.
         progress: called with the share of the work that each step was.
-
-    Returns:
-        kernel -> a row for each of BATCHES, a column for each of DENSITIES: dense's median time
-        divided by the kernel's, measured in turn; and "dense bfloat16", whose
-        row has one column.
     """
-    kernels = KERNELS[capability]
-    steps = [(d, k) for _ in range(runs) for k in kernels for d in DENSITIES]
-    seen: dict[str, dict[float, list[float]]] = {name: {} for name in kernels}
-    for density, name in steps:
-        ratios = _sparse_speedups(name, density, size, seconds)
-        before = seen[name].get(density, ratios)
-        seen[name][density] = [min(pair) for pair in zip(before, ratios, strict=True)]
-        progress(1 / len(steps))
-    table = {name: tuple(zip(*columns.values(), strict=True)) for name, columns in seen.items()}
-    halves = _dense_speedups(torch.bfloat16, size, runs * seconds)
-    table["dense bfloat16"] = tuple((ratio,) for ratio in halves)
-    return table
+    kernels = KERNELS[cpu_capability()]
+    steps = [*product(kernels, sizes, densities), *((DENSE_BFLOAT16, size, 1.0) for size in sizes)]
+    seen: dict[tuple[str, int, float], Tensor] = {}
+    for _ in range(runs):
+        for step in steps:
+            times = _times(*step, batches, seconds)
+            seen[step] = times.minimum(seen.get(step, times))
+            progress(1 / (runs * len(steps)))
+
+    def of(kernel: str, columns: tuple[float, ...]) -> Speeds:
+        times = torch.stack([torch.stack([seen[kernel, s, d] for d in columns]) for s in sizes])
+        speeds = times[..., 0] / times[..., 1]  # [sizes, densities, batches]
+        rows = speeds.transpose(1, 2).tolist()
+        return tuple(tuple(tuple(round(v, 3) for v in row) for row in size) for size in rows)
+
+    return SpeedTable(
+        package=__version__,
+        torch=torch.__version__,
+        cpu=cpu_model(),
+        capability=cpu_capability(),
+        threads=torch.get_num_threads(),
+        measured=datetime.date.today().isoformat(),
+        sizes=sizes,
+        batches=batches,
+        densities=densities,
+        speeds={
+            **{kernel: of(kernel, densities) for kernel in kernels},
+            DENSE_BFLOAT16: of(DENSE_BFLOAT16, (1.0,)),
+        },
+    )
 
 
-def _operands(size: int) -> tuple[Tensor, list[Tensor]]:
+def _times(
+    name: str, size: int, density: float, batches: tuple[int, ...], seconds: float
+) -> Tensor:
+    """Of dense and of one kernel at one size and density, [batches, 2] float64 seconds."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(batch, size, generator=generator) for batch in BATCHES]
-    return torch.randn(size, size, generator=generator), inputs
+    weight = torch.randn(size, size, generator=generator)
+    dense = nn.Linear(size, size)
+    dense.weight = nn.Parameter(weight.where(_mask(name, size, density, generator), 0))
+    dtype = torch.bfloat16 if name == DENSE_BFLOAT16 else torch.float32
+    layer = SparseLinear.from_linear(dense, dtype=dtype, memory="small")  # which asks no table
+    kernel = "dense" if name == DENSE_BFLOAT16 else name
+    layer._pack(Choice("timed", density, ((None, kernel),), "to be timed"))
+    times = []
+    for batch in batches:
+        x = torch.randn(batch, size, generator=generator)
+        times.append(_in_turn(partial(dense, x), partial(layer, x.to(dtype)), seconds))
+    return torch.tensor(times, dtype=torch.float64)
 
 
-def _sparse_speedups(kernel: str, density: float, size: int, seconds: float) -> list[float]:
-    weight, inputs = _operands(size)
-    groups = BLOCK_ROWS if kernel == "block" else 1
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.rand(size // groups, size, generator=generator) < density
-    packed = pack_sparse_weight(weight, mask.repeat_interleave(groups, 0), kernel)
-    return [
-        _ratio(partial(F.linear, x, weight), partial(sparse_linear, x, packed, None, size), seconds)
-        for x in inputs
-    ]
+def _mask(kernel: str, size: int, density: float, generator: torch.Generator) -> Tensor:
+    """A random mask of the kernel's pattern."""
+    if kernel == "compact":
+        kept = round(size * density**0.5)
+        ranks = torch.rand(2, size, generator=generator).argsort()
+        rows, columns = ranks < kept
+        return torch.outer(rows, columns)
+    height = BLOCK_ROWS if kernel == "block" else 1
+    mask = torch.rand(size // height, size, generator=generator) < density
+    return mask.repeat_interleave(height, 0)
 
 
-def _dense_speedups(dtype: torch.dtype, size: int, seconds: float) -> list[float]:
-    weight, inputs = _operands(size)
-    half = weight.to(dtype)
-    return [
-        _ratio(partial(F.linear, x, weight), partial(F.linear, x.to(dtype), half), seconds)
-        for x in inputs
-    ]
+def _in_turn(
+    first: Callable[[], object], second: Callable[[], object], seconds: float
+) -> tuple[float, float]:
+    """The time of each call, in turn.
 
-
-def _ratio(slow: Callable[[], object], fast: Callable[[], object], seconds: float) -> float:
-    """The median time of one call divided by the other's, measured in turn."""
-
-    def timed(call: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-
+    On one thread it is the thread's own time, so that other work on the machine counts little.
+    Lower quartiles: what interrupts a call makes it longer, never shorter.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
-        slow(), fast()
-        times: list[tuple[float, float]] = []
+        first(), second()
         end = time.perf_counter() + seconds
-        while len(times) < 5 or time.perf_counter() < end:
-            times.append((timed(slow), timed(fast)))
-    return median(s for s, _ in times) / median(f for _, f in times)
+        while len(times[0]) < 3 or time.perf_counter() < end:
+            for call, taken in zip((first, second), times, strict=True):
+                begin = clock()
+                call()
+                taken.append(clock() - begin)
+    low, high = (sorted(taken)[len(taken) // 4] for taken in times)
+    return low, high

@@ -1,0 +1,100 @@
+"""The README's tables and chart: drawn from the committed figures, which they match."""
+
+import copy
+import xml.dom.minidom
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def summary():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return import_module("summary")
+
+
+@pytest.fixture
+def sample(summary):
+    """The committed figures, with those of every benchmark that there is."""
+    results = copy.deepcopy(summary.latest())
+    figures = results["figures"]
+    for batch in (1, 16, 512):
+        figures[f"large_layer[{batch}]"] = {"times_as_fast": {"dense": 4.25}, "note": "element"}
+    for batch in (16, 128, 512):
+        ratios = {"dense": 6.01, "dense bfloat16": 3.0, "packed bfloat16": 1.26}
+        figures[f"bfloat16[0.1-{batch}]"] = {"times_as_fast": ratios, "note": "element"}
+        ratios = {"one thread": 1.91, "dense's own scaling": 0.987}
+        figures[f"two_threads[{batch}]"] = {"times_as_fast": ratios, "note": "element"}
+    figures["mlp"] = {"times_as_fast": {"dense": 3.3}, "note": "element"}
+    sweep = {b: {"0.0": 50.0, "0.5": float(b) + 1, "1.0": 1.0} for b in ("1", "16", "128", "512")}
+    figures["slowest_cell"] = {
+        "times_as_fast": {"dense": 0.97, "dense again": 0.99},
+        "note": "500 x 784, 70% kept, batch 24: element",
+        "sweep": sweep,
+    }
+    figures["new_benchmark[a-2]"] = {"times_as_fast": {"torch": 12.4}, "note": ""}
+    return results
+
+
+def test_readme_shows_the_committed_figures(summary) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert summary.write_readme(text, summary.latest()) == text
+    assert f"benchmarks/results/{summary.CHART.name}" in text
+
+
+def test_chart_shows_the_committed_figures(summary) -> None:
+    crossover, results = summary.crossover, summary.latest()
+    assert crossover.drawn(summary.CHART) == crossover.curves(results)
+    words = summary.CHART.read_text()
+    assert crossover.device(results["machine"]) in words
+    assert all(f"batch {batch}" in words for batch in crossover.BATCHES)
+
+
+def test_every_benchmark_has_its_place(summary, sample) -> None:
+    text = summary.tables(sample)
+    for line in (
+        "| any, 4096 x 4096 | 10% | 4.2 | 4.2 |  | 4.2 |",
+        "| any, bfloat16 | 10% |  | 6.0 | 6.0 | 6.0 |",
+        "| the same, against torch's packed bfloat16 | 10% |  | 1.3 | 1.3 | 1.3 |",
+        "| 784-500-10, 10% kept, batch 64, whole model | **3.3** dense |",
+        "| the slowest layer: 500 x 784, 70% kept, batch 24: element | **0.97** dense |",
+        "| new benchmark, a, 2 | **12** torch |  |",
+    ):
+        assert line in text.splitlines()
+    assert "on two threads | **1.9** one thread, **0.99** dense's own scaling |" in text
+    assert not any(f"** {hidden}" in text for hidden in summary.HIDDEN)
+
+
+def test_every_figure_is_shown_once(summary, sample) -> None:
+    text = summary.tables(sample)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "**" in line]
+    _, used = summary._matrix(sample["figures"])
+    assert len(rows) == len(sample["figures"]) - len(used)
+    assert len(rows) == len(set(rows))
+
+
+def test_chart_is_drawn_from_the_sweep(summary, sample, tmp_path) -> None:
+    crossover, path = summary.crossover, tmp_path / "chart.svg"
+    assert crossover.curves(sample)["16"] == [(0.5, 17.0), (1.0, 1.0)]
+    crossover.draw(sample, path)
+    first = path.read_bytes()
+    crossover.draw(sample, path)
+    assert path.read_bytes() == first
+    assert crossover.drawn(path) == crossover.curves(sample)
+    xml.dom.minidom.parse(str(path))
+
+
+def test_condense_keeps_what_each_benchmark_says(summary) -> None:
+    extra = {"times_as_fast": {"dense": 2.0}, "note": ""}
+    run = {
+        "machine_info": {"cpu": {"brand_raw": "Some CPU"}},
+        "benchmarks": [{"name": "test_mlp", "extra_info": extra, "stats": {}}],
+    }
+    results = summary.condense(run)
+    assert results["figures"] == {"mlp": extra}
+    assert results["machine"]["cpu"] == "Some CPU"
+    assert summary._path(results).name.startswith("cpu-some-cpu-")
