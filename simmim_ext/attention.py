@@ -30,6 +30,7 @@ class Kind:
 KINDS = (
     Kind(("q_proj", "k_proj", "v_proj"), "o_proj"),  # transformers: Llama, Qwen, Mistral, ViT
     Kind(("q_proj", "k_proj", "v_proj"), "out_proj"),  # CLIP, BART, OPT; simmim_ext.nn
+    Kind(("q_proj", "k_proj", "v_proj"), "dense"),  # Phi
     Kind(("query", "key", "value"), None),  # BERT, RoBERTa, ELECTRA
     Kind(("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT
     Kind(("qkv",), "proj"),  # timm's ViT

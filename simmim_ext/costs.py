@@ -1,7 +1,5 @@
 """What the model would cost at other widths; latency is measured until it can be relied on."""
 
-from copy import deepcopy
-
 from torch import nn
 
 from .data import Batch, ForwardFn, device_of
@@ -9,6 +7,7 @@ from .errors import SimMIMError
 from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
 from .removal import remove_units
 from .scoring import Scores
+from .sharing import shapes_of
 from .widths import Widths
 
 # Seconds that each candidate's latency is measured at first; and where that is not enough, and for
@@ -35,7 +34,7 @@ class Costs:
         self._model, self._scores = model, scores
         self._example, self._forward_fn = example, forward_fn
         self._original: dict[str, float] = {}
-        self._shapes = deepcopy(model).to("meta")
+        self._shapes = shapes_of(model)
         self._seconds = _SECONDS
         self._latencies: dict[_Key, float] = {}
 

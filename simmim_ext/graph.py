@@ -13,7 +13,9 @@ from .errors import SimMIMError
 from .grouping import group_of, in_own_layers
 from .layers import (
     is_convolution,
+    is_grouped,
     is_supported,
+    kept_together,
     parameter_axis,
     unsupported_reason,
 )
@@ -97,6 +99,8 @@ def _trace(
         return forward(network, _with_grad(example, sources), forward_fn) * 1.0
 
     tied = _tied(model)
+    sizes = {name: kept_together(module) for name, module in model.named_modules()}
+    together = {name: size for name, size in sizes.items() if size > 1}
     _simplify(model)
     heads = _replace_attention(model, ignored, lambda: traced_forward(model, batch))
     sources.clear()
@@ -133,7 +137,7 @@ def _trace(
         channels = group_of(found, graph, sources, ignored)
         if channels is None:
             continue
-        group = in_own_layers(channels, heads, modules)
+        group = in_own_layers(channels, heads, together)
         _check_untied(group, tied)
         if group.units > 1:
             groups.append(group)
@@ -162,12 +166,16 @@ def _replace_attention(
 def _simplify(model: nn.Module) -> None:
     """Takes out, in place, what makes no difference to groups and leads torch-pruning astray.
 
-    That is PReLU of one slope, whose view of it is taken for one of features, and padding other
-    than by zeros, of which it does not always return.
+    That is PReLU of one slope, whose view of it is taken for one of features; padding other
+    than by zeros, of which it does not always return; and groups of a convolution, which become
+    channels (and units again in the end), since its inputs would not be tied to its outputs.
     """
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if is_convolution(module):
             module.padding_mode = "zeros"
+        if is_grouped(module) and unsupported_reason(module) is None:
+            module.groups = module.in_channels
+            module.weight = nn.Parameter(module.weight[:, :1].detach().clone())
         if isinstance(module, nn.PReLU) and module.num_parameters == 1 and name:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.LeakyReLU())

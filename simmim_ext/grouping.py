@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from .attention import Attention
 from .errors import SimMIMError
 from .layers import Axis, is_channel_norm, is_coupled, unsupported_reason
@@ -85,20 +83,19 @@ def _rooted_first(members: list[Member], order: list[str]) -> UnitGroup:
 
 
 def in_own_layers(
-    traced: UnitGroup, heads: Mapping[str, Attention], modules: Mapping[str, nn.Module]
+    traced: UnitGroup, heads: Mapping[str, Attention], together: Mapping[str, int]
 ) -> UnitGroup:
     """The group in terms of the model's own layers, its channels joined to what must stay whole.
 
-    That is all channels of a head, and those that a GroupNorm normalizes together.
+    That is all channels of a head, and those that a layer keeps together: layer -> how many.
     """
     sizes = {}
     for member in traced.members:
         attention = heads.get(member.module.removesuffix(f".{READS}"))
-        norm = modules.get(member.module)
         if attention is not None and member.module.endswith(READS) and member.axis == "out":
             sizes[member.module] = attention.channels
-        elif isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
-            sizes[member.module] = norm.num_channels // norm.num_groups
+        elif member.module in together:
+            sizes[member.module] = together[member.module]
         else:
             continue
         if member.indices != member.units:

@@ -59,15 +59,22 @@ def importance(kind: str, setting: Setting) -> Callable[[GroupStatistics], Ranki
 
 
 def _torch_pruning_group(model: nn.Module, group: UnitGroup) -> Any:
-    """Our group as torch-pruning's importances expect it."""
+    """Our group as torch-pruning's importances expect it, without what they do not know.
+
+    That is parameters that no layer holds, and norms that are not torch's own.
+    """
     from torch_pruning.dependency import Dependency, Group, Node
     from torch_pruning.ops import module2type
     from torch_pruning.pruner.function import PrunerBox
 
     converted = Group()
     for member in group.members:
+        if member.axis.isdigit():
+            continue
         layer = model.get_submodule(member.module)
-        pruner = PrunerBox[module2type(layer)]
+        pruner = PrunerBox.get(module2type(layer))
+        if pruner is None:
+            continue
         handler = pruner.prune_out_channels if member.axis == "out" else pruner.prune_in_channels
         node = Node(layer, None, member.module)
         converted.add_dep(Dependency(handler, handler, node, node), list(member.indices))

@@ -87,11 +87,21 @@ def unsupported_reason(module: nn.Module) -> str | None:
         return f"is a {kind}, whose units cannot be removed" if known else None
     if is_parametrized(module) or not set(own) <= {"weight", "bias"}:
         return "is parametrized (as by weight_norm or spectral_norm); remove the parametrization"
-    if is_grouped(module) and not module.groups == module.in_channels == module.out_channels:
-        return f"is a grouped convolution (groups={module.groups})"
+    if is_grouped(module) and module.in_channels != module.out_channels:
+        return (
+            f"is a grouped convolution (groups={module.groups}) of {module.in_channels} to "
+            f"{module.out_channels} channels, of which only those that keep their number are known"
+        )
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return f"normalizes over several axes ({tuple(module.normalized_shape)})"
     return None
+
+
+def kept_together(module: nn.Module) -> int:
+    """How many neighbouring channels of a layer can only be removed together."""
+    if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        return module.num_channels // module.num_groups
+    return module.out_channels // module.groups if is_grouped(module) else 1
 
 
 def axis_size(target: nn.Module | Tensor, axis: Axis) -> int:
@@ -112,7 +122,8 @@ def shrink(module: nn.Module, axis: Axis, kept: Sequence[int]) -> None:
     """Keeps only the given channels of an axis, in place, in increasing order.
 
     torch-pruning's function for the kind of layer does it, but for norms over channels, which
-    it leaves in the order of a Python set or does not know, and GroupNorm, whose groups it keeps.
+    it leaves in the order of a Python set or does not know, and for layers with groups of
+    channels, which lose whole groups here.
     ``requires_grad`` stays as it was; gradients do not.
     """
     from torch_pruning.ops import module2type
@@ -120,10 +131,13 @@ def shrink(module: nn.Module, axis: Axis, kept: Sequence[int]) -> None:
 
     flags = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
     size = axis_size(module, axis)
-    if is_channel_norm(module) or isinstance(module, nn.GroupNorm):
+    if is_channel_norm(module) or is_grouped(module) or isinstance(module, nn.GroupNorm):
         if isinstance(module, nn.GroupNorm):
-            whole = size // module.num_groups if module.num_groups > 1 else len(kept)
+            whole = kept_together(module) if module.num_groups > 1 else len(kept)
             module.num_groups, module.num_channels = len(kept) // whole, len(kept)
+        elif is_grouped(module):
+            module.groups = len(kept) // kept_together(module)
+            module.in_channels = module.out_channels = len(kept)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.normalized_shape = (len(kept),)
         for name in flags:

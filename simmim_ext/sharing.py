@@ -1,6 +1,10 @@
 """Parameters that several layers of a model hold: tied weights."""
 
+from copy import deepcopy
+
 from torch import nn
+
+from .storage import set_submodule
 
 
 def shared_parameters(model: nn.Module) -> list[tuple[str, ...]]:
@@ -21,3 +25,12 @@ def tied_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {
         name.rpartition(".")[0]: shared for shared in shared_parameters(model) for name in shared
     }
+
+
+def shapes_of(model: nn.Module) -> nn.Module:
+    """A copy of the model on the meta device, in which what is shared still is."""
+    shapes = deepcopy(model).to("meta")
+    for first, *others in shared_parameters(model):
+        for name in others:
+            set_submodule(shapes, name, shapes.get_parameter(first))
+    return shapes

@@ -70,6 +70,25 @@ class ResNet(nn.Module):
         return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
 
 
+class ResNeXt(nn.Module):
+    """Bottlenecks around a convolution of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv(3, 12)
+        self.narrow, self.grouped, self.wide = (
+            _conv(12, 16, 1), _conv(16, 16, groups=4, stride=2), _conv(16, 12, 1),
+        )  # fmt: skip
+        self.shortcut = _conv(12, 12, 1, stride=2)
+        self.last, self.head = _conv(12, 12, groups=3), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.wide(F.relu(self.grouped(F.relu(self.narrow(x)))))
+        x = F.relu(y + self.shortcut(x))
+        return self.head(F.relu(self.last(x)).mean((2, 3)))
+
+
 class SqueezeExcite(nn.Module):
     """A gate for each channel from the channels' means."""
 
@@ -235,6 +254,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "mlp": (mlp, _rows),
     "vgg": (VGG, _images),
     "resnet": (ResNet, _images),
+    "resnext": (ResNeXt, _images),
     "mobilenet": (MobileNet, _images),
     "gated mlp": (gated_mlp, _rows),
     "transformer": (Transformer, _tokens),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import architecture
 from models import mlp
 from torch.nn import functional
 
@@ -29,3 +30,13 @@ def test_hessian_is_the_mean_squared_gradient_over_all_samples():
     found = scores["0"]
     torch.testing.assert_close(found / found.mean(), expected / expected.mean(), rtol=1e-4, atol=0)
     assert model[0].weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
+@pytest.mark.parametrize("name", ["timm vit", "rms norm"])
+@pytest.mark.parametrize("criterion", ["magnitude_l1", "fpgm", "taylor"])
+def test_bare_parameters_and_foreign_norms_are_no_obstacle(name, criterion):
+    model, data = architecture(name)
+    scores = score(model, data, criterion=criterion)
+    assert len(scores) > 1
+    assert all(len(values.unique()) > 1 for values in scores.values())

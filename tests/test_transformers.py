@@ -48,6 +48,11 @@ def bert():
     return transformers.BertModel(config, add_pooling_layer=False)
 
 
+def phi():
+    config = transformers.PhiConfig(**SIZES, intermediate_size=48, **NO_CACHE)
+    return transformers.PhiForCausalLM(config)
+
+
 def distilbert():
     config = transformers.DistilBertConfig(
         vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=64
@@ -92,6 +97,7 @@ MODELS = {
     "mistral": (lambda: llama(kind="Mistral"), text, {"params": 0.5}),
     "qwen2": (lambda: llama(kind="Qwen2"), text, {"params": 0.5}),
     "qwen3": (lambda: llama(kind="Qwen3"), text, {"params": 0.5}),
+    "phi": (phi, text, {"params": 0.5}),
     "gpt2": (gpt2, text, {"params": 0.5}),
     "vit": (vit, images, {"params": 0.5}),
 }

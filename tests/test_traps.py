@@ -141,3 +141,23 @@ def test_a_regression_model_is_judged_by_its_values():
     assert fidelity["agreement"] is None
     assert fidelity["relative_error"] < 0.5
     assert fidelity["rank_correlation"] > 0.8
+
+
+def test_tied_weights_count_once_in_a_budget():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.hidden = nn.Embedding(20, 16), nn.Linear(16, 40)
+            self.back, self.head = nn.Linear(40, 16), nn.Linear(16, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens):
+            x = self.embed(tokens)
+            return self.head(x + self.back(self.hidden(x).relu()))
+
+    torch.manual_seed(0)
+    model, data = Tied(), [torch.randint(20, (400, 6))]
+    result = compress(model, calibration=data, constraints={"params": 0.6}, config=UNIFORM)
+    params = [sum(p.numel() for p in m.parameters()) for m in (model, result.model)]
+    assert 0.6 * params[0] - 33 < params[1] <= 0.6 * params[0]  # one more hidden unit is too many
+    assert result.model.head.weight is result.model.embed.weight
