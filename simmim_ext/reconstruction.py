@@ -21,12 +21,14 @@ from .data import (
     evaluating,
     forward,
     samples_of,
+    to_device,
     token_mask,
 )
 from .layers import Weighted, input_columns, is_convolution, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 from .recording import Recorder, draw_positions
+from .resume import Resumed
 from .ridge import regression
 from .sharing import tied_parameters
 
@@ -107,10 +109,13 @@ class Pair:
         seed: int,
         forward_fn: ForwardFn | None,
     ) -> None:
-        self._models = (student, teacher)
-        self._data, self._samples, self._forward_fn = data, samples, forward_fn
-        self._seed, self._device = seed, device_of(teacher)
-        self.example = next(iter(batches(data, device=self._device, limit=2, name="calibration")))
+        self._student, self._seed, self._device = student, seed, device_of(teacher)
+        self._data = list(batches(data, limit=samples, name="calibration"))
+        self.example = next(iter(batches(self._data, device=self._device, limit=2)))
+        self._runs = [
+            Resumed(model, self._data, self.example, self._device, forward_fn)
+            for model in (student, teacher)
+        ]
 
     def moments(self, layers: Mapping[str, list[int] | None]) -> dict[str, Moments]:
         """Of student layers' inputs with the outputs that are left of the teacher's layers.
@@ -132,7 +137,7 @@ class Pair:
         for batch, (student, teacher), _ in self._run(layers, to_the_end=False):
             samples = samples_of(batch)
             for name, kept in layers.items():
-                layer = self._models[0].get_submodule(name)
+                layer = self._student.get_submodule(name)
                 for (x, _), (_, z) in zip(student[name], teacher[name], strict=True):
                     at = draw_positions(layer, z, generators[name], token_mask(batch))
                     rows = output_rows(layer, z, at)
@@ -160,16 +165,9 @@ class Pair:
 
         Unless it goes to the end, a forward pass stops after the layers, without outputs.
         """
-        recorders = [Recorder(model, names) for model in self._models]
-        outputs = torch.empty(0)
-        most: int | None = None
-        for batch in batches(self._data, device=self._device, limit=self._samples):
-            for model, recorder in zip(self._models, recorders, strict=True):
-                with torch.no_grad(), evaluating(model), recorder.recording(most):
-                    outputs = forward(model, batch, self._forward_fn)
-            if not to_the_end:
-                most = sum(map(len, recorders[1].calls.values()))
-            yield batch, (recorders[0].calls, recorders[1].calls), outputs
+        student, teacher = (run.run(names, to_the_end=to_the_end) for run in self._runs)
+        for batch, (ours, _), (theirs, outputs) in zip(self._data, student, teacher, strict=True):
+            yield to_device(batch, self._device), (ours, theirs), outputs
 
 
 def _samples_of_rows(layer: nn.Module, z: Tensor, at: Tensor | None, samples: int) -> Tensor:

@@ -4,6 +4,8 @@ The ridge draws the weights to those that the layer has, not to zero: where the 
 to say anything better, the layer stays as it is.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,11 +28,16 @@ def regression(
     """
     weight = weight.detach().double()
     bias = None if bias is None else bias.detach().double()
-    best, least = None, _error(weight, bias, held_out) if held_out.samples else 0.0
-    for share in SHARES if held_out.samples else ():
+    if not held_out.samples:
+        return weight, bias
+    best, least, last = None, _error(weight, bias, held_out), math.inf
+    for share in SHARES:
         error = _error(*_fitted(weight, bias, seen, share), held_out)
         if error < least:
             best, least = share, error
+        if error > last:
+            break  # From its least value on it grows.
+        last = error
     if best is None:
         return weight, bias
     return _fitted(weight, bias, seen + held_out, best)

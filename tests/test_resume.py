@@ -1,0 +1,122 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from models import CASES, case, snapshot
+from torch import nn
+
+from simmim_ext import resume
+from simmim_ext.collect import Recorder
+from simmim_ext.reconstruction import layers_in_order
+
+
+class Split(nn.Module):
+    """Two answers, of which the second is read much later."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.a(x), {"late": self.b(x), "size": 6}
+
+
+class Odd(nn.Module):
+    """Long skips, activations in place, a module that runs twice, a branch that nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.split, self.twice, self.idle = Split(), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.act, self.mid, self.head = nn.ReLU(inplace=True), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x, more = self.split(x)
+        self.idle(x)
+        y = F.relu(self.mid(self.act(self.twice(x))), inplace=True)
+        y = y + self.twice(y)
+        y *= 2
+        return self.head(y + more["late"][:, : more["size"]])
+
+
+def network(name):
+    return (Odd(), torch.randn(2, 6)) if name == "odd" else case(name)
+
+
+def resumed(model, data):
+    return resume.Resumed(model, data, data[0][:2], torch.device("cpu"), None)
+
+
+def plain(model, data, name):
+    for batch in data:
+        recorder = Recorder(model, [name])
+        with torch.no_grad(), recorder.recording():
+            outputs = model(batch)
+        yield recorder.calls[name], outputs
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30], ids=["nothing kept", "all kept"])
+@pytest.mark.parametrize("name", [*CASES, "odd"])
+def test_calls_are_those_of_whole_passes_while_layers_change(name, kept, monkeypatch):
+    model, x = network(name)
+    monkeypatch.setattr(resume, "MOST_KEPT", kept)
+    generator = torch.Generator().manual_seed(3)
+    data = [torch.randn(n, *x.shape[1:], generator=generator) for n in (5, 2, 7)]
+    model.eval()
+    before = snapshot(model)
+    runs = resumed(model, data)
+    order = layers_in_order(model, data[0][:2], None)
+    assert len(order) >= 2
+    for name in order:
+        for to_the_end in (False, True):
+            ran = runs.run([name], to_the_end=to_the_end)
+            found = [(list(calls[name]), outputs) for calls, outputs in ran]
+            whole_passes = plain(model, data, name)
+            for (calls, outputs), (expected, whole) in zip(found, whole_passes, strict=True):
+                assert len(calls) == len(expected)
+                for one, other in zip(calls, expected, strict=True):
+                    assert all(map(torch.equal, one, other))
+                assert not to_the_end or torch.equal(outputs, whole)
+        assert snapshot(model)[1:] == before[1:]
+        with torch.no_grad():
+            model.get_submodule(name).weight.mul_(0.9)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_done_is_not_computed_again():
+    class Counted(nn.Linear):
+        computed = 0
+
+        def forward(self, x):
+            Counted.computed += len(x) == 3
+            return super().forward(x)
+
+    model = nn.Sequential(*(Counted(4, 4) for _ in range(8)))
+    data = [torch.randn(3, 4) for _ in range(5)]
+    runs = resumed(model, data)
+    for i in range(8):
+        list(runs.run([str(i)], to_the_end=False))
+    # Once as the layer that is asked for, and once more on the way to the next.
+    assert Counted.computed == 5 * (2 * 8 - 1)
+    assert set(runs._kept) == {"6"}
+    assert set(runs._done) == set("0123456")
+
+
+def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.a(x) if len(x) != 3 else x * 2
+            return self.c(self.b(x))
+
+    model = Sometimes()
+    data = [torch.randn(n, 4) for n in (5, 3, 4)]
+    runs = resumed(model, data)
+    for name in "abc":
+        found = [calls[name][:] for calls, _ in runs.run([name], to_the_end=False)]
+        for one, (expected, _) in zip(found, plain(model, data, name), strict=True):
+            assert [tuple(map(torch.Tensor.tolist, c)) for c in one] == [
+                tuple(map(torch.Tensor.tolist, c)) for c in expected
+            ]
+        assert "a" not in runs._kept
