@@ -13,7 +13,7 @@ import baselines
 import numpy as np
 import pytest
 import torch
-from timing import interleaved, report
+from timing import interleaved, report, report_scaling
 
 import simmim_ext as si
 from simmim_ext.ops import _library
@@ -216,3 +216,28 @@ def test_quantile(benchmark) -> None:
     assert (ours != theirs).sum() <= 15 * 64
     assert all((code.long().bincount() - 62_500).abs().max() <= 1 for code in ours)
     report(benchmark, rivals, elements=x.numel())
+
+
+@pytest.mark.parametrize("work", ["entropy", "pairwise"])
+def test_two_threads(benchmark, work) -> None:
+    """How a second thread speeds us up, against how it speeds up loops that nothing holds back."""
+    x = activations(65536, 512)
+    few = si.discretize(x[:16384, :256], bins=16, range=(LOW, HIGH))
+    code = few.codes.t().long()
+    calls = {
+        "entropy": lambda: si.entropy(x, bins=16, range=(LOW, HIGH)),
+        "pairwise": lambda: si.mutual_information(few),
+    }
+    torch.set_num_threads(2)
+    if work == "entropy":
+        torch.testing.assert_close(calls[work](), baselines.entropy(x, 16, LOW, HIGH))
+    else:
+        expected = baselines.pairwise_by_scatter(code[:, :8], code, 16)
+        torch.testing.assert_close(calls[work]()[:8], expected, rtol=0, atol=2e-5)
+    cached = torch.rand(1 << 17)
+    out = torch.empty_like(cached)
+    loops = {
+        "a read": lambda: x.sum(),
+        "arithmetic": lambda: [torch.lgamma(cached, out=out) for _ in range(8)],
+    }
+    report_scaling(benchmark, calls[work], loops)

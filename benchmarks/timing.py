@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -87,3 +88,34 @@ def record(benchmark: Any, ratios: Mapping[str, float], note: str = "", **more: 
     rates = {name: value for name, value in more.items() if name.endswith("_per_second")}
     figures += [f"{rate / 1e9:.4g}e9 {name.replace('_', ' ')}" for name, rate in rates.items()]
     print(f"\n{benchmark.name}: {', '.join(filter(None, [note, *figures]))}")
+
+
+def report_scaling(
+    benchmark: Any, work: Callable[[], Any], loops: Mapping[str, Callable[[], Any]]
+) -> None:
+    """Times work and plain loops on one thread and on two, in turn, and records how work scales.
+
+    Recorded as "times as fast" is the speedup that a second thread brings to the work, divided by
+    the one it brings to each loop: what two threads of this machine have to give is in both.
+
+    Args:
+        benchmark: pytest-benchmark's fixture, whose own columns are those of the work on two.
+        work: what is judged.
+        loops: name -> what does nothing but read memory, or nothing but compute.
+    """
+
+    def on(threads: int, call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> None:
+            torch.set_num_threads(threads)
+            call()
+
+        return run
+
+    calls = {"ours": work, **loops}
+    timed = {f"{name} on {n}": on(n, call) for name, call in calls.items() for n in (1, 2)}
+    seconds = interleaved(timed, seconds=8.0)
+    speedup = {name: seconds[f"{name} on 1"] / seconds[f"{name} on 2"] for name in calls}
+    ratios = {f"scaling of {name}": speedup["ours"] / speedup[name] for name in loops}
+    note = ", ".join(f"{name} {value:.2f}x on two threads" for name, value in speedup.items())
+    record(benchmark, ratios, note)
+    benchmark.pedantic(timed["ours on 2"], rounds=3)

@@ -17,7 +17,7 @@ using Maybe = const std::optional<Tensor>&;
 using Text = c10::string_view;
 using MaybeText = std::optional<c10::string_view>;
 using MaybeInt = std::optional<int64_t>;
-using Base = std::optional<double>;
+using MaybeFloat = std::optional<double>;
 
 namespace {
 
@@ -77,16 +77,18 @@ PYBIND11_MODULE(_C, m) {
   Bind<std::tuple<Tensor, Tensor>(const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text,
                                   Text)>::as(m, "discretize");
   Bind<Tensor(const Tensor&, int64_t, Text, Text, Text, Text)>::as(m, "quantile_edges");
-  Bind<Tensor(const Tensor&, Text, Base, Text)>::as(m, "entropy");
+  Bind<Tensor(const Tensor&, Text, MaybeFloat, Text)>::as(m, "entropy");
+  Bind<Tensor(const Tensor&, int64_t, Maybe, Maybe, Maybe, MaybeFloat, MaybeFloat, Text, Text, Text,
+              MaybeFloat, Text)>::as(m, "marginal_entropy");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, Text)>::as(m, "joint_histogram");
-  Bind<Tensor(const Tensor&, Text, Text, MaybeText, Base, Text)>::as(m, "joint_information");
-  Bind<Tensor(const Tensor&, Maybe, int64_t, MaybeInt, Text, Text, MaybeText, Base, Text)>::as(
-      m, "pairwise_information");
+  Bind<Tensor(const Tensor&, Text, Text, MaybeText, MaybeFloat, Text)>::as(m, "joint_information");
+  Bind<Tensor(const Tensor&, Maybe, int64_t, MaybeInt, Text, Text, MaybeText, MaybeFloat,
+              Text)>::as(m, "pairwise_information");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text, Text,
-              MaybeText, Base, Text)>::as(m, "label_information");
-  Bind<Tensor(const Tensor&, const Tensor&, int64_t, MaybeText, Base, Text)>::as(
+              MaybeText, MaybeFloat, Text)>::as(m, "label_information");
+  Bind<Tensor(const Tensor&, const Tensor&, int64_t, MaybeText, MaybeFloat, Text)>::as(
       m, "soft_label_information");
-  Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, MaybeInt, MaybeInt, Text, Base,
+  Bind<Tensor(const Tensor&, Maybe, const Tensor&, int64_t, MaybeInt, MaybeInt, Text, MaybeFloat,
               Text)>::as(m, "conditional_mutual_information");
-  Bind<Tensor(const Tensor&, Base, Text)>::as(m, "predictive_information");
+  Bind<Tensor(const Tensor&, MaybeFloat, Text)>::as(m, "predictive_information");
 }

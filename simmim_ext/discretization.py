@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from .ops.discretize import discretize as _discretize
 from .ops.discretize import quantile_edges
+from .ops.entropy import marginal_entropy
 from .ops.histogram import histogram
 
 DEFAULT_BINS = 16
@@ -21,6 +23,8 @@ _NAMES = {
     "nan_policy": ("raise", "omit"),
     "outliers": ("raise", "drop", "clip"),
 }
+_GOOD_NAMES = tuple(product(*_NAMES.values()))
+_NUMBER = (int, float)
 _OperatorBins = tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]
 
 
@@ -118,7 +122,7 @@ def _as_tensor(end: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), end, dtype=torch.float64, device=device)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # frozen would double what it adds to a small call
 class Binning:
     """The keywords by which the public function ``caller`` bins its floating-point arguments.
 
@@ -134,18 +138,22 @@ class Binning:
     outliers: str = "raise"
 
     def __post_init__(self) -> None:
-        for argument, names in _NAMES.items():
-            if getattr(self, argument) not in names:
-                raise ValueError(
-                    f"{self.caller}: {argument} must be one of {', '.join(map(repr, names))}, "
-                    f"got {getattr(self, argument)!r}"
-                )
+        if (self.binning, self.nan_policy, self.outliers) not in _GOOD_NAMES:
+            self._raise_bad_name()
         if isinstance(self.bins, Tensor):
             self._check_edges(self.bins)
         elif self.bins is not None:
             _check_bins(self.caller, self.bins)
         if self.range is not None:
             self._check_range(self.range)
+
+    def _raise_bad_name(self) -> None:
+        for argument, names in _NAMES.items():
+            if getattr(self, argument) not in names:
+                raise ValueError(
+                    f"{self.caller}: {argument} must be one of {', '.join(map(repr, names))}, "
+                    f"got {getattr(self, argument)!r}"
+                )
 
     def _check_edges(self, edges: Tensor) -> None:
         if edges.dim() not in (1, 2):
@@ -162,17 +170,18 @@ class Binning:
         if isinstance(self.bins, Tensor) or self.binning == "quantile":
             reason = "bins are edges" if isinstance(self.bins, Tensor) else "binning is 'quantile'"
             raise ValueError(f"{self.caller}: range must be None where {reason}")
-        ends = tuple(range) if isinstance(range, tuple | list) else ()
-        alike = any(all(isinstance(end, kind) for end in ends) for kind in (Tensor, int | float))
-        if len(ends) != 2 or not alike:
+        low, high = range if isinstance(range, tuple | list) and len(range) == 2 else (None, None)
+        if isinstance(low, _NUMBER) and isinstance(high, _NUMBER):
+            return
+        if not isinstance(low, Tensor) or not isinstance(high, Tensor):
             raise TypeError(
                 f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
                 f"got {range!r}"
             )
-        if isinstance(ends[0], Tensor) and ends[0].shape != ends[1].shape:
+        if low.shape != high.shape:
             raise ValueError(
                 f"{self.caller}: range given as tensors must have one shape, "
-                f"got {list(ends[0].shape)} and {list(ends[1].shape)}"
+                f"got {list(low.shape)} and {list(high.shape)}"
             )
 
     @property
@@ -203,6 +212,21 @@ class Binning:
         """The counts [features, bins] int64 of x."""
         values, bins = self.operand(x)
         return histogram(values, *bins, self.caller)
+
+    def entropy(self, x: Tensor | Discretized, estimator: str, base: float | None) -> Tensor:
+        """The entropies [features] float32 of x."""
+        options = (estimator, base, self.caller)
+        if isinstance(x, Tensor) and self.range is not None and isinstance(self.range[0], _NUMBER):
+            # As they are: to make tensors of them would take longer than a small call.
+            low, high = self.range
+            return marginal_entropy(
+                self._values(x, "x"), self.count, None, None, None, low, high,
+                self.nan_policy, self.outliers, *options,
+            )  # fmt: skip
+        values, (count, lows, highs, edges, nan_policy, outliers) = self.operand(x)
+        return marginal_entropy(
+            values, count, lows, highs, edges, None, None, nan_policy, outliers, *options
+        )
 
     def operand(self, x: Tensor | Discretized) -> tuple[Tensor, _OperatorBins]:
         """What operators that bin take for x: values or codes [samples, features], and the bins."""

@@ -34,7 +34,6 @@ from torch import Tensor
 
 from .discretization import Binning, Discretized, Range
 from .ops.conditional import conditional_mutual_information as _conditional_mutual_information
-from .ops.entropy import entropy as _entropy
 from .ops.joint import pairwise_information
 from .ops.label import label_information, soft_label_information
 from .ops.predictive import predictive_information as _predictive_information
@@ -60,8 +59,8 @@ def entropy(
     Returns:
         [features] float32.
     """
-    counts = Binning("entropy", bins, range, binning, nan_policy, outliers).histogram(x)
-    return _entropy(counts, estimator, base, "entropy")
+    binned = Binning("entropy", bins, range, binning, nan_policy, outliers)
+    return binned.entropy(x, estimator, base)
 
 
 def joint_entropy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import information_reference
 import numpy as np
 import torch
 from case import Case
@@ -18,6 +19,7 @@ from information_cases import INFORMATION_CASES
 from linear_cases import LINEAR_CASES
 from torch import Tensor
 
+from simmim_ext.ops.entropy import marginal_entropy
 from simmim_ext.ops.histogram import histogram
 
 
@@ -87,6 +89,38 @@ def _histogram_arguments(device: str) -> Iterator[tuple[Any, ...]]:
     yield codes, 11
 
 
+def marginal_entropy_reference(
+    x: Tensor,
+    bins: int,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    edges: Tensor | None = None,
+    shared_low: float | None = None,
+    shared_high: float | None = None,
+    nan_policy: str = "raise",
+    outliers: str = "raise",
+    estimator: str = "plugin",
+    base: float | None = None,
+    caller: str = "",
+) -> Tensor:
+    """The entropy of numpy's counts."""
+    if shared_low is not None and shared_high is not None:
+        low, high = (torch.full((x.shape[1],), end) for end in (shared_low, shared_high))
+    counts = histogram_reference(x, bins, low, high, edges, nan_policy, outliers)
+    return information_reference.entropy(counts, estimator, base)
+
+
+def _marginal_entropy_arguments(device: str) -> Iterator[tuple[Any, ...]]:
+    yield _grid(64, 8, device), 16, None, None, None, -1.0, 1.0, "raise", "raise", "shrink", 2.0
+    for x, bins, *ranges in _histogram_arguments(device):
+        if len(x) <= 2:  # too few where some are left out
+            continue
+        low, high, edges, *policies = (*ranges, *(None,) * (3 - len(ranges)))
+        yield x, bins, low, high, edges, None, None, *policies
+        if policies == ["raise", "clip"]:
+            yield x, bins, None, None, None, -0.5, 0.25, *policies, "miller_madow"
+
+
 def _with(x: Tensor, row: int, column: int, value: float) -> Tensor:
     x[row, column] = value
     return x
@@ -132,6 +166,42 @@ CASES: tuple[Case, ...] = (
              "histogram: nan_policy must be 'raise' or 'omit', got 'skip'"),
             (lambda: (torch.rand(9, 2), 4, None, None, None, "raise", "keep"), ValueError,
              "histogram: outliers must be 'raise', 'drop' or 'clip', got 'keep'"),
+        ),
+    ),
+    Case(
+        name="marginal_entropy",
+        op=marginal_entropy,
+        reference=marginal_entropy_reference,
+        arguments=_marginal_entropy_arguments,
+        has_cuda=True,
+        tolerance=1e-5,
+        bad=(
+            (lambda: (torch.zeros(3), 4), ValueError,
+             "marginal_entropy: x must have shape [samples, features], got [3]"),
+            (lambda: (torch.rand(9, 2), 4, None, None, None, 0.0), ValueError,
+             "marginal_entropy: range must give both low and high, or neither"),
+            (lambda: (torch.rand(9, 2), 4, torch.zeros(2), torch.ones(2), None, 0.0, 1.0),
+             ValueError, "marginal_entropy: range must be given for each feature or for all, "
+             "not both"),
+            (lambda: (torch.rand(9, 2), 2, None, None, torch.arange(3.0), 0.0, 1.0), ValueError,
+             "marginal_entropy: range must be None where bins are given as edges"),
+            (lambda: (torch.rand(9, 2), 4, None, None, None, 1.0, 0.0), ValueError,
+             "marginal_entropy: range must be finite with low <= high in every feature, got (1, 0)"
+             " in feature 0"),
+            (lambda: (torch.rand(9, 2), 4, None, None, None, 0.0, 1e300), ValueError,
+             "marginal_entropy: range must be finite with low <= high in every feature, got (0, "
+             "inf) in feature 0"),
+            (lambda: (_with(torch.rand(9, 2), 4, 1, 3.0), 4, None, None, None, 0.0, 1.0),
+             ValueError, "marginal_entropy: x must lie in range [0, 1], got 3 in feature 1"),
+            (lambda: (_with(torch.rand(9, 3), 4, 2, torch.nan), 4), ValueError,
+             "marginal_entropy: x has NaN in feature 2; pass nan_policy='omit'"),
+            (lambda: (torch.rand(1, 2), 4, None, None, None, 0.0, 1.0), ValueError,
+             "marginal_entropy: x must have at least 2 valid samples in every feature, got 1 in "
+             "feature 0"),
+            (lambda: (torch.rand(9, 2), 4, None, None, None, "0"), TypeError,
+             "marginal_entropy: shared_low must be a number or None, got str"),
+            (lambda: (torch.rand(9, 2), 4, None, None, None, 0.0, 1.0, "raise", "raise", "bayes"),
+             ValueError, "marginal_entropy: estimator must be one of 'plugin', 'miller_madow'"),
         ),
     ),
     *LINEAR_CASES,

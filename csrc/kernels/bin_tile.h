@@ -2,55 +2,28 @@
 #include "load_values.h"
 
 constexpr int kGroup = 2 * kLanes;  // columns of a tile
-constexpr int kTileRows = 64;       // the bins of a tile stay in the L1 cache
+constexpr int kTileRows = 64;       // at most: the bins of a tile stay in the L1 cache
 
 #include "bin_edges.h"
+#include "prefetch.h"
 
-// low, high or scale of the columns of a tile.
+// low, high or scale of the columns of a tile, with `none` for those it lacks.
 template <typename Compute>
 struct TileBound {
   static constexpr int kParts = kGroup / kValues<Compute>;
   Values<Compute> parts[kParts];
 
-  [[gnu::always_inline]] TileBound(const Compute* bound, int64_t stride, int columns) {
-    alignas(64) Compute lanes[kGroup] = {};
+  [[gnu::always_inline]] TileBound(const Compute* bound, int64_t stride, int columns,
+                                   Compute none) {
+    alignas(64) Compute lanes[kGroup];
     if (stride != 1 || columns != kGroup) {
-      for (int c = 0; c < columns; ++c) lanes[c] = bound[c * stride];
+      for (int c = 0; c < kGroup; ++c) lanes[c] = c < columns ? bound[c * stride] : none;
       bound = lanes;
     }
 #pragma GCC unroll 4
     for (int part = 0; part < kParts; ++part) {
       parts[part] = load_vector<Values<Compute>>(bound + part * kValues<Compute>);
     }
-  }
-};
-
-// What a tile reads while it is binned is in the L2 cache: it was asked for, in the order of
-// memory, while the rows of tiles before were binned.
-template <typename Stored>
-struct Prefetch {
-  const Strip<Stored>& strip;
-  int64_t row, column;
-
-  // For the tile at row, column, one of as many as there are groups.
-  Prefetch(const Strip<Stored>& strip, int64_t row, int64_t column) : strip(strip) {
-    const int64_t groups = (strip.columns + kGroup - 1) / kGroup;
-    const int64_t done = column / kGroup * kTileRows;
-    this->row = row + kTileRows + done / groups;
-    this->column = done % groups * kGroup;
-  }
-
-  [[gnu::always_inline]] void next() {
-    if (row >= strip.rows) return;
-    const auto* at = reinterpret_cast<const char*>(strip.row(row) + column);
-#pragma GCC unroll 4
-    for (size_t line = 0; line < kGroup * sizeof(Stored); line += 64) {
-      __builtin_prefetch(at + line, 0, 2);
-    }
-    column += kGroup;
-    if (column < strip.columns) return;
-    column = 0;
-    ++row;
   }
 };
 
@@ -84,25 +57,34 @@ template <typename Stored>
   for (int c = columns; c < kGroup; ++c) copy[c] = Stored{};
 }
 
-// Calls bin(row, bins) for every row of a tile.
+// The rows from which a whole group can be read at a column, where there are fewer columns: what
+// lies behind a row in memory is the next, but for the last ones.
+template <typename Stored>
+int64_t readable_rows(const Strip<Stored>& strip, int64_t column) {
+  if (strip.column_stride != 1) return 0;
+  const int64_t lacking = std::max<int64_t>(0, column + kGroup - strip.columns);
+  if (lacking == 0) return strip.rows;
+  if (strip.order != nullptr || strip.row_stride < strip.columns) return 0;
+  return strip.rows - (lacking + strip.row_stride - 1) / strip.row_stride;
+}
+
+// Calls bin(row, bins) for every row of a tile, with some values for the columns it lacks.
 template <typename Stored, typename BinRow>
 [[gnu::always_inline]] inline void for_each_row(const Strip<Stored>& strip, int64_t first, int rows,
                                                 int64_t column, int32_t* bins, const BinRow& bin) {
-  const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
-  if (strip.column_stride == 1 && columns == kGroup) {
-    Prefetch<Stored> prefetch(strip, first, column);
-    for (int r = 0; r < rows; ++r, bins += kGroup) {
-      prefetch.next();
-      bin(strip.row(first + r) + column, bins);
-    }
-    return;
+  const auto readable =
+      static_cast<int>(std::clamp<int64_t>(readable_rows(strip, column) - first, 0, rows));
+  Prefetch<Stored> prefetch(strip, first, column);
+  for (int r = 0; r < readable; ++r, bins += kGroup) {
+    prefetch.next();
+    bin(strip.row(first + r) + column, bins);
   }
-  for (int r = 0; r < rows; ++r, bins += kGroup) {
+  const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
+  for (int r = readable; r < rows; ++r, bins += kGroup) {
     Stored copy[kGroup];
     copy_row(strip.row(first + r) + column * strip.column_stride, strip.column_stride, columns,
              copy);
     bin(copy, bins);
-    std::fill(bins + columns, bins + kGroup, kNoBin);
   }
 }
 
@@ -111,11 +93,13 @@ template <bool kClip, typename Stored>
                                      int64_t column, int32_t* bins) {
   using Compute = compute_t<Stored>;
   const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
-  const auto bound = [&](const Compute* bounds) {
-    return TileBound<Compute>(bounds + column * strip.bound_stride, strip.bound_stride, columns);
+  const auto bound = [&](const Compute* bounds, Compute none) {
+    return TileBound<Compute>(bounds + column * strip.bound_stride, strip.bound_stride, columns,
+                              none);
   };
-  const Binning<Compute>& binning = strip.binning;
-  const auto low = bound(binning.low), high = bound(binning.high), scale = bound(binning.scale);
+  const Binning<Compute>& binning = strip.binning;  // low above high: no value has a bin
+  const auto low = bound(binning.low, 1), high = bound(binning.high, -1);
+  const auto scale = bound(binning.scale, 0);
   for_each_row(strip, row, rows, column, bins, [&](const Stored* source, int32_t* bin) {
     bin_row<kClip>(source, low, high, scale, binning.bins, bin);
   });
@@ -124,10 +108,12 @@ template <bool kClip, typename Stored>
 template <bool kClip, typename Stored>
 [[gnu::noinline]] void bin_by_edges(const Strip<Stored> strip, int64_t row, int rows,
                                     int64_t column, int32_t* bins) {
+  const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
   const int32_t count = strip.binning.bins;
   const auto* table = strip.edge_table + column * strip.bound_stride * edge_rows(count);
   for_each_row(strip, row, rows, column, bins, [&](const Stored* source, int32_t* bin) {
     bin_row_by_edges<kClip>(source, table, count, bin);
+    std::fill(bin + columns, bin + kGroup, kNoBin);
   });
 }
 
@@ -136,9 +122,11 @@ template <bool kClip, typename Stored>
 template <typename Stored>
 void bin_tile(const Strip<Stored>& strip, int64_t row, int rows, int64_t column, int32_t* bins) {
   if constexpr (sizeof(Stored) == 1) {
+    const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - column));
+    const int32_t count = strip.binning.bins;
     for_each_row(strip, row, rows, column, bins, [&](const Stored* code, int32_t* bin) {
-      const int32_t count = strip.binning.bins;
       for (int c = 0; c < kGroup; ++c) bin[c] = code[c] < count ? int32_t{code[c]} : kNoBin;
+      std::fill(bin + columns, bin + kGroup, kNoBin);
     });
   } else if (strip.binning.edges != nullptr) {
     strip.binning.clip ? bin_by_edges<true>(strip, row, rows, column, bins)

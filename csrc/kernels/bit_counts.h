@@ -47,28 +47,70 @@ struct BitCounts {
   // The words of words_of(0) to words_of(times - 1), without a look at memory in between.
   template <typename WordsOf>
   [[gnu::always_inline]] void add_all(int times, const WordsOf& words_of) {
-    Vector p0 = planes[0], p1 = planes[1], p2 = planes[2], p3 = planes[3];
-    Vector p4 = planes[4], p5 = planes[5], p6 = planes[6], p7 = planes[7], waiting = pending;
+    add_each<1>(
+        this, times,
+        [&](int i, int row, Vector* word) {
+          const auto& words = words_of(i);
+          *word = words[row];
+        },
+        [] { return true; });
+  }
+
+  // Adds to `counts` [kCounts] the words [kCounts] that make(i, row, words) makes of rows 0 to 15
+  // of each i below `times`, in this order; unless good() is false then, which is returned.
+  template <int kCounts, typename Make, typename Good>
+  [[gnu::always_inline]] static bool add_each(BitCounts* counts, int times, const Make& make,
+                                              const Good& good) {
+    Vector planes[8][kCounts], waiting[kCounts];
+    for (int c = 0; c < kCounts; ++c) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) planes[k][c] = counts[c].planes[k];
+      waiting[c] = counts[c].pending;
+    }
     for (int i = 0; i < times; ++i) {
-      const auto& words = words_of(i);
-      Vector twos[2], fours[2], eights[2], carry;
+      Vector ones[2][kCounts], twos[2][kCounts], fours[2][kCounts], eights[2][kCounts];
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 2
         for (int quarter = 0; quarter < 2; ++quarter) {
-          const int first = 8 * half + 4 * quarter;
-          full_add<Vector>(p0, words[first], words[first + 1], p0, twos[0]);
-          full_add<Vector>(p0, words[first + 2], words[first + 3], p0, twos[1]);
-          full_add<Vector>(p1, twos[0], twos[1], p1, fours[quarter]);
+#pragma GCC unroll 2
+          for (int pair = 0; pair < 2; ++pair) {
+            const int row = 8 * half + 4 * quarter + 2 * pair;
+            make(i, row, ones[0]);
+            make(i, row + 1, ones[1]);
+            add_level(planes[0], ones, twos[pair]);
+          }
+          add_level(planes[1], twos, fours[quarter]);
         }
-        full_add<Vector>(p2, fours[0], fours[1], p2, eights[half]);
+        add_level(planes[2], fours, eights[half]);
       }
-      full_add<Vector>(p3, eights[0], eights[1], p3, carry);
-      for (Vector* plane : {&p4, &p5, &p6, &p7}) half_add(*plane, carry);
-      waiting |= carry;
+      Vector carry[kCounts];
+      add_level(planes[3], eights, carry);
+#pragma GCC unroll 2
+      for (int c = 0; c < kCounts; ++c) {
+#pragma GCC unroll 4
+        for (int k = 4; k < 8; ++k) half_add(planes[k][c], carry[c]);
+        waiting[c] |= carry[c];
+      }
     }
-    planes[0] = p0, planes[1] = p1, planes[2] = p2, planes[3] = p3;
-    planes[4] = p4, planes[5] = p5, planes[6] = p6, planes[7] = p7, pending = waiting;
+    if (!good()) return false;
+    for (int c = 0; c < kCounts; ++c) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) counts[c].planes[k] = planes[k][c];
+      counts[c].pending = waiting[c];
+    }
+    return true;
+  }
+
+  // Adds two words of each count to its plane.
+  template <int kCounts>
+  [[gnu::always_inline]] static void add_level(Vector (&plane)[kCounts],
+                                               const Vector (&words)[2][kCounts],
+                                               Vector (&carry)[kCounts]) {
+#pragma GCC unroll 2
+    for (int c = 0; c < kCounts; ++c) {
+      full_add<Vector>(plane[c], words[0][c], words[1][c], plane[c], carry[c]);
+    }
   }
 
   // Call after every 16th add, and before the counts are read.

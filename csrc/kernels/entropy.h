@@ -29,6 +29,24 @@ struct EntropyTerms {
 // Fixed point for estimators whose terms are parts of an entropy, at most about 40 nats in sum.
 constexpr double kUnitScale = 0x1p48;
 
+// ln n. Of small counts, which recur most, it is kept on the host.
+#if !defined(__CUDA_ARCH__)
+struct SmallLogs {
+  static constexpr int64_t kSize = 4096;
+  double of[kSize];
+  SmallLogs() {
+    for (int64_t n = 0; n < kSize; ++n) of[n] = log(static_cast<double>(n));
+  }
+};
+inline const SmallLogs kSmallLogs;
+#endif
+SIMMIM_HD double log_of(int64_t n) {
+#if !defined(__CUDA_ARCH__)
+  if (n < SmallLogs::kSize) return kSmallLogs.of[n];
+#endif
+  return log(static_cast<double>(n));
+}
+
 // G(n) of Grassberger: G(1) = -gamma - ln 2, G(2m) = G(1) + 2 sum_{k<=m} 1 / (2k - 1),
 // G(2m + 1) = G(2m). Above 40 by its asymptotic series, whose error is below 1e-15 there.
 SIMMIM_HD double grassberger_g(int64_t n) {
@@ -51,7 +69,7 @@ SIMMIM_HD int64_t fixed_point(double value, double scale) {
 SIMMIM_HD int64_t compute_term(const EntropyTerms& terms, int64_t count) {
   if (count == 0) return 0;
   const double n = static_cast<double>(count);
-  const double l = terms.estimator == Estimator::grassberger ? grassberger_g(count) : log(n);
+  const double l = terms.estimator == Estimator::grassberger ? grassberger_g(count) : log_of(count);
   return fixed_point(n * l, terms.scale);
 }
 

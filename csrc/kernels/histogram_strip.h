@@ -8,6 +8,8 @@ constexpr int words_of(int32_t bins) { return (bins + kWordBits - 1) / kWordBits
 constexpr bool packs(int32_t bins) { return bins <= kWordBits / 2; }
 constexpr int states_of(int32_t bins) { return packs(bins) ? 1 : 2 * words_of(bins); }
 
+using State = BitCounts<Words>;
+
 // one << bin, or 0 where bin is not below 32, as negative bins are not.
 [[gnu::always_inline]] inline Words shifted(Words one, Words bin) {
 #if defined(SIMMIM_AVX512)
@@ -18,6 +20,8 @@ constexpr int states_of(int32_t bins) { return packs(bins) ? 1 : 2 * words_of(bi
   return (one << (bin & 31)) & (Words)(bin < 32);
 #endif
 }
+
+#include "count_values.h"
 
 // Rows of a tile as words with a bit for each bin from first_bin on.
 struct OneHotRows {
@@ -37,13 +41,15 @@ struct PackedRows {
   }
 };
 
-using State = BitCounts<Words>;
-
-// Adds the bins of a tile, 16 rows at a time, to the states of its group: [halves, words].
-[[gnu::noinline]] void count_tile(const int32_t* tile, int adds, int32_t bins, State* states) {
+// Adds the bins of a tile, 16 rows at a time, to the states of its group: [halves, words], of which
+// the first `done` halves are left alone.
+[[gnu::noinline]] void count_tile(const int32_t* tile, int rows, int32_t bins, int done,
+                                  State* states) {
+  const int adds = (rows + State::kRows - 1) / State::kRows;
   const auto at = [&](int i) { return tile + i * State::kRows * kGroup; };
   if (packs(bins)) return states->add_all(adds, [&](int i) { return PackedRows{at(i)}; });
-  for (int half = 0; half < 2; ++half) {
+  states += done * words_of(bins);
+  for (int half = done; half < 2; ++half) {
     for (int bin = 0; bin < bins; bin += kWordBits) {
       states++->add_all(adds, [&](int i) {
         return OneHotRows{at(i) + half * kLanes, static_cast<uint32_t>(bin)};
@@ -52,8 +58,42 @@ using State = BitCounts<Words>;
   }
 }
 
+// Bins and counts tiles, the fast way while their values are in range.
+template <typename Stored>
+struct TileCounter {
+  static constexpr int kDistrust = 64;  // tiles, after one with values out of range
+  int distrust = 0;
+  alignas(64) int32_t tile[kTileRows * kGroup];
+
+  void count(const Strip<Stored>& strip, int64_t row, int rows, int64_t column, State* states) {
+    const int32_t bins = strip.binning.bins;
+    int done = 0;  // halves of the group
+    bool binned = false;
+#if defined(SIMMIM_AVX512)
+    if constexpr (std::is_same_v<compute_t<Stored>, float> && sizeof(Stored) > 1) {
+      if (distrust == 0 && takes_values(strip, rows, column)) {
+        if (words_of(bins) <= 2) {
+          done = count_values(strip, row, rows, column, states);
+          if (done == 2) return;
+        } else {
+          binned = bin_values(strip, row, rows, column, tile);
+        }
+        if (!binned) distrust = kDistrust;
+      }
+    }
+    distrust -= distrust > 0;
+#endif
+    if (!binned) {
+      bin_tile(strip, row, rows, column, tile);
+      order_by_lane<Stored>(rows, tile);
+    }
+    count_tile(tile, rows, bins, done, states);
+  }
+};
+
 // Adds what the states of a group have counted to the counts [columns, bins] of its columns, or to
 // [bins] where all of them are one feature's.
+template <typename Stored>
 [[gnu::noinline]] void read_counts(const State* states, int columns, int64_t rows, int32_t bins,
                                    bool one_feature, int64_t* counts) {
   const int words = words_of(bins);
@@ -71,8 +111,10 @@ using State = BitCounts<Words>;
           for (int lane = 0; lane < kLanes; ++lane) sum += part[lane];
           counts[bin] += sum;
         } else {
-          const int first = half * kLanes, last = std::min(kLanes, columns - first);
-          for (int lane = 0; lane < last; ++lane) counts[(first + lane) * bins + bin] += part[lane];
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const int column = column_of_lane<Stored>(half * kLanes + lane);
+            if (column < columns) counts[column * bins + bin] += part[lane];
+          }
         }
       }
     }
@@ -87,26 +129,25 @@ void count_strip(const Strip<Stored>& strip, int64_t* counts, CacheLine* workspa
   const int group_states = states_of(bins);
   const bool one_feature = strip.bound_stride == 0;
   auto* states = reinterpret_cast<State*>(workspace);  // [groups, group_states]
-  static_assert(4 * kTileRows == 16 * State::kRows);   // between two calls of settle
-  alignas(64) int32_t tile[kTileRows * kGroup];
+  constexpr int kSettle = 16 * State::kRows;           // rows between two calls of settle
+  TileCounter<Stored> counter;
 
   for (int64_t begin = 0; begin < strip.rows; begin += State::kMaxRows) {
     const int64_t end = std::min(begin + State::kMaxRows, strip.rows);
     for (int64_t s = 0; s < groups * group_states; ++s) states[s].clear();
-    for (int64_t row = begin; row < end; row += kTileRows) {
-      const int rows = static_cast<int>(std::min<int64_t>(kTileRows, end - row));
-      const bool settle = (row - begin) / kTileRows % 4 == 3 || row + rows == end;
+    for (int64_t row = begin; row < end; row += strip.tile_rows) {
+      const int rows = static_cast<int>(std::min<int64_t>(strip.tile_rows, end - row));
+      const bool settle = (row - begin + rows) % kSettle == 0 || row + rows == end;
       for (int64_t g = 0; g < groups; ++g) {
         State* own = states + g * group_states;
-        bin_tile(strip, row, rows, g * kGroup, tile);
-        count_tile(tile, (rows + State::kRows - 1) / State::kRows, bins, own);
+        counter.count(strip, row, rows, g * kGroup, own);
         for (int s = 0; settle && s < group_states; ++s) own[s].settle();
       }
     }
     for (int64_t g = 0; g < groups; ++g) {
       const int columns = static_cast<int>(std::min<int64_t>(kGroup, strip.columns - g * kGroup));
-      read_counts(states + g * group_states, columns, end - begin, bins, one_feature,
-                  counts + (one_feature ? 0 : g * kGroup * bins));
+      read_counts<Stored>(states + g * group_states, columns, end - begin, bins, one_feature,
+                          counts + (one_feature ? 0 : g * kGroup * bins));
     }
   }
 }

@@ -20,6 +20,7 @@ struct Strip {
   int64_t bound_stride;                // from the low, high, scale of one column to the next: 0, 1
   // What explicit edges are compared with: as write_edge_table has it.
   const compute_t<Stored>* edge_table = nullptr;
+  int tile_rows = 64;  // binned together: 16, 32, 48 or 64
 
   const Stored* row(int64_t row) const {
     return x + (order == nullptr ? row : int64_t{order[row]}) * row_stride;

@@ -64,6 +64,25 @@ std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningReq
   return {low.masked_fill(none, 0), high.masked_fill(none, 0)};
 }
 
+// The same range for every feature, in the type that x is binned in.
+std::pair<at::Tensor, at::Tensor> shared_range(const at::Tensor& x,
+                                               const std::pair<double, double>& range) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  const auto filled = [&](double end) {
+    at::Tensor bound = at::empty({x.size(1)}, options);
+    AT_DISPATCH_FLOATING_TYPES(bound.scalar_type(), "range", [&] {
+      const auto value = static_cast<scalar_t>(end);  // infinity where it is beyond the type
+      if (runs_on_cuda(x)) {
+        bound.fill_(value);
+      } else {  // what fill_ takes would be felt in a small call
+        std::fill_n(bound.mutable_data_ptr<scalar_t>(), bound.numel(), value);
+      }
+    });
+    return bound;
+  };
+  return {filled(range.first), filled(range.second)};
+}
+
 int64_t first_of(const at::Tensor& flags) { return flags.nonzero().flatten()[0].item<int64_t>(); }
 
 void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest& request) {
@@ -113,7 +132,8 @@ bool scale_on_cpu(const at::Tensor& low, const at::Tensor& high, int64_t bins, a
 BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
                                std::optional<at::Tensor> high, std::optional<at::Tensor> edges,
                                c10::string_view nan_policy, c10::string_view outliers,
-                               c10::string_view caller, c10::string_view argument)
+                               c10::string_view caller, c10::string_view argument,
+                               std::optional<double> shared_low, std::optional<double> shared_high)
     : bins(bins),
       low(std::move(low)),
       high(std::move(high)),
@@ -129,9 +149,13 @@ BinningRequest::BinningRequest(int64_t bins, std::optional<at::Tensor> low,
                     ": outliers must be 'raise', 'drop' or 'clip', got '", outliers, "'");
   TORCH_CHECK_VALUE(bins >= 2 && bins <= 256, caller, ": bins must be between 2 and 256, got ",
                     bins);
-  TORCH_CHECK_VALUE(this->low.has_value() == this->high.has_value(), caller,
-                    ": range must give both low and high, or neither");
-  TORCH_CHECK_VALUE(!(this->low && this->edges), caller,
+  TORCH_CHECK_VALUE(this->low.has_value() == this->high.has_value() &&
+                        shared_low.has_value() == shared_high.has_value(),
+                    caller, ": range must give both low and high, or neither");
+  if (shared_low) shared_range.emplace(*shared_low, *shared_high);
+  TORCH_CHECK_VALUE(!(this->low && shared_range), caller,
+                    ": range must be given for each feature or for all, not both");
+  TORCH_CHECK_VALUE(!((this->low || shared_range) && this->edges), caller,
                     ": range must be None where bins are given as edges");
 }
 
@@ -151,16 +175,17 @@ ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& reque
   binning.clip = request.clip_outliers;
   if (!at::isFloatingType(x.scalar_type())) return binning;
 
-  TORCH_CHECK_VALUE(x.size(0) > 0 || request.low || request.edges, request.caller, ": ",
-                    request.argument, " must have at least 1 sample where range is None, got ",
-                    x.sizes());
+  TORCH_CHECK_VALUE(x.size(0) > 0 || request.gives_range(), request.caller, ": ", request.argument,
+                    " must have at least 1 sample where range is None, got ", x.sizes());
   if (request.edges) {
     binning.edges = request.edges->to(x.device(), at::kDouble).contiguous();
     check_edges(binning.edges, x.size(1), request);
     return binning;
   }
-  auto [low, high] = request.low ? std::pair(*request.low, *request.high) : range_of(x, request);
   const auto dtype = compute_dtype(x);
+  auto [low, high] = request.low            ? std::pair(*request.low, *request.high)
+                     : request.shared_range ? shared_range(x, *request.shared_range)
+                                            : range_of(x, request);
   for (at::Tensor* bound : {&low, &high}) {
     TORCH_CHECK_VALUE(bound->dim() == 1 && bound->size(0) == x.size(1), request.caller,
                       ": range given as tensors must have shape [features] = [", x.size(1),
@@ -172,7 +197,7 @@ ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& reque
     binning.high = high;
     return binning;
   }
-  check_range(low, high, request.low.has_value(), x, request);
+  check_range(low, high, request.gives_range(), x, request);
   const at::Tensor width = high - low;
   binning.scale = at::where(width == 0, 0, request.bins / width).to(dtype).contiguous();
   const at::Tensor usable = binning.scale.isfinite().logical_and_(width.isfinite());

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "../kernels/binning.h"
 
@@ -17,6 +18,7 @@ struct BinningRequest {
   std::optional<at::Tensor> low;    // [features], any floating dtype; with high, or neither:
   std::optional<at::Tensor> high;   //   each feature's own minimum and maximum
   std::optional<at::Tensor> edges;  // [bins + 1] or [features, bins + 1], instead of low and high
+  std::optional<std::pair<double, double>> shared_range;  // likewise: of every feature
   bool omit_nan;
   bool drop_outliers;
   bool clip_outliers;
@@ -26,7 +28,9 @@ struct BinningRequest {
   BinningRequest(int64_t bins, std::optional<at::Tensor> low, std::optional<at::Tensor> high,
                  std::optional<at::Tensor> edges, c10::string_view nan_policy,
                  c10::string_view outliers, c10::string_view caller,
-                 c10::string_view argument = "x");
+                 c10::string_view argument = "x", std::optional<double> shared_low = {},
+                 std::optional<double> shared_high = {});
+  bool gives_range() const { return low || edges || shared_range; }
 };
 
 // The tensors behind a kernel's Binning, on x's device and in its compute dtype.
@@ -36,18 +40,19 @@ struct ResolvedBinning {
   int64_t bins;
   bool clip;
 
+  // Of the features from `first` on.
   template <typename Compute>
-  Binning<Compute> view() const {
+  Binning<Compute> view(int64_t first = 0) const {
     Binning<Compute> binning;
     binning.bins = static_cast<int32_t>(bins);
     binning.clip = clip;
     if (edges.defined()) {
-      binning.edges = edges.const_data_ptr<double>();
       binning.edge_stride = edges.dim() == 2 ? edges.size(1) : 0;
+      binning.edges = edges.const_data_ptr<double>() + first * binning.edge_stride;
     } else if (low.defined()) {
-      binning.low = low.const_data_ptr<Compute>();
-      binning.high = high.const_data_ptr<Compute>();
-      binning.scale = scale.const_data_ptr<Compute>();
+      binning.low = low.const_data_ptr<Compute>() + first;
+      binning.high = high.const_data_ptr<Compute>() + first;
+      binning.scale = scale.const_data_ptr<Compute>() + first;
     }
     return binning;
   }
@@ -63,6 +68,15 @@ ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& reque
 // Called once fewer samples were counted than there are, so it may be slow.
 void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
                      const ResolvedBinning& binning);
+
+// Counts [features, bins] of features [first, first + features) of x. Raises where a sample has no
+// bin and must have one.
+void histogram_on_cpu(const at::Tensor& x, const BinningRequest& request,
+                      const ResolvedBinning& binning, int64_t first, int64_t features,
+                      int64_t* counts);
+
+// Counts [features, bins] int64 of all of x on its own device; raises likewise.
+at::Tensor histogram_of(const at::Tensor& x, const BinningRequest& request);
 
 // Whether every sample must have a bin, so that a count short of one is an error.
 inline bool must_count_all(const at::Tensor& x, const BinningRequest& request) {

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "backend.h"
+#include "binning.h"
 #include "information.h"
 
 namespace simmim {
@@ -17,26 +20,64 @@ void check_counts(const at::Tensor& counts, const std::string& caller) {
 
 namespace {
 
+constexpr int64_t kCounts = int64_t{1} << 21;  // kept at a time: 16 MiB
+
+// Of counts [features, bins]; the first of them is feature `first` to error texts.
+void entropy_on_cpu(const EntropyArgs& args, const std::string& caller, int64_t first = 0) {
+  const int64_t bins = args.bins;
+  const std::vector<int64_t> valid =
+      valid_samples(args.counts, args.features, bins, caller, "x", first);
+  for_each_feature_range(args.features, bins, [&](int64_t begin, int64_t end) {
+    for (int64_t f = begin; f < end; ++f) {
+      const EntropyTerms terms = entropy_terms(args.estimator, valid[f]);
+      const double nats = entropy_of_counts(terms, valid[f], static_cast<double>(bins),
+                                            args.counts + f * bins, bins);
+      args.entropy[f] = static_cast<float>(nats / args.nats_per_unit);
+    }
+  });
+}
+
 at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::optional<double> base,
                    c10::string_view caller_view) {
   const std::string caller(caller_view);
   check_counts(counts, caller);
-  const Estimator kind = parse_estimator(estimator, caller);
-  const double unit = nats_per_unit(base, caller);
   const at::Tensor table = counts.contiguous();
   const int64_t bins = table.size(-1), features = bins > 0 ? table.numel() / bins : 0;
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
-  const int64_t* cells = table.const_data_ptr<int64_t>();
-  const std::vector<int64_t> valid = valid_samples(cells, features, bins, caller, "x");
-  float* out = result.mutable_data_ptr<float>();
-  for_each_feature_range(features, bins, [&](int64_t begin, int64_t end) {
-    for (int64_t f = begin; f < end; ++f) {
-      const double nats = entropy_of_counts(entropy_terms(kind, valid[f]), valid[f],
-                                            static_cast<double>(bins), cells + f * bins, bins);
-      out[f] = static_cast<float>(nats / unit);
-    }
-  });
+  entropy_on_cpu(
+      {table.const_data_ptr<int64_t>(), features, bins, parse_estimator(estimator, caller),
+       nats_per_unit(base, caller), result.mutable_data_ptr<float>()},
+      caller);
+  return result;
+}
+
+at::Tensor marginal_entropy(const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
+                            const std::optional<at::Tensor>& high,
+                            const std::optional<at::Tensor>& edges,
+                            std::optional<double> shared_low, std::optional<double> shared_high,
+                            c10::string_view nan_policy, c10::string_view outliers,
+                            c10::string_view estimator, std::optional<double> base,
+                            c10::string_view caller) {
+  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller, "x",
+                               shared_low, shared_high);
+  EntropyArgs args{nullptr,
+                   0,
+                   bins,
+                   parse_estimator(estimator, request.caller),
+                   nats_per_unit(base, request.caller),
+                   nullptr};
+  const ResolvedBinning binning = resolve_binning(x, request);
+  at::Tensor result = at::empty({x.size(1)}, x.options().dtype(at::kFloat));
+  const int64_t width = std::min(x.size(1), kCounts / bins);
+  std::vector<int64_t> counts(width * bins);
+  for (int64_t first = 0; first < x.size(1); first += width) {
+    args.counts = counts.data();
+    args.features = std::min(width, x.size(1) - first);
+    args.entropy = result.mutable_data_ptr<float>() + first;
+    histogram_on_cpu(x, request, binning, first, args.features, counts.data());
+    entropy_on_cpu(args, request.caller, first);
+  }
   return result;
 }
 
@@ -45,5 +86,17 @@ at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::op
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
   m.def("entropy(Tensor counts, str estimator, float? base, str caller) -> Tensor");
+  m.def(
+      "marginal_entropy(Tensor x, int bins, Tensor? low, Tensor? high, Tensor? edges, "
+      "float? shared_low, float? shared_high, str nan_policy, str outliers, str estimator, "
+      "float? base, str caller) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) { m.impl("entropy", &simmim::entropy); }
+TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
+  m.impl("entropy", &simmim::entropy);
+  m.impl("marginal_entropy", &simmim::marginal_entropy);
+}
+// Nothing is differentiated, and torch's own fallback would box every argument to find that out.
+TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
+  m.impl("entropy", torch::CppFunction::makeFallthrough());
+  m.impl("marginal_entropy", torch::CppFunction::makeFallthrough());
+}

@@ -1,9 +1,10 @@
-// entropy and predictive_information on CUDA.
+// entropy, marginal_entropy and predictive_information on CUDA.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "../kernels/predictive.h"
 #include "backend.h"
+#include "binning.h"
 #include "information_cuda.h"
 
 #ifdef SIMMIM_WITH_CUDA
@@ -31,6 +32,19 @@ at::Tensor entropy_on_cuda(const at::Tensor& counts, c10::string_view estimator,
     check_valid(table.view({features, bins})[feature].sum().item<int64_t>(), feature, caller, "x");
   }
   return result;
+}
+
+at::Tensor marginal_entropy_on_cuda(const at::Tensor& x, int64_t bins,
+                                    const std::optional<at::Tensor>& low,
+                                    const std::optional<at::Tensor>& high,
+                                    const std::optional<at::Tensor>& edges,
+                                    std::optional<double> shared_low,
+                                    std::optional<double> shared_high, c10::string_view nan_policy,
+                                    c10::string_view outliers, c10::string_view estimator,
+                                    std::optional<double> base, c10::string_view caller) {
+  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller, "x",
+                               shared_low, shared_high);
+  return entropy_on_cuda(histogram_of(x, request), estimator, base, caller);
 }
 
 at::Tensor predictive_information_on_cuda(const at::Tensor& logits, std::optional<double> base,
@@ -63,5 +77,6 @@ at::Tensor predictive_information_on_cuda(const at::Tensor& logits, std::optiona
 
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("entropy", SIMMIM_ON_CUDA(entropy_on_cuda));
+  m.impl("marginal_entropy", SIMMIM_ON_CUDA(marginal_entropy_on_cuda));
   m.impl("predictive_information", SIMMIM_ON_CUDA(predictive_information_on_cuda));
 }

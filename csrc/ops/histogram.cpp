@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <numeric>
+#include <vector>
 
 #include "backend.h"
 #include "binning.h"
@@ -26,41 +28,62 @@ void count_on_cpu(const HistogramArgs<Stored>& args) {
   for (size_t i = 0; i < partial.size(); ++i) args.counts[i % size] += partial[i];
 }
 
-bool counts_sum_to(const at::Tensor& counts, int64_t samples) {
-  if (runs_on_cuda(counts)) return holds(counts.sum() == samples);
-  const int64_t* count = counts.const_data_ptr<int64_t>();
-  return std::accumulate(count, count + counts.numel(), int64_t{0}) == samples;
+template <typename Stored>
+HistogramArgs<Stored> arguments(const at::Tensor& x, const ResolvedBinning& binning, int64_t first,
+                                int64_t features, int64_t* counts) {
+  return {static_cast<const Stored*>(x.const_data_ptr()) + first * x.stride(1),
+          x.size(0),
+          features,
+          x.stride(0),
+          x.stride(1),
+          binning.view<compute_t<Stored>>(first),
+          counts};
 }
 
 at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::Tensor>& low,
                      const std::optional<at::Tensor>& high, const std::optional<at::Tensor>& edges,
                      c10::string_view nan_policy, c10::string_view outliers,
                      c10::string_view caller) {
-  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller);
-  const ResolvedBinning binning = resolve_binning(x, request);
-  at::Tensor counts = at::zeros({x.size(1), bins}, x.options().dtype(at::kLong));
-
-  SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
-    const HistogramArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
-                                     x.size(0),
-                                     x.size(1),
-                                     x.stride(0),
-                                     x.stride(1),
-                                     binning.view<compute_t<Stored>>(),
-                                     counts.mutable_data_ptr<int64_t>()};
-#ifdef SIMMIM_WITH_CUDA
-    if (runs_on_cuda(x))
-      return on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
-#endif
-    count_on_cpu(args);
-  });
-  if (must_count_all(x, request) && !counts_sum_to(counts, x.numel())) {
-    raise_uncounted(x, request, binning);
-  }
-  return counts;
+  return histogram_of(x, BinningRequest(bins, low, high, edges, nan_policy, outliers, caller));
 }
 
 }  // namespace
+
+void histogram_on_cpu(const at::Tensor& x, const BinningRequest& request,
+                      const ResolvedBinning& binning, int64_t first, int64_t features,
+                      int64_t* counts) {
+  const int64_t size = features * request.bins;
+  std::fill_n(counts, size, 0);
+  SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
+    count_on_cpu(arguments<Stored>(x, binning, first, features, counts));
+  });
+  if (must_count_all(x, request) &&
+      std::accumulate(counts, counts + size, int64_t{0}) < x.size(0) * features) {
+    raise_uncounted(x, request, binning);
+  }
+}
+
+at::Tensor histogram_of(const at::Tensor& x, const BinningRequest& request) {
+  const ResolvedBinning binning = resolve_binning(x, request);
+  at::Tensor counts = at::empty({x.size(1), request.bins}, x.options().dtype(at::kLong));
+  int64_t* count = counts.mutable_data_ptr<int64_t>();
+#ifdef SIMMIM_WITH_CUDA
+  if (runs_on_cuda(x)) {
+    counts.zero_();
+    SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
+      const auto args = arguments<Stored>(x, binning, 0, x.size(1), count);
+      on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
+    });
+    if (must_count_all(x, request) && !holds(counts.sum() == x.numel())) {
+      raise_uncounted(x, request, binning);
+    }
+    return counts;
+  }
+#endif
+  histogram_on_cpu(x, request, binning, 0, x.size(1), count);
+  return counts;
+}
+
 }  // namespace simmim
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
@@ -71,4 +94,8 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) { m.impl("histogram", &simmim::histogram); }
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("histogram", SIMMIM_ON_CUDA(histogram));
+}
+// Nothing is differentiated, and torch's own fallback would box every argument to find that out.
+TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
+  m.impl("histogram", torch::CppFunction::makeFallthrough());
 }

@@ -29,6 +29,15 @@ Value parse(c10::string_view name, const std::array<std::pair<const char*, Value
 // Elements below which a second thread costs more than it brings.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
+// What a thread that counts pairs takes at most (joint.h and conditional.h say so): least while an
+// order of the samples serves at once, or without one.
+int64_t pair_scratch(const CodePair& codes, bool sorted, int64_t groups) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  if (groups > 1) return 14 * kMiB;
+  if (!sorted) return 2 * kMiB;
+  return codes.samples <= 16384 ? 6 * kMiB : 14 * kMiB;
+}
+
 }  // namespace
 
 Estimator parse_estimator(c10::string_view name, const std::string& caller) {
@@ -232,7 +241,8 @@ void for_each_pair_block(const CodePair& codes, bool symmetric, int64_t groups,
   const int64_t cells = groups * codes.x_bins * codes.y_bins;
   const int64_t per_pair = codes.samples + (sorted ? 4 * cells : 0);
   const int64_t most = int64_t{1} << (sorted ? 30 : 22), widest = sorted ? 128 : 64;
-  const int64_t threads = threads_for(std::max(codes.x_features, codes.y_features));
+  const int64_t scratch = pair_scratch(codes, sorted, groups);
+  const int64_t threads = threads_for(std::max(codes.x_features, codes.y_features), scratch);
   const auto share = [&](int64_t features) {  // several blocks for each thread
     return threads == 1 ? features : features / (4 * threads);
   };
@@ -256,9 +266,10 @@ void for_each_pair_block(const CodePair& codes, bool symmetric, int64_t groups,
     return;
   }
   // A few blocks for each thread, then a look whether the caller still wants the rest.
-  const int64_t round = (sorted ? 4 : 16) * threads_for(count);
+  const int64_t round = (sorted ? 4 : 16) * threads_for(count, scratch);
   for (int64_t first = 0; first < count; first += round) {
-    parallel_tasks(std::min(round, count - first), [&](int64_t i) { work(blocks[first + i]); });
+    parallel_tasks(
+        std::min(round, count - first), [&](int64_t i) { work(blocks[first + i]); }, scratch);
     check_interrupt();
   }
 }

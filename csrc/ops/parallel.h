@@ -13,9 +13,13 @@
 
 namespace simmim {
 
-// How many threads parallel_tasks would use for so many tasks.
-inline int64_t threads_for(int64_t tasks) {
+// What all threads of a call may take for their work, besides arguments and results.
+constexpr int64_t kMostScratch = int64_t{64} << 20;
+
+// How many threads parallel_tasks would use for so many tasks, where each takes so much scratch.
+inline int64_t threads_for(int64_t tasks, int64_t scratch = 0) {
   if (at::in_parallel_region()) return 1;
+  if (scratch > 0) tasks = std::min(tasks, kMostScratch / scratch);
   return std::max<int64_t>(1, std::min<int64_t>(tasks, at::get_num_threads()));
 }
 
@@ -24,8 +28,8 @@ inline int64_t threads_for(int64_t tasks) {
 // survive fork() and cannot deadlock in a DataLoader's workers, at some 20 us a call; so give one
 // task to work smaller than that.
 template <typename Task>
-void parallel_tasks(int64_t tasks, const Task& task) {
-  const int64_t threads = threads_for(tasks);
+void parallel_tasks(int64_t tasks, const Task& task, int64_t scratch = 0) {
+  const int64_t threads = threads_for(tasks, scratch);
   std::atomic<int64_t> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
@@ -65,7 +69,9 @@ struct MatrixParts {
   MatrixParts(int64_t samples, int64_t features) : samples(samples), features(features) {
     constexpr int64_t kGrain = int64_t{1} << 16;  // elements worth a second thread
     constexpr int64_t kMinFeatures = 64;          // a few cache lines of every row
-    const int64_t threads = threads_for(samples * features / kGrain);
+    // Sums of a strip, and counts of a chunk's own where features are too few to share them out.
+    constexpr int64_t kScratch = int64_t{1} << 20;
+    const int64_t threads = threads_for(samples * features / kGrain, kScratch);
     blocks = std::clamp<int64_t>(features / kMinFeatures, 1, threads);
     chunks = threads / blocks;
   }

@@ -1,0 +1,87 @@
+"""Input beyond what 32 bits count and what a cache or a scratch holds."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from simmim_ext import Discretized, Histogram, entropy
+
+MANY = 2**25  # samples of which 65 features are more than 2^31 elements
+
+
+def windows(base: Tensor, features: int) -> Tensor:
+    """x[i, f] = base[i + f], without the memory that it would take."""
+    return base.as_strided((len(base) - features + 1, features), (1, 1))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["range", "no range"])
+def test_more_elements_than_2_to_the_31(given: bool) -> None:
+    base = torch.rand(MANY + 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    options = {"bins": 16, "range": (0.0, 1.0) if given else None}
+    x = windows(base, 65)
+    assert x.numel() > 2**31
+    result = entropy(x, **options)
+    for feature in (0, 31, 64):
+        alone = base[feature : feature + MANY, None]
+        assert torch.equal(result[feature], entropy(alone, **options)[0])
+
+
+def test_more_codes_than_2_to_the_31() -> None:
+    base = torch.randint(0, 9, (MANY + 64,), dtype=torch.uint8)
+    result = entropy(Discretized(windows(base, 65).t(), 9))
+    expected = base[64:].bincount().double() / MANY
+    assert result[64].item() == pytest.approx(-(expected * expected.log()).sum().item(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_more_samples_than_2_to_the_31() -> None:
+    x = torch.linspace(0, 1, 32).expand(2**31 + 7, 32)
+    histogram = Histogram(32, 4, (0.0, 1.0))
+    histogram.update(x)
+    assert histogram.counts.max(1).values.tolist() == [2**31 + 7] * 32
+    assert histogram.counts.sum() == x.numel()
+    assert histogram.entropy().eq(0).all()
+
+
+@pytest.mark.parametrize("samples", [2, 3, 40])
+@pytest.mark.parametrize("bins", [2, 16, 256])
+def test_a_hundred_thousand_features(samples: int, bins: int) -> None:
+    x = torch.rand(samples, 100_000, generator=torch.Generator().manual_seed(0))
+    for options in ({"range": (0.0, 1.0)}, {}):
+        result = entropy(x, bins=bins, **options)
+        for feature in (0, 4096, 65_535, 99_999):
+            assert torch.equal(
+                result[feature], entropy(x[:, feature, None], bins=bins, **options)[0]
+            )
+
+
+MEASURE = """
+import resource, sys, torch, simmim_ext
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+wide, narrow = torch.rand(40, 100_000), torch.rand(300_000, 100)
+codes = simmim_ext.discretize(torch.rand(20_000, 512), bins=16)
+torch.set_num_threads(1)
+calls = {
+    "wide": lambda: simmim_ext.entropy(wide, bins=256, range=(0.0, 1.0)),
+    "wide, no range": lambda: simmim_ext.entropy(wide, bins=256),
+    "narrow": lambda: simmim_ext.entropy(narrow, bins=256),
+    "pairs": lambda: simmim_ext.mutual_information(codes),
+}
+call = calls[sys.argv[1]]
+simmim_ext.mutual_information(torch.rand(9, 9))
+before = peak()
+torch.set_num_threads(int(sys.argv[2]))
+result = call()
+print(peak() - before - result.nbytes)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("call", ["wide", "wide, no range", "narrow", "pairs"])
+def test_scratch_stays_within_64_mib(call: str, threads: int) -> None:
+    command = [sys.executable, "-c", MEASURE, call, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 << 20

@@ -1,0 +1,70 @@
+"""Marginal counts where the fast ways of counting end: at values out of range, and at edges."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from simmim_ext import entropy
+from simmim_ext.ops.histogram import histogram
+
+
+def counts_of(x: Tensor, bins: int, low: Tensor, high: Tensor) -> Tensor:
+    """The rule of binning.h, one operation after another in float32; what is outside is left out."""
+    values = x.float()
+    width = high - low
+    scale = torch.where(width == 0, torch.zeros(()), bins / width)
+    inside = (values >= low) & (values <= high)
+    position = torch.where(inside, (values - low) * scale, torch.zeros(()))
+    codes = position.int().clamp_max(bins - 1).masked_fill(~inside, bins)
+    return torch.stack([c.long().bincount(minlength=bins + 1)[:bins] for c in codes.t()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bins", [2, 16, 17, 32, 33, 64, 65, 256])
+@pytest.mark.parametrize("rare", [0.0, 1e-5, 0.2])
+def test_values_out_of_range_count_nowhere(
+    dtype: torch.dtype, bins: int, rare: float, cpu_capability: str
+) -> None:
+    generator = torch.Generator().manual_seed(bins)
+    x = torch.randn(9000, 70, generator=generator).clamp_(-2, 2).to(dtype)
+    low, high = torch.full((70,), -2.0), torch.full((70,), 2.0)
+    x[:, 5], low[5], high[5] = x[:, 5].relu(), 0.0, 2.0
+    x[::3, 5] *= -1  # also -0, which is not below 0
+    x[:, 5].clamp_(min=0).copy_(torch.where(x[:, 5] == 0, -x[:, 5], x[:, 5]))
+    x[:, 6], low[6], high[6] = 1.0, 1.0, 1.0
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 2.5, -2.5, -7e4]).to(dtype)
+    gone = torch.rand(x.shape, generator=generator) < rare
+    picked = odd[torch.randint(len(odd), x.shape, generator=generator)]
+    x = torch.where(gone, picked, x)
+    counts = histogram(x, bins, low, high, None, "omit", "drop")
+    assert torch.equal(counts, counts_of(x, bins, low, high))
+
+
+@pytest.mark.parametrize("bins", [16, 64, 256])
+def test_outside_by_less_than_a_bin_shows(bins: int, cpu_capability: str) -> None:
+    """A value just above high, or below low by what a product with the scale rounds to 0."""
+    tiny, huge = 1e-45, 3e38
+    for low, high, outside in (
+        (-1.0, 0.0, tiny), (0.0, 1.0, -tiny), (0.0, huge, -tiny), (1.0, 1.0, 1 + 2**-23),
+        (1.0, 1.0, 1 - 2**-24),
+    ):  # fmt: skip
+        x = torch.full((64, 64), low)
+        assert entropy(x, bins=bins, range=(low, high)).eq(0).all()
+        x[63, 63] = outside
+        with pytest.raises(ValueError, match="entropy: x must lie in range .* in feature 63"):
+            entropy(x, bins=bins, range=(low, high))
+        kept = histogram(
+            x, bins, torch.full((64,), low), torch.full((64,), high), None, "omit", "drop"
+        )
+        assert kept.sum(1).tolist() == [64] * 63 + [63]
+
+
+@pytest.mark.parametrize("features", [1, 7, 31, 33, 500, 4097])
+def test_widths_that_fill_no_vector(features: int, cpu_capability: str) -> None:
+    x = torch.rand(130, features + 3, generator=torch.Generator().manual_seed(0))
+    low, high = torch.zeros(features), torch.ones(features)
+    for view in (x[:, :features], x[:, 3:], x[:, 3:].contiguous(), x[::2, 2 : features + 2]):
+        for given in (view, view.bfloat16(), view.t().contiguous().t()):
+            for bins in (16, 40, 100):
+                counts = histogram(given, bins, low, high)
+                assert torch.equal(counts, counts_of(given, bins, low, high))
