@@ -79,9 +79,8 @@ print(peak() - before - result.nbytes)
 """
 
 
-@pytest.mark.parametrize("threads", [1, 16])
 @pytest.mark.parametrize("call", ["wide", "wide, no range", "narrow", "pairs"])
-def test_scratch_stays_within_64_mib(call: str, threads: int) -> None:
-    command = [sys.executable, "-c", MEASURE, call, str(threads)]
+def test_scratch_of_16_threads_stays_within_64_mib(call: str) -> None:
+    command = [sys.executable, "-c", MEASURE, call, "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64 << 20
