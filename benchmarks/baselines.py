@@ -81,6 +81,19 @@ def conditional_by_scatter(code: Tensor, labels: Tensor, bins: int, classes: int
     return sum(p * part for p, part in zip(share, parts, strict=True))
 
 
+def permutation_p_values(
+    code: Tensor, labels: Tensor, bins: int, classes: int, permutations: int, seed: int
+) -> Tensor:
+    """How likely every column's information is by chance: one shuffle of the labels at a time."""
+    found = label_by_scatter(code, labels, bins, classes)
+    generator = torch.Generator().manual_seed(seed)
+    reached = torch.zeros(code.shape[1], dtype=torch.int64)
+    for _ in range(permutations):
+        order = torch.randperm(len(labels), generator=generator)
+        reached += label_by_scatter(code, labels[order], bins, classes) >= found
+    return (reached + 1).double() / (permutations + 1)
+
+
 def quantile_codes(x: Tensor, bins: int) -> Tensor:
     """Codes of equally full bins: torch.quantile, then bucketize, column by column."""
     inner = torch.linspace(0, 1, bins + 1)[1:-1].to(x)

@@ -181,6 +181,20 @@ def test_conditional(benchmark) -> None:
     report(benchmark, rivals, elements=256 * 256)
 
 
+def test_permutations(benchmark) -> None:
+    x, labels = activations(4096, 64), torch.randint(10, (4096,))
+    code = baselines.codes(x, 16, LOW, HIGH)
+    binned = si.discretize(x, bins=16, range=(LOW, HIGH))
+    keywords = {"method": "permutation", "permutations": 200, "seed": 0}
+    rivals = {
+        "ours": lambda: si.independence_test(binned, labels, **keywords).p_value,
+        "torch scatter_add": lambda: baselines.permutation_p_values(code, labels, 16, 10, 200, 0),
+    }
+    ours, theirs = (call() for call in rivals.values())  # whose float32 ties may break otherwise
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1.5 / 201)
+    report(benchmark, rivals, elements=200 * 64)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "edges"])
 def test_discretize(benchmark, kind) -> None:
     x = activations(65536, 512)

@@ -50,6 +50,18 @@ def test_information_does_not_depend_on_the_way_of_counting(bins, cpu_capability
             assert torch.equal(within[:, first : first + 7][off_diagonal], between[off_diagonal])
 
 
+@pytest.mark.parametrize("samples", [65535, 65536, 150_000])
+def test_terms_of_counts_too_large_for_a_table(samples, cpu_capability) -> None:
+    x, y = torch.zeros(1, samples, dtype=torch.uint8), codes(9, samples, 4)
+    x[0, :5] = 1
+    y[0], y[1, 7:] = 0, 3
+    many = joint_entropy(Discretized(x, 2), Discretized(y, 4))
+    few = [joint_entropy(Discretized(x, 2), Discretized(own[None], 4)) for own in y]
+    assert torch.equal(many, torch.cat(few, 1))
+    p = reference(x, y, 2, 4).double() / samples
+    torch.testing.assert_close(many, -torch.xlogy(p, p).sum((2, 3)).float(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
 def test_counts_where_one_bin_is_fullest(share, cpu_capability) -> None:
     """After a ReLU: the counts of the fullest bin follow from the others, unless samples miss."""

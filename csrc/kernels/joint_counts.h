@@ -31,35 +31,24 @@ struct JointCounts {
   }
 };
 
-// The sums over all cells of kFeatures features side by side, whose lookups do not wait for each
-// other: of the terms, and of the cells that are not empty.
-template <int kFeatures, typename Count>
-void add_terms(const EntropyTerms& terms, const JointCounts<Count>& counts, int64_t first,
-               CellSums* sums) {
-  const Count* from = counts.of(first);
-  int64_t sum[kFeatures] = {}, observed[kFeatures] = {};
-  for (int64_t run = 0; run < counts.runs; ++run, from += counts.run_stride) {
+// The sums over all cells of each feature: of the terms, which have a table, and of the cells that
+// are not empty. Of features at most kMostFeatures, whose counts lie in all lanes of the vectors of
+// the instruction set that is in use; what lanes without a feature have counted is read.
+constexpr int kMostFeatures = 64;
+void sum_cells(const EntropyTerms& terms, const JointCounts<uint32_t>& counts, int64_t features,
+               CellSums* sums);
+
+// The same of one feature by itself.
+inline void sum_cells(const EntropyTerms& terms, const JointCounts<int64_t>& counts, int64_t,
+                      CellSums* sums) {
+  *sums = {};
+  for (int64_t run = 0; run < counts.runs; ++run) {
     for (int32_t bin = 0; bin < counts.bins; ++bin) {
-      const Count* cell = from + bin * counts.lanes;
-      for (int f = 0; f < kFeatures; ++f) {
-        sum[f] += term(terms, static_cast<int64_t>(cell[f]));
-        observed[f] += cell[f] != 0;
-      }
+      const int64_t count = counts.counts[run * counts.run_stride + bin * counts.lanes];
+      sums->terms += term(terms, count);
+      sums->observed += count != 0;
     }
   }
-  for (int f = 0; f < kFeatures; ++f) sums[f] = {sum[f], observed[f]};
-}
-
-// The same of all features, at most kMostFeatures.
-constexpr int kMostFeatures = 64;
-template <typename Count>
-void sum_cells(const EntropyTerms& terms, const JointCounts<Count>& counts, int64_t features,
-               CellSums* sums) {
-  int64_t f = 0;
-  if (counts.lanes >= 4) {  // whole vectors: what padding counts is not read
-    for (; f < features; f += 4) add_terms<4>(terms, counts, f, sums + f);
-  }
-  for (; f < features; ++f) add_terms<1>(terms, counts, f, sums + f);
 }
 
 }  // namespace simmim
