@@ -208,6 +208,22 @@ def test_float64() -> None:
     torch.testing.assert_close(layer(x), exact(layer, x))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_float32_matmul_precision(precision) -> None:
+    """Sparse kernels stay exact; where dense is chosen, the setting is torch's to honour."""
+    x = torch.randn(16, 517)
+    sparse, dense = make(130, 517, "random"), make(130, 517, "all")
+    assert (sparse.choice.kernel(16), dense.choice.kernel(16)) == ("element", "dense")
+    expected, linear = sparse(x), dense.to_dense()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert torch.equal(sparse(x), expected)
+        assert torch.equal(dense(x), linear(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("mask", ["uneven", "rows/columns", "all"])
 def test_autocast_gives_bfloat16(mask) -> None:
     layer, x = make(259, 131, mask), torch.randn(20, 131)

@@ -26,6 +26,14 @@ void window_sums(const WindowWeight& weight, int64_t step, int64_t end, const fl
 }
 
 #if defined(__x86_64__)
+// Loads what is used several times. GCC would load it each time, as an operand in memory, but loads
+// are what bounds the kernel; an assembler statement, even an empty one, it does not repeat.
+SIMMIM_TARGET_AVX512 inline __m512 load_once(const float* p) {
+  __m512 value = _mm512_loadu_ps(p);
+  asm("" : "+v"(value));
+  return value;
+}
+
 // The sums of a group for `batch` samples, idle lanes multiplying some x by 0. Returns whether all
 // are finite: such a lane may have met an infinity or NaN.
 template <int batch>
@@ -47,12 +55,12 @@ SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t
       // Masked by nothing: gcc 12 warns of the plain conversion's own undefined value.
       offsets[v] = _mm512_maskz_cvtepu8_epi32(
           0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.offsets + i)));
-      values[v] = _mm512_loadu_ps(weight.values + i);
+      values[v] = load_once(weight.values + i);
     }
 #pragma GCC unroll 4
     for (int b = 0; b < batch; ++b) {
-      const __m512 low = _mm512_loadu_ps(window + b * x_stride);
-      const __m512 high = _mm512_loadu_ps(window + b * x_stride + kWindowVector);
+      const __m512 low = load_once(window + b * x_stride);
+      const __m512 high = load_once(window + b * x_stride + kWindowVector);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const __m512 inputs = _mm512_permutex2var_ps(low, offsets[v], high);
