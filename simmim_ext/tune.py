@@ -1,7 +1,6 @@
 """``simmim tune``: measures the speeds from which sparse layers choose their kernels."""
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .cli import integer, say
-from .errors import SimMIMError
 from .progress import bar
-from .storage import write_text
+from .storage import check_writable, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,8 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _measure(path: Path, threads: int, seconds: float, runs: int) -> "SpeedTable":
     from .nn.tuning import measure_speeds
 
-    # What can be wrong with the file is found out before a minute of measuring.
-    _write(path, None)
+    check_writable(path.parent)
     say(
         f"Timing sparse kernels on {threads} thread{'s' * (threads > 1)}: about "
         f"{'a minute' if runs > 1 else '15 seconds'} where nothing else runs, which would spoil it"
@@ -82,7 +79,7 @@ def _measure(path: Path, threads: int, seconds: float, runs: int) -> "SpeedTable
             table = measure_speeds(seconds=seconds, runs=runs, progress=advance)
     finally:
         torch.set_num_threads(before)
-    _write(path, table.text())
+    write_text(path, table.text())
     say(f"Wrote {path} after {time.perf_counter() - begin:.0f} s")
     return table
 
@@ -105,28 +102,10 @@ def draw(found: "InForce", pattern: str, size: int = 1024) -> "Table":
     return drawn
 
 
-def _write(path: Path, text: str | None) -> None:
-    """Writes a table; without one, finds out whether it could."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        else:
-            write_text(path, text)
-    except OSError as error:
-        raise SimMIMError(
-            f"{path} cannot be written ({error.strerror}); name another folder in XDG_CACHE_HOME, "
-            "or another file with --output"
-        ) from error
-
-
 def _remove(path: Path) -> None:
     try:
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
         say(f"There is no {path}: the default speed table is in force")
-    except OSError as error:
-        raise SimMIMError(f"{path} cannot be removed ({error.strerror})") from error
     else:
         say(f"Removed {path}: the default speed table is in force")
