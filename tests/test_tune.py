@@ -244,7 +244,7 @@ def test_tune_keeps_a_table_that_layers_then_use() -> None:
     done = simmim("tune", "--quick", "--json")
     assert done.returncode == 0, done.stderr
     assert f"Wrote {path()} after " in done.stderr
-    assert "about 15 seconds" in done.stderr
+    assert "about 10 seconds" in done.stderr
     assert os.listdir(path().parent) == [path().name]
     assert path().read_text() == done.stdout
     assert in_force(cpu_capability(), THREADS) == (parse(done.stdout), path())
