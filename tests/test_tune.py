@@ -25,9 +25,10 @@ THREADS = 1
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch, threads):
+def own_cache(no_tuned_speeds, tmp_path, monkeypatch, threads):
     """No test sees the tables of the person who runs it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("simmim_ext.nn.tuned.cache_folder", cache.cache_folder)
     threads(THREADS)
 
 
