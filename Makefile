@@ -4,7 +4,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*.cpp' 'tests/simt/*.h')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: help build demo test test-all lint format bench gpu package clean
+.PHONY: help build demo test test-all lint format bench speeds gpu package clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ bench: build  ## every operator against its baselines
 	@mkdir -p results
 	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench.json $(ARGS)
 	$(BIN)/python benchmarks/summary.py results/bench.json
+
+# Four minutes on a quiet machine; OMP_NUM_THREADS as the defaults are for one thread.
+speeds: build  ## measure the default speed tables of sparse layers anew
+	@for capability in portable avx2 avx512; do \
+	  SIMMIM_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 \
+	  $(BIN)/simmim tune --output simmim_ext/nn/speeds/$$capability.json || exit 1; done
 
 gpu:  ## on a machine with a CUDA GPU: build, test, measure; STAGES=build,tests,bench,sanitizer
 	$(PYTHON) benchmarks/gpu/run.py $(if $(STAGES),--stages $(STAGES)) $(ARGS)

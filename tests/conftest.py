@@ -36,6 +36,13 @@ def cpu_capability(request: pytest.FixtureRequest):
     _library._C.set_cpu_capability(before)
 
 
+@pytest.fixture(autouse=True)
+def no_tuned_speeds(tmp_path_factory, monkeypatch):
+    """No test chooses kernels by what `simmim tune` left on this machine."""
+    folder = tmp_path_factory.getbasetemp() / "no_cache"
+    monkeypatch.setattr("simmim_ext.nn.tuned.cache_folder", lambda: folder)
+
+
 @pytest.fixture
 def threads():
     """Sets torch's thread count for one test; restores it."""

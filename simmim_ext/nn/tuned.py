@@ -54,7 +54,7 @@ def in_force(capability: str, threads: int | None = None) -> InForce:
     try:
         changed = path.stat().st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
-        return _default(capability)
+        return default_table(capability)
     except OSError as error:
         return _refuse(path, f"cannot be read ({error.strerror})", capability)
     return _read(path, changed, capability, threads)
@@ -79,7 +79,8 @@ def _read(path: Path, changed: int, capability: str, threads: int) -> InForce:
 
 
 @functools.cache
-def _default(capability: str) -> InForce:
+def default_table(capability: str) -> InForce:
+    """The table that came with the package."""
     name = "avx512" if capability == "amx" else capability
     return InForce(parse((DEFAULTS / f"{name}.json").read_text(encoding="utf-8")), None)
 
@@ -90,7 +91,7 @@ def _refuse(path: Path, problem: str, capability: str) -> InForce:
         " `simmim tune` to measure a new one, or `simmim tune --reset` to remove it",
         stacklevel=2,
     )
-    return _default(capability)
+    return default_table(capability)
 
 
 @functools.cache
