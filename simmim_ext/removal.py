@@ -75,6 +75,11 @@ def remove_units(
             )
         if lost:
             left = [index for index in range(size) if index not in lost]
+            if not left:
+                raise SimMIMError(
+                    f"remove_units: {name!r} would lose all of its {size} channels; keep a unit "
+                    "that it has a part in"
+                )
             history.append({"module": name, "axis": axis, "size": size, "kept": left})
     history += _attributes(groups, chosen)
     return apply_history(model, history), history
