@@ -204,3 +204,20 @@ def test_fpgm_of_a_model_in_bf16():
     model, data = architecture("bf16")
     scores = score(model, data, criterion="fpgm")
     assert all(torch.isfinite(values).all() for values in scores.values())
+
+
+@pytest.mark.parametrize("positions", [(), (5,), (4, 4)])
+def test_group_norm_of_one_group_is_a_norm_over_channels(positions):
+    torch.manual_seed(0)
+    kind = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d}[len(positions)]
+    kernel = (1,) if positions else ()
+    model = nn.Sequential(
+        kind(6, 12, *kernel), nn.GroupNorm(1, 12), nn.ReLU(), kind(12, 4, *kernel), nn.Flatten()
+    )
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    nn.init.uniform_(model[1].bias, -0.5, 0.5)
+    result = compress(
+        model, calibration=[torch.randn(300, 6, *positions)], constraints={"units": 0.5},
+        config=UNIFORM, output="values",
+    )  # fmt: skip
+    assert result.model[1].num_channels == 6
