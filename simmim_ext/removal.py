@@ -190,9 +190,9 @@ def check_mask_equivalence(
     """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics rightly
-    change with the channels, divides by the root mean square over the original's channels in both.
-    To be called before any weight is refitted.
+    mode. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
+    rightly change with the channels, divides by the root mean square over the original's channels
+    in both. To be called before any weight is refitted.
     """
     batch = to_device(batch, device_of(model))
     masked, history = deepcopy(model), list(history)
