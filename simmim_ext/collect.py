@@ -135,9 +135,7 @@ def _collect_pass(
 ) -> tuple[Predictions, list[GroupStatistics]]:
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
-    readers = {
-        m.module: m for group in groups for m in (group.consumers[0], *_readers(model, group))
-    }
+    readers = {m.module: m for group in groups for m in (group.readers[0], *_readers(model, group))}
     recorder = Recorder(model, readers)
     layers: dict[str, _Layer] = {}
     places = dict.fromkeys(readers, 0)
@@ -184,10 +182,10 @@ def _readers(model: nn.Module, group: UnitGroup) -> tuple[Member, ...]:
     """The layers that the group's units are judged by."""
     found = tuple(
         member
-        for member in group.consumers
+        for member in group.readers
         if len(weighted(model, member.module).weight) <= MOST_OUTPUTS
     )
-    return found or group.consumers[:1]
+    return found or group.readers[:1]
 
 
 @contextmanager
@@ -198,7 +196,7 @@ def _gradients(enabled: bool) -> Iterator[None]:
 
 def _by_channel(model: nn.Module, group: UnitGroup, recorder: Recorder, answers: Answers) -> Tensor:
     """[samples, columns] inputs of the group's first reader that are its units', unit by unit."""
-    reader = group.consumers[0]
+    reader = group.readers[0]
     x = recorder.calls[reader.module][0][0]
     if is_convolution(model.get_submodule(reader.module)):
         x = x.flatten(2).mean(2)
@@ -284,8 +282,10 @@ def _passes(
     part: list[UnitGroup] = []
     used = 0
     for group in groups:
-        if not group.consumers:
-            raise SimMIMError(f"collect: no layer reads the units of {group.name!r}")
+        if not group.readers:
+            raise SimMIMError(
+                f"collect: no layer reads all units of {group.name!r}; put it in ignored_layers"
+            )
         size = 4 * samples * group.units
         for member in _readers(model, group) if moments else ():
             outputs, columns = weighted(model, member.module).weight.flatten(1).shape

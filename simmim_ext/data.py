@@ -80,12 +80,17 @@ def to_device(batch: Batch, device: torch.device | str | None) -> Batch:
     """The batch with every tensor on the device; None leaves it where it is."""
     if device is None:
         return batch
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: map_tensors(value, change) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return _like(batch, [to_device(value, device) for value in batch])
+        return _like(batch, [map_tensors(value, change) for value in batch])
     return batch
 
 

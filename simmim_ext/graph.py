@@ -1,11 +1,11 @@
 """What must be removed together, by torch-pruning's dependency graph."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .attention import Attention, find_attention
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
@@ -21,6 +21,7 @@ from .layers import (
 )
 from .names import names_of
 from .sharing import shared_parameters
+from .sources import Sources
 from .standin import READS, insert_stand_ins, observe
 from .timelimit import run_limited
 from .units import UnitGroup
@@ -89,34 +90,12 @@ def trace_units(
 def _trace(
     model: nn.Module, batch: Batch, ignored: frozenset[str], forward_fn: ForwardFn | None
 ) -> list[UnitGroup]:
-    import torch_pruning as tp
-
-    sources: list[Any] = []
-
-    def traced_forward(network: nn.Module, example: Batch) -> Tensor:
-        # Inputs and outputs get a node of their own (a multiplication by one), by which units
-        # that are tied to either are known.
-        return forward(network, _with_grad(example, sources), forward_fn) * 1.0
-
     tied = _tied(model)
     sizes = {name: kept_together(module) for name, module in model.named_modules()}
     together = {name: size for name, size in sizes.items() if size > 1}
     _simplify(model)
-    heads = _replace_attention(model, ignored, lambda: traced_forward(model, batch))
-    sources.clear()
-    graph = tp.DependencyGraph()
-    try:
-        with torch.enable_grad():
-            graph.build_dependency(
-                model, example_inputs=batch, forward_fn=traced_forward, verbose=False
-            )
-    except SimMIMError:
-        raise
-    except Exception as error:
-        raise SimMIMError(
-            f"trace_units: the model could not be traced ({type(error).__name__}: {error}); "
-            "check example_inputs and forward_fn"
-        ) from error
+    heads = _replace_attention(model, ignored, lambda: forward(model, Sources()(batch), forward_fn))
+    graph, sources = _dependencies(model, batch, forward_fn)
     modules = dict(model.named_modules())
     # A layer that does not run itself but shares its weights with one that does, runs.
     runs = {
@@ -144,6 +123,36 @@ def _trace(
     return groups
 
 
+def _dependencies(
+    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
+) -> tuple[Any, Sources]:
+    """torch-pruning's graph of the model, in which inputs and outputs have nodes of their own."""
+    import torch_pruning as tp
+
+    failure: Exception | None = None
+    for sources in (Sources(), Sources(channels=1), Sources(channels=-1)):
+        graph = tp.DependencyGraph()
+        try:
+            with sources.within(model, batch), torch.enable_grad():
+                graph.build_dependency(
+                    model,
+                    example_inputs=batch,
+                    forward_fn=lambda network, example, sources=sources: (
+                        forward(network, sources(example), forward_fn) * 1.0
+                    ),
+                    verbose=False,
+                )
+            return graph, sources
+        except SimMIMError:
+            raise
+        except Exception as error:
+            failure = failure or error
+    raise SimMIMError(
+        f"trace_units: the model could not be traced ({type(failure).__name__}: {failure}); "
+        "check example_inputs and forward_fn"
+    ) from failure
+
+
 def _replace_attention(
     model: nn.Module, ignored: frozenset[str], run: Callable[[], object]
 ) -> dict[str, Attention]:
@@ -166,11 +175,14 @@ def _replace_attention(
 def _simplify(model: nn.Module) -> None:
     """Takes out, in place, what makes no difference to groups and leads torch-pruning astray.
 
-    That is PReLU of one slope, whose view of it is taken for one of features; padding other
-    than by zeros, of which it does not always return; and groups of a convolution, which become
-    channels (and units again in the end), since its inputs would not be tied to its outputs.
+    That is activations in place, which hide a layer over tokens; PReLU of one slope, whose view of
+    it is taken for one of features; padding other than by zeros, of which it does not always
+    return; and groups of a convolution, which become channels (and units again in the end), since
+    its inputs would not be tied to its outputs.
     """
     for name, module in list(model.named_modules(remove_duplicate=False)):
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False
         if is_convolution(module):
             module.padding_mode = "zeros"
         if is_grouped(module) and unsupported_reason(module) is None:
@@ -179,21 +191,6 @@ def _simplify(model: nn.Module) -> None:
         if isinstance(module, nn.PReLU) and module.num_parameters == 1 and name:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.LeakyReLU())
-
-
-def _with_grad(batch: Batch, sources: list[Any]) -> Batch:
-    """The batch with floating tensors made non-leaf; their graph nodes are added to sources."""
-    if isinstance(batch, Tensor):
-        if not batch.is_floating_point():
-            return batch
-        tensor = batch.detach().clone().requires_grad_(True) * 1.0
-        sources.append(tensor.grad_fn)
-        return tensor
-    if isinstance(batch, Mapping):
-        return {key: _with_grad(value, sources) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(_with_grad(value, sources) for value in batch)
-    return batch
 
 
 def _layers_with_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -7,14 +7,13 @@ from typing import Any
 
 from .attention import Attention
 from .errors import SimMIMError
-from .layers import Axis, is_channel_norm, is_coupled, unsupported_reason
+from .layers import Axis, axis_size, is_channel_norm, is_coupled, unsupported_reason
+from .sources import Sources
 from .standin import READS
 from .units import Member, UnitGroup
 
 
-def group_of(
-    found: Any, graph: Any, sources: list[Any], ignored: frozenset[str]
-) -> UnitGroup | None:
+def group_of(found: Any, graph: Any, sources: Sources, ignored: frozenset[str]) -> UnitGroup | None:
     """The traced group of channels, or None where they must stay."""
     from torch_pruning.ops import OPTYPE
 
@@ -22,7 +21,7 @@ def group_of(
     members: dict[tuple[str, Axis], Member] = {}
     for item in found:
         node = item.dep.target
-        if node.type == OPTYPE.OUTPUT or node.grad_fn in sources:
+        if node.type == OPTYPE.OUTPUT or node in sources:
             return None
         if node.type == OPTYPE.PARAMETER:
             name, axis = _parameter_place(graph, item, len(found[0].idxs))
@@ -37,16 +36,22 @@ def group_of(
             inputs = graph.is_in_channel_pruning_fn(item.dep.handler)
             outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
             axis = "in" if inputs and not outputs else "out"
+            if max(item.idxs) >= axis_size(node.module, axis):
+                raise _lost(root, name)
         if item.root_idxs is None or any(unit is None for unit in item.root_idxs):
-            raise SimMIMError(
-                f"trace_units: the units of {root!r} could not be followed into {name!r}; put "
-                f"{root!r} in ignored_layers"
-            )
+            raise _lost(root, name)
         pairs = sorted(zip(item.idxs, item.root_idxs, strict=True))
         indices, units = zip(*pairs, strict=True)
         # A norm that torch-pruning knows by its parameters comes once for each of them.
         members.setdefault((name, axis), Member(name, axis, indices, units))
     return _rooted_first(list(members.values()), list(graph._module2name.values()))
+
+
+def _lost(root: str, name: str) -> SimMIMError:
+    return SimMIMError(
+        f"trace_units: the units of {root!r} could not be followed into {name!r}, as happens where "
+        f"a layer's input is concatenated with its output; put {root!r} in ignored_layers"
+    )
 
 
 def _parameter_place(graph: Any, item: Any, units: int) -> tuple[str, Axis]:

@@ -37,6 +37,8 @@ def importance(kind: str, setting: Setting) -> Callable[[GroupStatistics], Ranki
         "hessian": tp.GroupHessianImportance,
         "activation": tp.ActivationImportance,
     }
+    if kind == "fpgm":
+        model = model.float()  # there are no distances in less
     measure = kinds[kind]()
     if kind == "taylor":
         _set_gradients(model, setting)

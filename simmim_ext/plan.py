@@ -1,7 +1,7 @@
 """Which units to keep: the scores' order cut at widths that meet the budget."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +70,7 @@ def make_plan(
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
     check_round_to(round_to)
+    scores, needed = _guarded(scores)
     costs = Costs(model, scores, example_inputs, forward_fn)
     ceilings = {
         name: value if isinstance(value, int) and value > 1 else value * costs.original(name)
@@ -79,8 +80,12 @@ def make_plan(
     priorities = _priorities(scores, allocation)
     free = {name: values for name, values in priorities.items() if name not in own}
 
+    def complete(widths: Widths) -> Widths:
+        return {name: max(width, needed[name]) for name, width in (widths | own).items()}
+
     def fits(widths: Widths) -> bool:
-        return all(costs.of(name, widths | own) <= limit for name, limit in ceilings.items())
+        whole = complete(widths)
+        return all(costs.of(name, whole) <= limit for name, limit in ceilings.items())
 
     options: dict[str, Any] = {"round_to": round_to, "fill": "latency" not in limits}
     priced = [name for name in SHAPE_BUDGETS if name in limits]
@@ -96,8 +101,8 @@ def make_plan(
         else:
             widths = allocate(free, fits, **options)
         if widths is not None:
-            return widths | own
-        least = own | {name: min(round_to, len(values)) for name, values in free.items()}
+            return complete(widths)
+        least = complete({name: min(round_to, len(values)) for name, values in free.items()})
         name = next(n for n, limit in ceilings.items() if costs.of(n, least) > limit)
         if name == "latency":
             raise latency_unmet(limits[name], costs.of(name, least), model, example_inputs)
@@ -174,6 +179,24 @@ def _prices(
         )
 
     return prices, seems_to_fit
+
+
+def _guarded(scores: Scores) -> tuple[Scores, Widths]:
+    """The scores with an order in which no layer loses all, and the least widths for that.
+
+    Before a concatenation layers make some of a group's units only: the best of each come first.
+    """
+    order, needed = dict(scores.order), {}
+    for group in scores.groups:
+        first: list[int] = []
+        for member in group.members:
+            own = set(member.units)
+            if len(own) < group.units and not own & set(first):
+                first.append(next(unit for unit in order[group.name] if unit in own))
+        needed[group.name] = max(1, len(first))
+        rest = (unit for unit in order[group.name] if unit not in first)
+        order[group.name] = (*first, *rest)
+    return replace(scores, order=order), needed
 
 
 def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:

@@ -75,6 +75,11 @@ def remove_units(
             )
         if lost:
             left = [index for index in range(size) if index not in lost]
+            if not left:
+                raise SimMIMError(
+                    f"remove_units: {name!r} would lose all of its {size} channels; keep a unit "
+                    "that it has a part in"
+                )
             history.append({"module": name, "axis": axis, "size": size, "kept": left})
     history += _attributes(groups, chosen)
     return apply_history(model, history), history
@@ -185,9 +190,9 @@ def check_mask_equivalence(
     """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode. A norm over channels (LayerNorm, RMSNorm), whose statistics rightly change with the
-    channels, divides by the root mean square over the original's channels in both. To be called
-    before any weight is refitted.
+    mode. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
+    rightly change with the channels, divides by the root mean square over the original's channels
+    in both. To be called before any weight is refitted.
     """
     batch = to_device(batch, device_of(model))
     masked, history = deepcopy(model), list(history)
@@ -196,7 +201,7 @@ def check_mask_equivalence(
             if step.get("convert") not in (None, "Conv1D"):  # the way back changes nothing here
                 convert_(masked, step)
         original = deepcopy(masked)
-        whole = {n: axis_size(m, "out") for n, m in masked.named_modules() if is_channel_norm(m)}
+        whole = {n: axis_size(m, "out") for n, m in masked.named_modules() if _over_channels(m)}
         for step in history:
             if "kept" in step:
                 gone = sorted(set(range(step["size"])) - set(step["kept"]))
@@ -257,12 +262,24 @@ def _zero(place: nn.Module | nn.Parameter, axis: Axis, channels: list[int]) -> N
         statistics[channels] = 0  # so that a norm without affine part gives zero as well
 
 
+def _over_channels(module: nn.Module) -> bool:
+    """Whether it normalizes over all channels: also GroupNorm of a single group."""
+    single = isinstance(module, nn.GroupNorm) and module.num_groups == 1
+    return single or is_channel_norm(module)
+
+
 def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
     """What a norm over channels gives if it does not change with their number.
 
     Removed channels are zero in the masked model and absent in the pruned one: the sum of squares
     is the same in both.
     """
+    if isinstance(norm, nn.GroupNorm):  # over all positions as well
+        squares = x.square().reshape(*x.shape[:2], -1).mean(2).sum(1)
+        squares = squares.view(-1, *[1] * (x.dim() - 1))
+        x = x * (squares / channels + 1e-6).rsqrt()
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x if norm.weight is None else x * norm.weight.view(shape) + norm.bias.view(shape)
     dim = -1 if x.shape[-1] == axis_size(norm, "out") else 1
     x = x * (x.square().sum(dim, keepdim=True) / channels + 1e-6).rsqrt()
     x = x.movedim(dim, -1)

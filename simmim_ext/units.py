@@ -51,6 +51,7 @@ class UnitGroup:
     attributes: tuple[tuple[str, str, int], ...] = ()
 
     @property
-    def consumers(self) -> tuple[Member, ...]:
-        """The layers that read the units."""
-        return tuple(member for member in self.members if member.axis == "in")
+    def readers(self) -> tuple[Member, ...]:
+        """The layers that read all of the units; others, before a concatenation, read some."""
+        every = set(range(self.units))
+        return tuple(m for m in self.members if m.axis == "in" and set(m.units) == every)

@@ -26,6 +26,9 @@ from .storage import set_submodule
 # Elements of the inverse matrices that stripes are worked on with at a time.
 _CHUNK = 1 << 24
 
+# Inputs of a smaller variance than this are constant.
+_NOTHING = 1e-30
+
 
 def prune_weights(
     model: nn.Module,
@@ -172,7 +175,11 @@ def _eliminate(
         xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
     xx, xz = xx.cpu(), xz.cpu()
     inputs, outputs = xz.shape
-    damped = xx + RIDGE[nn.Linear] * xx.diagonal().mean().clamp(min=1e-30) * torch.eye(inputs)
+    # The fit is the same in any unit of x^2; in this one nothing is too large or too small.
+    scale = xx.diagonal().mean()
+    unit = 1 / scale if scale > _NOTHING else 0
+    xx, xz = xx * unit, xz * unit
+    damped = xx + RIDGE[nn.Linear] * torch.eye(inputs)
     inverse = torch.linalg.inv(damped)
     full = granularity.blocks((inverse @ xz).T.float()).flatten(2)
     # Inputs that fill up the last block are independent of all others and say nothing.

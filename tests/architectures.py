@@ -150,6 +150,46 @@ class SharedModule(nn.Module):
         return self.head(self.loop(self.loop(x).relu()).relu())
 
 
+class InputSkip(nn.Module):
+    """Reads its input once more in the middle, as NeRF does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 24), nn.Linear(24 + 12, 24)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.cat([x, self.first(x).relu()], -1)
+        return self.head(self.second(hidden).relu())
+
+
+class LoopAfterConcatenation(nn.Module):
+    """A layer that runs twice, on two others' outputs side by side, of which one reads all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Linear(12, 12), nn.Linear(12, 8)
+        self.loop, self.head = nn.Linear(20, 20), nn.Linear(20, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = torch.cat([x, self.side(x)], -1)
+        return self.head(self.loop(self.loop(x).relu()).relu())
+
+
+class InPlace(nn.Module):
+    """Activations in place behind layers over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 16), nn.Linear(16, CLASSES)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.ReLU(inplace=True), nn.Linear(32, 16))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head((x + self.mlp(x)).mean(1))
+
+
 class TwoInputs(nn.Module):
     """Takes keyword inputs, and gives a tuple whose first item is the outputs if asked to."""
 
@@ -260,6 +300,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "transformer": (Transformer, _tokens),
     "gated transformer": (lambda: Transformer(gated=True), _tokens),
     "shared module": (SharedModule, _rows),
+    "input skip": (InputSkip, _rows),
+    "input skip of tokens": (InputSkip, lambda: _rows()[:, None].repeat(1, 3, 1)),
+    "loop after concatenation": (LoopAfterConcatenation, _rows),
+    "in place": (InPlace, _tokens),
     "frozen": (frozen, _rows),
     "partly frozen": (partly_frozen, _images),
     "bf16": (lambda: mlp().bfloat16(), lambda: _rows().bfloat16()),

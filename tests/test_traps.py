@@ -161,3 +161,63 @@ def test_tied_weights_count_once_in_a_budget():
     params = [sum(p.numel() for p in m.parameters()) for m in (model, result.model)]
     assert 0.6 * params[0] - 33 < params[1] <= 0.6 * params[0]  # one more hidden unit is too many
     assert result.model.head.weight is result.model.embed.weight
+
+
+def test_units_that_the_tracer_leads_astray_are_refused():
+    class Astray(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.side = nn.BatchNorm1d(3), nn.Conv1d(3, 2, 3, padding=1)
+            self.mix, self.more = nn.Conv1d(5, 5, 3, padding=1), nn.Conv1d(5, 2, 3, padding=1)
+            self.head = nn.Linear(56, 4)
+
+        def forward(self, x):
+            x = self.norm(x).relu()
+            x = torch.cat([x, self.side(x)], 1)
+            x = (x + self.mix(x)).relu()
+            return self.head(torch.cat([x, self.more(x)], 1).flatten(1))
+
+    with pytest.raises(SimMIMError, match=r"of 'side' could not be followed into 'more', as happ"):
+        trace_units(Astray(), torch.randn(3, 3, 8))
+
+
+def test_no_layer_before_a_concatenation_loses_all():
+    model, data = architecture("loop after concatenation")
+    (group,) = trace_units(model, data[0])
+    of_side = next(m for m in group.members if (m.module, m.axis) == ("side", "out")).units
+    values = torch.ones(group.units).index_fill(0, torch.tensor(of_side), 0.0)
+    result = prune(
+        model,
+        {group.name: values},
+        constraints={"units": 0.3},
+        example_inputs=data[0],
+        config=UNIFORM,
+    )
+    assert result.model.side.out_features == 1
+    assert result.model.loop.in_features == 6
+    kept = [unit for unit in range(group.units) if unit not in of_side]
+    with pytest.raises(SimMIMError, match=r"'side' would lose all of its 8 channels; keep a unit"):
+        remove_units(model, [group], {group.name: kept})
+
+
+def test_fpgm_of_a_model_in_bf16():
+    model, data = architecture("bf16")
+    scores = score(model, data, criterion="fpgm")
+    assert all(torch.isfinite(values).all() for values in scores.values())
+
+
+@pytest.mark.parametrize("positions", [(), (5,), (4, 4)])
+def test_group_norm_of_one_group_is_a_norm_over_channels(positions):
+    torch.manual_seed(0)
+    kind = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d}[len(positions)]
+    kernel = (1,) if positions else ()
+    model = nn.Sequential(
+        kind(6, 12, *kernel), nn.GroupNorm(1, 12), nn.ReLU(), kind(12, 4, *kernel), nn.Flatten()
+    )
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    nn.init.uniform_(model[1].bias, -0.5, 0.5)
+    result = compress(
+        model, calibration=[torch.randn(300, 6, *positions)], constraints={"units": 0.5},
+        config=UNIFORM, output="values",
+    )  # fmt: skip
+    assert result.model[1].num_channels == 6

@@ -104,3 +104,13 @@ def test_refusals():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
     with pytest.raises(SimMIMError, match="no Linear layer to remove weights from"):
         prune_weights(model, [torch.randn(4, 1, 6, 6)], sparsity=0.5, samples=4)
+
+
+def test_inputs_that_say_nothing_are_no_obstacle():
+    model = mlp()
+    sparse, _ = prune_weights(model, [torch.full((100, 12), 3.0)], sparsity=0.9, samples=100)
+    with torch.no_grad():
+        assert torch.allclose(sparse(torch.full((1, 12), 3.0)), model(torch.full((1, 12), 3.0)))
+    tiny = [torch.randn(400, 12) * 1e-12]
+    sparse, _ = prune_weights(model, tiny, sparsity=0.5, samples=400)
+    assert zeros(sparse) == 80
