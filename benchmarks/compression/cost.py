@@ -101,7 +101,7 @@ def selection(units: int, targets: int) -> dict[str, Any]:
     check(int(first.argmax()) == found.order[0], "the first unit must say the most by itself")
     check(abs(float(first.max()) - found.gains[0]) < 1e-6, "and as much as it says")
     check(sorted(found.order) == list(range(units)), "every unit must be there once")
-    return {"units": units, "targets": targets, "cpu_seconds": round(seconds, 2), "bar": 40}
+    return {"units": units, "targets": targets, "cpu_seconds": round(seconds, 2), "bar": 20}
 
 
 def scoring(images: int, size: int) -> dict[str, Any]:
