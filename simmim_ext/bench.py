@@ -13,6 +13,7 @@ EXPERIMENTS = {
         "every criterion at the same budget and the same training",
         "benchmarks.compression.tournament",
     ),
+    "cost": ("what scoring, selection and compression take", "benchmarks.compression.cost"),
     "bars": ("the recipe against the figures it must reach", "benchmarks.compression.bars"),
 }
 

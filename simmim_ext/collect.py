@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import PASS_BYTES, Answers
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, token_mask
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, samples_of, token_mask
 from .errors import SimMIMError
 from .layers import input_columns, is_convolution, output_rows, weighted
 from .moments import Moments
@@ -19,6 +19,9 @@ from .units import Member, UnitGroup
 # A layer with more outputs (a language model's vocabulary) is asked only where no other reads the
 # units: its outputs' second moments would be gigabytes.
 MOST_OUTPUTS = 4096
+
+# Samples that the Fisher information is taken from: each costs a backward pass.
+FISHER_SAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,13 @@ class GroupStatistics:
     readers: dict[str, LayerStatistics] = field(default_factory=dict)
 
 
-# Moments of a layer and the sum of g g^T.
-_Layer = tuple[Moments, Tensor]
+@dataclass
+class _Layer:
+    """What is summed up for a layer: moments, and g g^T of so many rows."""
+
+    moments: Moments
+    fisher: Tensor
+    rows: int = 0
 
 
 def collect(
@@ -139,12 +147,14 @@ def _collect_pass(
     recorder = Recorder(model, readers)
     layers: dict[str, _Layer] = {}
     places = dict.fromkeys(readers, 0)
-    answered = 0
+    answered, seen_samples = 0, 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
     rows = []
     for batch in batches(data, device=device, limit=samples, name="calibration"):
-        with evaluating(model), recorder.recording(), _gradients(moments):
+        graded = moments and seen_samples < FISHER_SAMPLES
+        seen_samples += samples_of(batch)
+        with evaluating(model), recorder.recording(), _gradients(graded):
             outputs = forward(model, batch, forward_fn).float()
         if not torch.isfinite(outputs).all():
             raise SimMIMError(
@@ -161,7 +171,7 @@ def _collect_pass(
             layer = model.get_submodule(name)
             places[name] += sum(_count_places(layer, z, token_mask(batch)) for _, z in calls)
         if moments:
-            likelihood = _log_likelihood(outputs, noise, generator)
+            likelihood = _log_likelihood(outputs, noise, generator) if graded else None
             _add_moments(model, recorder, layers, likelihood, generator, token_mask(batch))
     return Predictions(torch.cat(rows), noise), [
         GroupStatistics(
@@ -233,27 +243,28 @@ def _add_moments(
     model: nn.Module,
     recorder: Recorder,
     layers: dict[str, _Layer],
-    likelihood: Tensor,
+    likelihood: Tensor | None,
     generator: torch.Generator,
     mask: Tensor | None,
 ) -> None:
+    """Adds a batch; to the Fisher information too where its likelihood is given."""
     outputs = [z for calls in recorder.calls.values() for _, z in calls]
-    gradients = iter(torch.autograd.grad(likelihood, outputs))
+    gradients = iter(() if likelihood is None else torch.autograd.grad(likelihood, outputs))
     for name, calls in recorder.calls.items():
         layer = model.get_submodule(name)
         for x, z in calls:
             at = draw_positions(layer, z, generator, mask)
             rows = output_rows(layer, z.detach(), at)
             columns = input_columns(layer, x, at)
-            gradient = output_rows(layer, next(gradients), at).double()
             if name not in layers:
                 size = rows.shape[1]
                 zero = torch.zeros(size, size, dtype=torch.float64, device=z.device)
-                empty = Moments.zeros(columns.shape[1], size, z.device)
-                layers[name] = empty, zero
-            moments, fisher = layers[name]
-            moments.add_(columns, rows)
-            fisher.addmm_(gradient.T, gradient)
+                layers[name] = _Layer(Moments.zeros(columns.shape[1], size, z.device), zero)
+            layers[name].moments.add_(columns, rows)
+            if likelihood is not None:
+                gradient = output_rows(layer, next(gradients), at).double()
+                layers[name].fisher.addmm_(gradient.T, gradient)
+                layers[name].rows += len(gradient)
 
 
 def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:
@@ -267,12 +278,12 @@ def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:
 def _reader(
     model: nn.Module, member: Member, layers: dict[str, _Layer], places: float
 ) -> LayerStatistics:
-    moments, fisher = layers[member.module]
+    layer = layers[member.module]
     kernel = weighted(model, member.module).weight[0, 0].numel()
     order = sorted(range(len(member.units)), key=member.units.__getitem__)
-    first = torch.tensor([member.indices[i] * kernel for i in order], device=fisher.device)
-    columns = (first[:, None] + torch.arange(kernel, device=fisher.device)).flatten()
-    return LayerStatistics(moments, fisher / moments.samples, columns, places)
+    first = torch.tensor([member.indices[i] * kernel for i in order], device=layer.fisher.device)
+    columns = (first[:, None] + torch.arange(kernel, device=first.device)).flatten()
+    return LayerStatistics(layer.moments, layer.fisher / layer.rows, columns, places)
 
 
 def _passes(

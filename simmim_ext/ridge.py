@@ -4,8 +4,6 @@ The ridge draws the weights to those that the layer has, not to zero: where the 
 to say anything better, the layer stays as it is.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -30,14 +28,11 @@ def regression(
     bias = None if bias is None else bias.detach().double()
     if not held_out.samples:
         return weight, bias
-    best, least, last = None, _error(weight, bias, held_out), math.inf
+    best, least = None, _error(weight, bias, held_out)
     for share in SHARES:
         error = _error(*_fitted(weight, bias, seen, share), held_out)
         if error < least:
             best, least = share, error
-        if error > last:
-            break  # From its least value on it grows.
-        last = error
     if best is None:
         return weight, bias
     return _fitted(weight, bias, seen + held_out, best)

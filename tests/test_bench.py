@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.compression import bars, contest, networks, tournament, weights
+from benchmarks.compression import bars, contest, cost, networks, tournament, weights
 from simmim_ext import CompressConfig, distill, images
 from simmim_ext.cli import main
 from simmim_ext.data import Shuffled
@@ -178,3 +178,23 @@ def test_bars_are_judged_on_the_means(tmp_path, capsys, monkeypatch):
     assert shown.count("(missed)") == 2
     assert main(["bench", "bars", "--cases", "large"]) == 2
     assert "--cases must be of mlp-25%" in capsys.readouterr().err
+
+
+def test_costs_are_measured_and_answers_checked(tmp_path, capsys, monkeypatch):
+    def small():
+        torch.manual_seed(0)
+        layers = (torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+        return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8, 4)).eval()
+
+    monkeypatch.setattr(cost, "efficientnet", small)
+    command = ["bench", "cost", "--images", "32", "--size", "32", "--units", "24"]
+    assert main([*command, "--targets", "6", "--output", str(tmp_path)]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads((tmp_path / "cost.json").read_text())
+    assert results["select"]["units"] == 24
+    assert results["compress 784-500-10"]["cpu_seconds"] > 0
+    assert results["score EfficientNet-Lite0"]["cpu_seconds"] > 0
+    wrong = cost.select_units([], 24, count=24)
+    monkeypatch.setattr(cost, "select_units", lambda layers, units: wrong)
+    assert main([*command, "--targets", "6", "--output", str(tmp_path)]) == 2
+    assert "the time of a wrong answer is none" in capsys.readouterr().err
