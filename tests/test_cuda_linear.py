@@ -3,6 +3,8 @@
 In an ordinary build without a GPU all of it is skipped; tests/test_simt.py makes the emulated one.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,7 +137,9 @@ def small_layers_too(monkeypatch):
     monkeypatch.setattr(choice_cuda, "SMALLEST", 1)
     if EMULATED:
         choose = choice_cuda.choose_on_cuda
-        monkeypatch.setattr(sparse, "choose", lambda p, w, capability, dtype: choose(p, w, dtype))
+        monkeypatch.setattr(
+            sparse, "choose", lambda p, shape, capability, dtype: choose(p, math.prod(shape), dtype)
+        )
 
 
 @pytest.mark.parametrize("memory", ["fast", "small"])

@@ -129,7 +129,8 @@ def build_emulated(folder: Path) -> Path:
 def test_emulated_operators_agree_with_references(tmp_path: Path) -> None:
     """Every operator with a CUDA kernel, its checks, allocation and launches included."""
     folder = build_emulated(tmp_path)
-    chosen = ("-k", "test_agrees_with_reference or test_bad_input")
+    chosen = ("-k", "test_agrees_with_reference or test_bad_input or test_cuda_linear")
     command = [sys.executable, "-m", "pytest", "-q", "tests/test_ops.py", *chosen]
+    command.append("tests/test_cuda_linear.py")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
