@@ -119,7 +119,7 @@ def test_nothing_of_the_callers_changes(trained, x):
 
 def test_training_helps_and_evaluate_is_used(trained, x, labels):
     evaluate = [(x[1500:], labels[1500:])]
-    settings = {"calibration": [x[:1500]], "evaluate": evaluate, "constraints": {"units": 0.2}}
+    settings = {"calibration": [x[:1500]], "evaluate": evaluate, "constraints": {"units": 0.4}}
     raw, short = (
         compress(trained, config=CompressConfig(epochs=epochs, lr=1e-2), **settings).report
         for epochs in (0, 20)
