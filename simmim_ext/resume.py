@@ -149,7 +149,12 @@ class Resumed:
                 for leaf in pytree.tree_leaves(output)
                 if isinstance(leaf, Tensor)
             }
-            with _Readers(owners) as readers, self._replaced(_stubs(seen, copy=False)):
+            with (
+                _Readers(owners) as readers,
+                # A module may read by other functions than torch's.
+                self._replaced({n: readers.watch for n, _ in self._model.named_modules()}),
+                self._replaced(_stubs(seen, copy=False)),
+            ):
                 forward(self._model, self._example, self._forward_fn)
         nobodys = torch.empty(0, device="meta")
         return _with_tensors(seen, lambda _: nobodys), readers.found
@@ -173,7 +178,7 @@ class Resumed:
 
 
 class _Readers(TorchFunctionMode):
-    """Notes whose tensors come into any function of torch."""
+    """Notes whose tensors come into any function of torch, or into a module that is watched."""
 
     def __init__(self, owners: Mapping[int, str]) -> None:
         super().__init__()
@@ -183,10 +188,22 @@ class _Readers(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
+        self._note((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A module's forward function that notes what comes into it."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            self._note((args, options))
+            return original(*args, **options)
+
+        return call
+
+    def _note(self, arguments: Any) -> None:
+        for leaf in pytree.tree_leaves(arguments):
             if id(leaf) in self._owners:
                 self.found.add(self._owners[id(leaf)])
-        return func(*args, **(kwargs or {}))
 
 
 def _stubs(outputs: Mapping[str, Any], *, copy: bool = True) -> dict[str, _Wrapper]:

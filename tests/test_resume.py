@@ -5,8 +5,9 @@ from models import CASES, case, snapshot
 from torch import nn
 
 from simmim_ext import resume
-from simmim_ext.collect import Recorder
+from simmim_ext.nn import MaskedLinear
 from simmim_ext.reconstruction import layers_in_order
+from simmim_ext.recording import Recorder
 
 
 class Split(nn.Module):
@@ -120,3 +121,26 @@ def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
                 tuple(map(torch.Tensor.tolist, c)) for c in expected
             ]
         assert "a" not in runs._kept
+
+
+class Twice(nn.Module):
+    """A layer that runs twice and reads what it is given by no function of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.twice = MaskedLinear.from_linear(nn.Linear(6, 6), torch.rand(6, 6) < 0.5)
+
+    def forward(self, x):
+        return self.head(self.twice(F.relu(self.twice(self.first(x)))))
+
+
+def test_what_own_operators_read_is_kept():
+    torch.manual_seed(0)
+    model, data = Twice().eval(), [torch.randn(5, 6), torch.randn(3, 6)]
+    runs = resumed(model, data)
+    for name in ("first", "twice", "head"):
+        ran = runs.run([name], to_the_end=True)
+        for (_, outputs), batch in zip(ran, data, strict=True):
+            with torch.no_grad():
+                assert torch.equal(outputs, model(batch))
