@@ -21,7 +21,7 @@ def test_mlp_has_its_hidden_units():
     (group,) = trace_units(mlp(), ROWS)
     assert (group.name, group.units) == ("0", 10)
     assert members(group) == {("0", "out"): 10, ("2", "in"): 10}
-    assert [m.module for m in group.consumers] == ["2"]
+    assert [m.module for m in group.readers] == ["2"]
 
 
 def test_cnn_groups_follow_norms_slopes_and_flattening():
@@ -37,7 +37,7 @@ def test_cnn_groups_follow_norms_slopes_and_flattening():
         ("features.5", "out"): 8,
         ("hidden", "in"): 32,
     }
-    (columns,) = second.consumers
+    (columns,) = second.readers
     assert columns.indices == tuple(range(32))
     assert columns.units == tuple(i // 4 for i in range(32))  # 8 channels of 2 x 2 pixels
     assert members(third) == {("hidden", "out"): 9, ("norm", "out"): 9, ("head", "in"): 9}
