@@ -66,7 +66,7 @@ class ConditionalInformation:
         scale = targets_noisy.diagonal().mean().clamp(min=1e-30)
         targets_noisy.diagonal().add_(TARGET_NOISE * scale)
         # xz zz^-1 zx = half half^T.
-        root = torch.linalg.cholesky(targets_noisy)
+        root = _root(targets_noisy)
         half = torch.linalg.solve_triangular(root, xz.double().T, upper=False)
         self._alone = _Conditional(noisy, block)
         self._given_targets = _Conditional(noisy - half.T @ half, block)
@@ -114,7 +114,7 @@ class _Conditional:
         own = slice(unit * self._block, (unit + 1) * self._block)
         panel = self._panel[:, : self._used]
         column = self._covariance[:, own] - panel @ panel[own].T
-        root = torch.linalg.cholesky(column[own])
+        root = _root(column[own])
         column = torch.linalg.solve_triangular(root, column.T, upper=False).T
         blocks = column.view(-1, self._block, self._block)
         self._within -= blocks @ blocks.mT
@@ -178,8 +178,22 @@ def divergences(
     columns = index[list(order)].flatten()
     noisy = xx.double()[columns[:, None], columns]
     noisy.diagonal().add_(UNIT_NOISE * noisy.diagonal().mean().clamp(min=1e-30))
-    root = torch.linalg.cholesky(noisy)
+    root = _root(noisy)
     explained = torch.linalg.solve_triangular(root, xz.double()[columns], upper=False)
     saved = ((explained @ fisher.double()) * explained).sum(1).view(-1, block).sum(1)
     everything = (zz.double() * fisher.double()).sum().view(1)
     return 0.5 * torch.cat([everything, everything - saved.cumsum(0)]).clamp(min=0).cpu()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Its Cholesky factor.
+
+    Of what hardly varies the covariance is nothing but rounding errors, some of them negative; it
+    gets so much noise that they do not count.
+    """
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if failed == 0:
+        return root
+    least = torch.linalg.eigvalsh(covariance)[0]
+    noise = (-2 * least).clamp(min=1e-30) + 1e-12 * covariance.diagonal().abs().mean()
+    return torch.linalg.cholesky(covariance + noise * torch.eye(len(covariance)).to(covariance))

@@ -221,3 +221,13 @@ def test_group_norm_of_one_group_is_a_norm_over_channels(positions):
         config=UNIFORM, output="values",
     )  # fmt: skip
     assert result.model[1].num_channels == 6
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12])
+def test_outputs_that_hardly_vary(scale):
+    model = mlp()
+    model[-1].weight.data.mul_(scale)
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
+    config = CompressConfig(epochs=0)
+    result = compress(model, calibration=[x], constraints={"units": 0.5}, config=config)
+    assert result.report["fidelity"]["kl"] == 0
