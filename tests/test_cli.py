@@ -12,6 +12,7 @@ import torch
 from cases import CASES
 
 from simmim_ext import SimMIMError, images, load
+from simmim_ext.bench import EXPERIMENTS
 from simmim_ext.cli import COMMANDS, main
 
 
@@ -73,6 +74,13 @@ def test_help_and_version_name_every_command(run):
     assert code == 0
     assert all(name in out for name in COMMANDS)
     assert run("--version")[1].startswith("simmim_ext ")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in EXPERIMENTS)])
+def test_help_of_every_command(run, command):
+    code, out, error = run(*command.split(), "--help")
+    assert (code, error) == (0, "")
+    assert out.startswith(f"usage: simmim {command} ")
 
 
 def test_info_says_what_is_compiled_in(run):

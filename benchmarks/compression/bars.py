@@ -65,7 +65,10 @@ CASES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
-        "--cases", default=",".join(CASES), metavar="LIST", help=f"of {', '.join(CASES)}"
+        "--cases",
+        default=",".join(CASES),
+        metavar="LIST",
+        help=f"of {', '.join(CASES).replace('%', '%%')}",
     )
     add_run_arguments(parser)
 
