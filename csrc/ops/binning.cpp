@@ -28,7 +28,7 @@ std::pair<at::Tensor, at::Tensor> range_on_cpu(const at::Tensor& x, const Binnin
     const RangeArgs<Stored> args{
         static_cast<const Stored*>(x.const_data_ptr()), samples, features, x.stride(0), x.stride(1),
         request.drop_outliers || request.clip_outliers, lows,    highs};
-    const MatrixParts parts(samples, features);
+    const MatrixParts parts(samples, features, 2 * int64_t{sizeof(Compute)});
     std::vector<Compute> partial((parts.chunks - 1) * 2 * features);
     parts.run([&](int64_t chunk, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
                   int64_t sample_end) {

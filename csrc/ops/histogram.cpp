@@ -16,8 +16,8 @@ namespace {
 
 template <typename Stored>
 void count_on_cpu(const HistogramArgs<Stored>& args) {
-  const MatrixParts parts(args.samples, args.features);
-  const int64_t size = args.features * args.binning.bins;
+  const int64_t bins = args.binning.bins, size = args.features * bins;
+  const MatrixParts parts(args.samples, args.features, bins * int64_t{sizeof(int64_t)});
   std::vector<int64_t> partial((parts.chunks - 1) * size);
   parts.run([&](int64_t chunk, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
                 int64_t sample_end) {

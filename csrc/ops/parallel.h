@@ -61,19 +61,26 @@ void parallel_ranges(int64_t count, int64_t work, const Range& range) {
                  [&](int64_t part) { range(count * part / parts, count * (part + 1) / parts); });
 }
 
-// The parts in which threads share a matrix [samples, features]: blocks of features where there are
-// enough, else also chunks of samples, each with a result of its own.
+// The parts in which threads share a matrix [samples, features]: chunks of samples, read as they
+// lie in memory, each with a result of its own, while these are small beside the samples; else
+// blocks of features.
 struct MatrixParts {
   int64_t samples, features, blocks, chunks;
 
-  MatrixParts(int64_t samples, int64_t features) : samples(samples), features(features) {
+  // result: bytes of one feature's, where each chunk has its own.
+  MatrixParts(int64_t samples, int64_t features, int64_t result = 0)
+      : samples(samples), features(features) {
     constexpr int64_t kGrain = int64_t{1} << 16;  // elements worth a second thread
     constexpr int64_t kMinFeatures = 64;          // a few cache lines of every row
-    // Sums of a strip, and counts of a chunk's own where features are too few to share them out.
-    constexpr int64_t kScratch = int64_t{1} << 20;
+    constexpr int64_t kMinSamples = 4096;
+    constexpr int64_t kResults = int64_t{16} << 20;
+    // Sums of a strip, and a result where features are too few to share them out.
+    constexpr int64_t kScratch = int64_t{3} << 18;
     const int64_t threads = threads_for(samples * features / kGrain, kScratch);
-    blocks = std::clamp<int64_t>(features / kMinFeatures, 1, threads);
-    chunks = threads / blocks;
+    const int64_t kept = kResults / std::max<int64_t>(1, features * result);
+    chunks = std::clamp<int64_t>(std::min(samples / kMinSamples, kept), 1, threads);
+    blocks = std::clamp<int64_t>(features / kMinFeatures, 1, threads / chunks);
+    if (features < 2 * kMinFeatures) chunks = threads;
   }
 
   // Calls part(chunk, feature_begin, feature_end, sample_begin, sample_end) for each of them.
