@@ -227,7 +227,14 @@ def test_a_changed_file_is_read_again() -> None:
     assert make_layer().choice.speeds[0][1] == pytest.approx(8.5)
 
 
-def test_measured_speeds_are_ratios() -> None:
+def test_measured_speeds_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[object] = []
+
+    def timed(dense, layer, seconds):
+        called.append(dense() - layer())
+        return 3.0, 1.5
+
+    monkeypatch.setattr("simmim_ext.nn.tuning._in_turn", timed)
     shares = []
     found = measure_speeds(
         sizes=(256,), batches=(1, 40), densities=(0.02, 0.9), seconds=0.0, runs=2,
@@ -237,8 +244,13 @@ def test_measured_speeds_are_ratios() -> None:
     assert parse(found.text()) == found
     assert (found.cpu, found.capability) == (cpu_model(), cpu_capability())
     for kernel in KERNELS[cpu_capability()]:
-        (rows,) = found.speeds[kernel]
-        assert all(few > many > 0 for few, many in rows)
+        assert found.speeds[kernel] == (((2.0, 2.0), (2.0, 2.0)),)
+    assert all(difference.abs().max() < 0.5 for difference in called)
+
+
+def test_speeds_are_timed() -> None:
+    found = measure_speeds(sizes=(256,), batches=(1,), densities=(0.1,), seconds=0.0, runs=1)
+    assert all(row[0][0][0] > 0 for row in found.speeds.values())
 
 
 def test_tune_keeps_a_table_that_layers_then_use() -> None:
