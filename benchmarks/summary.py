@@ -38,13 +38,21 @@ WORK = {
     "labels": "mutual information with 10 classes, 65,536 x 512, 16 bins",
     "soft_labels": "mutual information with soft labels of 10 classes, 16,384 x 512, 16 bins",
     "conditional": "conditional information of pairs of 256 features, 8,192 samples, 8 bins",
+    "permutations": "permutation test, 64 features and 10 classes, 4,096 samples, 200 permutations",
+    "discretize": "codes, 65,536 x 512 float32, 16 bins, {0}",
+    "scaling": "what a second thread adds: {0}",
     "quantile": "quantile bins, 1,000,000 x 64, 16 bins",
     "mlp": "784-500-10, 10% kept, batch 64, whole model",
     "call_overhead": "8 x 8 layer: what a call costs",
     "slowest_cell": "the slowest layer: {note}",
     "two_threads": "1024 x 1024, 10% kept, batch {0}, on two threads",
 }
-PARAMETERS = {"range": "range given", "no range": "range found"}
+PARAMETERS = {
+    "range": "range given",
+    "no range": "range found",
+    "uniform": "range given",
+    "edges": "edges given",
+}
 # Rivals that are not shown: controls, and what no reader would choose.
 HIDDEN = ("dense again", "one read", "W*M", "sparse CSR")
 # Benchmarks of a matrix: its mask, its rival.

@@ -233,7 +233,7 @@ def test_quantile(benchmark) -> None:
 
 
 @pytest.mark.parametrize("work", ["entropy", "pairwise"])
-def test_two_threads(benchmark, work) -> None:
+def test_scaling(benchmark, work) -> None:
     """How a second thread speeds us up, against how it speeds up loops that nothing holds back."""
     x = activations(65536, 512)
     few = si.discretize(x[:16384, :256], bins=16, range=(LOW, HIGH))
