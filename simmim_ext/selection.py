@@ -191,9 +191,11 @@ def _root(covariance: Tensor) -> Tensor:
     Of what hardly varies the covariance is nothing but rounding errors, some of them negative; it
     gets so much noise that they do not count.
     """
+    root: Tensor
     root, failed = torch.linalg.cholesky_ex(covariance)
     if failed == 0:
         return root
     least = torch.linalg.eigvalsh(covariance)[0]
     noise = (-2 * least).clamp(min=1e-30) + 1e-12 * covariance.diagonal().abs().mean()
-    return torch.linalg.cholesky(covariance + noise * torch.eye(len(covariance)).to(covariance))
+    root = torch.linalg.cholesky(covariance + noise * torch.eye(len(covariance)).to(covariance))
+    return root
