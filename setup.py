@@ -60,6 +60,9 @@ print(f"simmim_ext: {kernels}")
 sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
 macros = [("SIMMIM_TORCH_VERSION", f'"{torch.__version__}"')]
 flags = {"cxx": ["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]}
+if torch.backends.openmp.is_available():
+    # The compiler's alone: linked with another OpenMP, there would be two pools of threads.
+    flags["cxx"].append("-fopenmp")
 if without_cuda is None:
     sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cu"))
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")

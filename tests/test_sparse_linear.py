@@ -1,19 +1,15 @@
-"""SparseLinear against float64, its stored form and its copies."""
+"""SparseLinear against float64, under every capability, layout and kind of input."""
 
-import copy
-import io
-import pickle
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sparse_layers import MASKS, block_mask, make, patterns_have_their_kernels  # noqa: F401
 from test_nn import uneven_mask
 from torch import nn
 
-from simmim_ext.nn import MaskedLinear, SparseLinear
-from simmim_ext.nn.tuned import InForce, default_table
+from simmim_ext.nn import SparseLinear
 from simmim_ext.ops._library import cpu_capability
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
@@ -21,59 +17,6 @@ LAYOUTS = ("element", "gather", "block", "window")
 BATCHES = (0, 1, 2, 7, 16, 33, 130)
 # out_features, in_features: large ones take the sparse kernels; none is a multiple of a vector
 SHAPES = ((1, 1), (1, 300), (300, 1), (10, 33), (259, 131), (130, 517))
-
-
-def block_mask(out_features: int, in_features: int, density: float = 0.2) -> torch.Tensor:
-    torch.manual_seed(0)
-    blocks = torch.rand((out_features + 15) // 16, in_features) < density
-    return blocks.repeat_interleave(16, 0)[:out_features]
-
-
-def n_of_m_mask(out_features: int, in_features: int) -> torch.Tensor:
-    """2:4, as far as the features are a multiple of 4; random beyond."""
-    torch.manual_seed(0)
-    whole = in_features // 4 * 4
-    order = torch.rand(out_features, whole // 4, 4).argsort(-1) < 2
-    rest = torch.rand(out_features, in_features - whole) < 0.5
-    return torch.cat([order.flatten(1), rest], 1)
-
-
-def outer_mask(out_features: int, in_features: int) -> torch.Tensor:
-    torch.manual_seed(0)
-    return (torch.rand(out_features, 1) < 0.5) & (torch.rand(in_features) < 0.5)
-
-
-MASKS = {
-    "none": lambda o, i: torch.zeros(o, i).bool(),
-    "all": lambda o, i: torch.ones(o, i).bool(),
-    "random": lambda o, i: torch.rand(o, i, generator=torch.Generator().manual_seed(0)) < 0.1,
-    "uneven": uneven_mask,
-    "half": lambda o, i: torch.rand(o, i, generator=torch.Generator().manual_seed(0)) < 0.5,
-    "block": block_mask,
-    "n:m": n_of_m_mask,
-    "rows/columns": outer_mask,
-}
-
-
-@pytest.fixture(autouse=True)
-def patterns_have_their_kernels(monkeypatch) -> None:
-    """Default speeds, with those of the kernels for patterns so high that they are tested."""
-
-    def in_force(capability: str) -> InForce:
-        table = default_table(capability).table
-        row = (*(99.0,) * (len(table.densities) - 1), 0.5)  # all kept: dense
-        high = ((row,) * len(table.batches),) * len(table.sizes)
-        return InForce(
-            replace(table, speeds={**table.speeds, "block": high, "compact": high}), None
-        )
-
-    monkeypatch.setattr("simmim_ext.nn.choice.in_force", in_force)
-
-
-def make(out_features: int, in_features: int, mask: str = "uneven", **kwargs) -> SparseLinear:
-    torch.manual_seed(1)
-    linear = nn.Linear(in_features, out_features)
-    return SparseLinear.from_linear(linear, MASKS[mask](out_features, in_features), **kwargs)
 
 
 def exact(layer: SparseLinear, x: torch.Tensor) -> torch.Tensor:
@@ -281,130 +224,6 @@ def test_choice_is_what_runs() -> None:
     assert choice.kernel(1) == ("window" if cpu_capability() == "avx512" else "gather")
     assert choice.kernel(128) == choice.kernel(10_000) == "element"
     assert make(512, 512, "block").choice.kernel(16) == "block"
-
-
-@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(3, 5), (500, 784), (1024, 1024)])
-def test_stored_form_is_small(density, shape) -> None:
-    linear = nn.Linear(shape[1], shape[0])
-    mask = torch.rand(shape) < density
-    layer = SparseLinear.from_linear(linear, mask, memory="small")
-    dense = sum(p.nbytes for p in linear.parameters())
-    share = mask.float().mean().item() + 1 / 32
-    limit = (share + 0.02) * dense + linear.bias.nbytes + 1
-    assert layer.nbytes <= limit
-    assert sum(t.nbytes for t in layer.state_dict().values()) <= limit
-    fast = SparseLinear.from_linear(linear, mask)
-    assert fast.nbytes >= layer.nbytes
-    assert fast.state_dict().keys() == layer.state_dict().keys()
-
-
-def test_state_dict_is_portable(cpu_capability) -> None:
-    source, x = make(259, 131), torch.randn(20, 131)
-    file = io.BytesIO()
-    torch.save(source.state_dict(), file)
-    file.seek(0)
-    for memory in ("fast", "small"):
-        target = SparseLinear(131, 259, memory=memory)
-        assert torch.equal(target(x), torch.zeros(20, 259))
-        file.seek(0)
-        target.load_state_dict(torch.load(file, weights_only=True))
-        torch.testing.assert_close(target(x), source(x), rtol=1e-4, atol=1e-5)
-        assert torch.equal(target.to_dense().weight, source.to_dense().weight)
-
-
-def test_state_dict_of_another_layer_is_refused() -> None:
-    layer, x = make(259, 131), torch.randn(2, 131)
-    before = layer(x)
-    with pytest.raises(RuntimeError, match="size mismatch for bias"):
-        layer.load_state_dict(make(131, 259).state_dict())
-    state = layer.state_dict()
-    state["values"] = state["values"][:-1]
-    kept = layer.values.numel()
-    text = rf"values must have one entry for each of {kept} bits set in bitmap, got \[{kept - 1}\]"
-    with pytest.raises(RuntimeError, match=text):
-        layer.load_state_dict(state)
-    assert torch.equal(layer(x), before)
-
-
-CLONES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
-    "to": lambda layer: layer.to("cpu", torch.float32),
-}
-
-
-@pytest.mark.parametrize("clone", CLONES)
-@pytest.mark.parametrize("mask", ["uneven", "block", "rows/columns"])
-def test_copies(clone, mask) -> None:
-    layer, x = make(259, 131, mask).eval(), torch.randn(20, 131)
-    other = CLONES[clone](layer)
-    assert torch.equal(other(x), layer(x))
-    assert other.choice == layer.choice
-    assert not other.training
-
-
-def test_pickle_holds_the_compressed_form_alone() -> None:
-    layer = make(512, 512, "random")
-    assert len(pickle.dumps(layer)) < sum(t.nbytes for t in layer.buffers()) + 4096 < layer.nbytes
-
-
-def test_other_devices_raise_clearly() -> None:
-    layer = make(259, 131).to("meta")
-    assert layer(torch.empty(3, 131, device="meta")).shape == (3, 259)
-    assert layer.choice.reason == "there are no kernels for meta"
-
-
-def test_to_dense_is_a_plain_linear() -> None:
-    masked = MaskedLinear.from_linear(nn.Linear(21, 9).eval(), uneven_mask(9, 21))
-    for layer in (masked, masked.to_sparse()):
-        dense = layer.to_dense()
-        assert type(dense) is nn.Linear
-        assert torch.equal(dense.weight, masked.weight * masked.mask)
-        assert torch.equal(dense.bias, masked.bias)
-        assert not dense.training
-
-
-def test_from_linear_without_mask() -> None:
-    linear = nn.Linear(40, 30)
-    with torch.no_grad():
-        linear.weight[torch.rand(30, 40) < 0.8] = 0
-    layer = SparseLinear.from_linear(linear)
-    assert layer.values.numel() == linear.weight.count_nonzero()
-    masked = MaskedLinear.from_linear(linear, uneven_mask(30, 40))
-    assert SparseLinear.from_linear(masked).values.numel() == uneven_mask(30, 40).sum()
-    with torch.no_grad():
-        linear.weight.zero_()
-    assert layer.values.count_nonzero() == layer.values.numel()
-
-
-@pytest.mark.parametrize("mask", ["uneven", "rows/columns", "block"])
-@pytest.mark.parametrize("memory", ["fast", "small"])
-def test_export_needs_standard_operators_alone(mask, memory) -> None:
-    layer, x = make(259, 131, mask, memory=memory), torch.randn(3, 131)
-    batch = torch.export.Dim("batch")
-    exported = torch.export.export(layer, (x,), dynamic_shapes=((batch, None),))
-    targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
-    assert targets
-    assert not any("simmim" in target for target in targets)
-    for rows in (x, torch.randn(40, 131)):
-        torch.testing.assert_close(exported.module()(rows), layer(rows), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mask", ["uneven", "rows/columns", "block"])
-def test_compiles_whole(mask) -> None:
-    layer = make(259, 131, mask)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        for batch in (1, 20, 40):
-            x = torch.randn(batch, 131)
-            torch.testing.assert_close(compiled(x), layer(x))
-    x = torch.randn(3, 131, requires_grad=True)
-    compiled(x).sum().backward()
-    torch.testing.assert_close(
-        x.grad, layer.to_dense().weight.sum(0).expand(3, -1), rtol=1e-4, atol=1e-4
-    )
 
 
 def test_concurrent_calls() -> None:

@@ -243,8 +243,8 @@ void for_each_pair_block(const CodePair& codes, bool symmetric, int64_t groups,
   const int64_t most = int64_t{1} << (sorted ? 30 : 22), widest = sorted ? 128 : 64;
   const int64_t scratch = pair_scratch(codes, sorted, groups);
   const int64_t threads = threads_for(std::max(codes.x_features, codes.y_features), scratch);
-  const auto share = [&](int64_t features) {  // several blocks for each thread
-    return threads == 1 ? features : features / (4 * threads);
+  const auto share = [&](int64_t features) {  // two blocks for each thread, as each turns y anew
+    return threads == 1 ? features : features / (2 * threads);
   };
   int64_t x_side = 1;
   while (x_side < std::min(widest, share(codes.x_features)) &&

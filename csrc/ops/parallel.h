@@ -2,38 +2,39 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <thread>
-#include <vector>
 
 namespace simmim {
 
 // What all threads of a call may take for their work, besides arguments and results.
 constexpr int64_t kMostScratch = int64_t{64} << 20;
 
+// A process that was forked has none of the pool's threads, and would wait for them forever.
+inline std::atomic<bool> is_forked{false};
+inline const int watches_forks = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+
 // How many threads parallel_tasks would use for so many tasks, where each takes so much scratch.
 inline int64_t threads_for(int64_t tasks, int64_t scratch = 0) {
-  if (at::in_parallel_region()) return 1;
+  if (at::in_parallel_region() || is_forked) return 1;
   if (scratch > 0) tasks = std::min(tasks, kMostScratch / scratch);
   return std::max<int64_t>(1, std::min<int64_t>(tasks, at::get_num_threads()));
 }
 
-// Calls task(0), ..., task(tasks - 1), each once, in no fixed order. The first exception stops the
-// tasks not yet begun and is rethrown. Threads live for the call: unlike an OpenMP pool they
-// survive fork() and cannot deadlock in a DataLoader's workers, at some 20 us a call; so give one
-// task to work smaller than that.
+// Calls task(0), ..., task(tasks - 1), each once, in no fixed order. The
+// first exception stops the tasks not yet begun and is rethrown. The threads are those of torch's
+// own pool, which wait for work busily and would be in the way of any others.
 template <typename Task>
 void parallel_tasks(int64_t tasks, const Task& task, int64_t scratch = 0) {
-  const int64_t threads = threads_for(tasks, scratch);
   std::atomic<int64_t> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
-  const auto work = [&] {
+  const auto work = [&](int64_t, int64_t) {
     try {
       for (int64_t i; (i = next.fetch_add(1)) < tasks;) task(i);
     } catch (...) {
@@ -42,10 +43,8 @@ void parallel_tasks(int64_t tasks, const Task& task, int64_t scratch = 0) {
       if (!error) error = std::current_exception();
     }
   };
-  std::vector<std::thread> helpers;
-  for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(work);
-  work();
-  for (std::thread& helper : helpers) helper.join();
+  const int64_t threads = threads_for(tasks, scratch);
+  threads == 1 ? work(0, 1) : at::parallel_for(0, threads, 1, work);
   if (error) std::rethrow_exception(error);
 }
 

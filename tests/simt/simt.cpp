@@ -219,11 +219,17 @@ void copy_async_wait(size_t groups) {
   }
 }
 
-void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
+// Shows this thread's fragment to its warp, whose first fiber is returned.
+static size_t show_fragment(const uint32_t (&fragment)[6]) {
   const size_t first = index_of(*self) - lane();
   memcpy(self->fragment, fragment, sizeof fragment);
   sync_warp(~0u);
   if (first + kWarpSize > running) fail("a matrix product by less than a warp");
+  return first;
+}
+
+void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
+  const size_t first = show_fragment(fragment);
   for (int i = 0; i < 4; ++i) {
     const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
     for (int word = 0; word < 8; ++word) {
@@ -236,10 +242,7 @@ void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
 }
 
 void mma(float (&sums)[4], const uint32_t (&fragment)[6], float (*value)(uint16_t bits)) {
-  const size_t first = index_of(*self) - lane();
-  memcpy(self->fragment, fragment, sizeof fragment);
-  sync_warp(~0u);
-  if (first + kWarpSize > running) fail("a matrix product by less than a warp");
+  const size_t first = show_fragment(fragment);
   for (int i = 0; i < 4; ++i) {
     const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
     for (int k = 0; k < 16; ++k) {
