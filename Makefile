@@ -24,11 +24,11 @@ build: .venv/built  ## the environment and the extension, in place
 demo: build  ## the main job: train, compress and compare on real images
 	$(BIN)/simmim demo $(ARGS)
 
-test: build  ## the tests, a few minutes
-	$(BIN)/python -m pytest $(ARGS)
+test: build  ## the tests, a few minutes; a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-all: build  ## with the long ones: kills, architectures, every CPU capability
-	$(BIN)/python -m pytest -m '' $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m '' $(ARGS)
 	@for capability in portable avx2; do \
 	  SIMMIM_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest -q tests/test_ops.py || exit 1; done
 
