@@ -62,12 +62,14 @@ MEASURE = """
 import resource, sys, torch, simmim_ext
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 wide, narrow = torch.rand(40, 100_000), torch.rand(300_000, 100)
+normal = torch.randn(100_000, 256)
 codes = simmim_ext.discretize(torch.rand(20_000, 512), bins=16)
 torch.set_num_threads(1)
 calls = {
     "wide": lambda: simmim_ext.entropy(wide, bins=256, range=(0.0, 1.0)),
     "wide, no range": lambda: simmim_ext.entropy(wide, bins=256),
     "narrow": lambda: simmim_ext.entropy(narrow, bins=256),
+    "quantiles": lambda: simmim_ext.entropy(normal, bins=256, binning="quantile"),
     "pairs": lambda: simmim_ext.mutual_information(codes),
 }
 call = calls[sys.argv[1]]
@@ -79,7 +81,7 @@ print(peak() - before - result.nbytes)
 """
 
 
-@pytest.mark.parametrize("call", ["wide", "wide, no range", "narrow", "pairs"])
+@pytest.mark.parametrize("call", ["wide", "wide, no range", "narrow", "quantiles", "pairs"])
 def test_scratch_of_16_threads_stays_within_64_mib(call: str) -> None:
     command = [sys.executable, "-c", MEASURE, call, "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

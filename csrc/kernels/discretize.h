@@ -60,11 +60,13 @@ struct QuantileEdgesArgs {
 
 // The features that it pays to take together: as many as share a cache line of x, or some of them.
 constexpr int64_t kQuantileFeatures = 16;
+// Bytes that each of them takes meanwhile, at the most.
+template <typename Stored>
+constexpr int64_t kQuantileScratch = int64_t{sizeof(Stored) == 8 ? 4 : 2} << 20;
 
 // Edge k of a feature is its k / bins quantile, interpolated linearly as numpy.quantile does; equal
 // values lie between the same edges, since edges may coincide. Returns false where a feature has
-// NaN or infinity that is not omitted; its edges are 0 then, as where nothing is left. Takes 32 MiB
-// at the most, whatever the size of x.
+// NaN or infinity that is not omitted; its edges are 0 then, as where nothing is left.
 template <typename Stored>
 bool quantile_edges_cpu(const QuantileEdgesArgs<Stored>& args, int64_t feature_begin,
                         int64_t feature_end);

@@ -129,12 +129,15 @@ at::Tensor quantile_edges(const at::Tensor& x, int64_t bins, c10::string_view na
                                          request.drop_outliers || request.clip_outliers,
                                          edges.mutable_data_ptr<double>()};
     const int64_t threads = threads_for(args.features * args.samples / kThreadSamples);
-    const int64_t range =
-        std::clamp<int64_t>((args.features + threads - 1) / threads, 1, kQuantileFeatures);
-    parallel_tasks((args.features + range - 1) / range, [&](int64_t i) {
-      const int64_t begin = i * range;
-      if (!quantile_edges_cpu(args, begin, std::min(begin + range, args.features))) clean = false;
-    });
+    const int64_t share = std::min((args.features + threads - 1) / threads,
+                                   kMostScratch / (threads * kQuantileScratch<Stored>));
+    const int64_t range = std::clamp<int64_t>(share, 1, kQuantileFeatures);
+    parallel_tasks((args.features + range - 1) / range,
+                   [&](int64_t i) {
+                     const int64_t begin = i * range, end = std::min(begin + range, args.features);
+                     if (!quantile_edges_cpu(args, begin, end)) clean = false;
+                   },
+                   range * kQuantileScratch<Stored>);
   });
   if (!clean) raise_uncounted(x, request, {});
   return edges;
