@@ -144,7 +144,7 @@ def _collect_pass(
     generator = torch.Generator(device).manual_seed(seed)
     summed = [m.module for group in groups for m in _readers(model, group)] if moments else []
     firsts = [group.readers[0].module for group in groups]
-    gatherer = Gatherer(model, firsts, summed, generator)
+    gatherer = Gatherer(model, firsts, summed, generator, FISHER_SAMPLES)
     answered, seen_samples = 0, 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}

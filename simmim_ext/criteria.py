@@ -27,37 +27,40 @@ def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
     A unit's score is what would be lost with it and all that were taken after it, in nats.
     """
     layers = []
-    for reader in stats.readers.values():
+    found = []
+    block = {}
+    for name, reader in stats.readers.items():
         xx, xz, zz = reader.moments.covariances()
+        columns = reader.columns
+        if not torch.equal(columns, torch.arange(len(xx), device=columns.device)):
+            xx, xz = xx[columns][:, columns], xz[columns]
+        found.append((xx, xz, zz))
+        block[name] = len(columns) // stats.group.units
         root = metric_root(reader.fisher)
-        block = len(reader.columns) // stats.group.units
-        xx, xz = xx[reader.columns][:, reader.columns], xz[reader.columns]
-        layers.append(ConditionalInformation(xx, xz @ root, root @ zz @ root, block=block))
+        targets = xz @ root, root.T @ zz @ root
+        layers.append(ConditionalInformation(xx, *targets, block=block[name]))
     selection = select_units(layers, stats.group.units)
     gains = torch.tensor(selection.gains, dtype=torch.float64)
     scores = torch.empty_like(gains)
     scores[list(selection.order)] = gains.flip(0).cumsum(0).flip(0)
     divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64)
-    for reader in stats.readers.values():
-        xx, xz, zz = reader.moments.covariances()
-        xx, xz = xx[reader.columns][:, reader.columns], xz[reader.columns]
-        block = len(reader.columns) // stats.group.units
-        found = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
-        divergence += reader.places * found
+    for (name, reader), covariances in zip(stats.readers.items(), found, strict=True):
+        expected = divergences(*covariances, reader.fisher, selection.order, block=block[name])
+        divergence += reader.places * expected
     return Ranking(scores.float(), selection.order, divergence)
 
 
 def metric_root(fisher: Tensor) -> Tensor:
-    """Square root of the output metric M = F / (2 tr F) + I / (2 o), [outputs, outputs].
+    """A root L of the output metric L L^T = F / (2 tr F) + I / (2 o), [outputs, outputs].
 
     Errors count by what they change in the predictions (the Fisher information F), and a little
-    in every direction.
+    in every direction. Of the roots it is Cholesky's: what outputs say in this metric is the same
+    with any.
     """
     outputs = len(fisher)
-    eye = torch.eye(outputs, dtype=fisher.dtype, device=fisher.device)
-    metric = fisher / (2 * fisher.trace().clamp(min=1e-30)) + eye / (2 * outputs)
-    values, vectors = torch.linalg.eigh(metric)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    metric = fisher / (2 * fisher.trace().clamp(min=1e-30))
+    metric.diagonal().add_(1 / (2 * outputs))
+    root: Tensor = torch.linalg.cholesky(metric)
     return root
 
 

@@ -18,6 +18,13 @@ from .moments import Moments
 from .recording import draw_positions
 
 
+# Outputs of a convolution from which on its Fisher information is taken from as many samples as a
+# Linear's; a convolution says much at many positions, and those with few outputs come early in a
+# network, to where it is a long way back. The share of samples that it takes at the least.
+_MANY_OUTPUTS = 1000
+_LEAST_SHARE = 1 / 8
+
+
 @dataclass
 class _Sums:
     """Of a layer.
@@ -45,6 +52,7 @@ class Gatherer:
         means: layers whose input is to be had, at convolutions its mean over positions.
         summed: layers whose inputs, outputs and gradients are summed up.
         generator: draws positions.
+        samples: of which gradients are wanted, at the most.
     """
 
     def __init__(
@@ -53,7 +61,9 @@ class Gatherer:
         means: Iterable[str],
         summed: Iterable[str],
         generator: torch.Generator,
+        samples: int,
     ) -> None:
+        self._samples = samples
         self._model, self._generator = model, generator
         self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
         self._sums: dict[str, _Sums] = {}
@@ -67,7 +77,7 @@ class Gatherer:
 
         Args:
             mask: [samples, tokens] that tells tokens from padding, or None.
-            graded: samples of which ``backward`` will be called; 0 if it will not.
+            graded: the batch's samples, if ``backward`` will be called; 0 if it will not.
         """
         self.inputs.clear()
         self._sources.clear()
@@ -110,12 +120,18 @@ class Gatherer:
                 return None
             at = draw_positions(layer, z, self._generator, mask)
             sums = self._add(name, layer, x, z.detach(), at)
-            if not graded:
+            if not graded or sums.graded >= self._samples_for(layer, sums.gradients.columns):
                 return None
             sums.graded += graded
             return self._watched(layer, z, at, sums.gradients)
 
         return gather
+
+    def _samples_for(self, layer: nn.Module, outputs: int) -> float:
+        """Of how many samples a layer's gradients are wanted."""
+        if not is_convolution(layer):
+            return self._samples
+        return self._samples * min(1, max(_LEAST_SHARE, outputs / _MANY_OUTPUTS))
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, z: Tensor, at: Tensor | None) -> _Sums:
         rows = input_columns(layer, x, at)

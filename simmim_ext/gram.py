@@ -32,7 +32,7 @@ class Gram:
     def __init__(
         self, columns: int, device: torch.device, dtype: torch.dtype, *, centred: bool = True
     ) -> None:
-        self.rows = 0
+        self.columns, self.rows = columns, 0
         exact = dtype == torch.float64 or not _float32_is_exact()
         self._chunk = torch.empty(
             CHUNK, columns, dtype=torch.float64 if exact else torch.float32, device=device
