@@ -61,12 +61,15 @@ class LayerStatistics:
             behind a concatenation has others too.
         places: how many positions or tokens of the layer's output go into one answer of the
             model.
+        weight: [outputs, columns] by which the outputs follow from all input columns, but for a
+            constant; None where they do not.
     """
 
     moments: Moments
     fisher: Tensor
     columns: Tensor
     places: float
+    weight: Tensor | None
 
 
 @dataclass
@@ -234,7 +237,7 @@ def _reader(model: nn.Module, member: Member, gatherer: Gatherer, answered: int)
     first = torch.tensor([member.indices[i] * kernel for i in order], device=fisher.device)
     columns = (first[:, None] + torch.arange(kernel, device=first.device)).flatten()
     places = gatherer.places[name] / answered
-    return LayerStatistics(gatherer.moments(name), fisher, columns, places)
+    return LayerStatistics(gatherer.moments(name), fisher, columns, places, gatherer.weight(name))
 
 
 def _passes(

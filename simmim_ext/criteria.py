@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import GroupStatistics, Predictions
+from .collect import GroupStatistics, LayerStatistics, Predictions
 from .config import CompressConfig
 from .discretization import discretize
 from .importance import importance
@@ -28,26 +28,41 @@ def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
     """
     layers = []
     found = []
-    block = {}
-    for name, reader in stats.readers.items():
-        xx, xz, zz = reader.moments.covariances()
-        columns = reader.columns
-        if not torch.equal(columns, torch.arange(len(xx), device=columns.device)):
-            xx, xz = xx[columns][:, columns], xz[columns]
-        found.append((xx, xz, zz))
-        block[name] = len(columns) // stats.group.units
-        root = metric_root(reader.fisher)
-        targets = xz @ root, root.T @ zz @ root
-        layers.append(ConditionalInformation(xx, *targets, block=block[name]))
+    for reader in stats.readers.values():
+        everything, xz, zz = reader.moments.covariances()
+        chosen = reader.columns
+        block = len(chosen) // stats.group.units
+        xx = everything[chosen][:, chosen]
+        found.append((xx, xz[chosen], zz, reader, block))
+        targets = _in_metric(everything, xz, zz, reader)
+        layers.append(
+            ConditionalInformation(xx, targets[0][chosen], targets[1], block=block, outputs=len(zz))
+        )
     selection = select_units(layers, stats.group.units)
     gains = torch.tensor(selection.gains, dtype=torch.float64)
     scores = torch.empty_like(gains)
     scores[list(selection.order)] = gains.flip(0).cumsum(0).flip(0)
     divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64)
-    for (name, reader), covariances in zip(stats.readers.items(), found, strict=True):
-        expected = divergences(*covariances, reader.fisher, selection.order, block=block[name])
+    for xx, xz, zz, reader, block in found:
+        expected = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
         divergence += reader.places * expected
     return Ranking(scores.float(), selection.order, divergence)
+
+
+def _in_metric(
+    xx: Tensor, xz: Tensor, zz: Tensor, reader: LayerStatistics
+) -> tuple[Tensor, Tensor]:
+    """Cov(x, t) and Cov(t, t) of all columns x with targets t: the outputs in their metric.
+
+    More outputs than columns say no more than as many as columns: A x = Q (R x), and what the
+    rotation Q makes of targets says the same.
+    """
+    root = metric_root(reader.fisher)
+    if reader.weight is None or len(zz) <= len(xx):
+        return xz @ root, root.T @ zz @ root
+    few: Tensor = torch.linalg.qr(root.T @ reader.weight.detach().double(), mode="r").R
+    across = xx @ few.T
+    return across, few @ across
 
 
 def metric_root(fisher: Tensor) -> Tensor:

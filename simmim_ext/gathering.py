@@ -17,7 +17,6 @@ from .layers import input_columns, is_affine, is_convolution, output_rows, weigh
 from .moments import Moments
 from .recording import draw_positions
 
-
 # Outputs of a convolution from which on its Fisher information is taken from as many samples as a
 # Linear's; a convolution says much at many positions, and those with few outputs come early in a
 # network, to where it is a long way back. The share of samples that it takes at the least.
@@ -100,10 +99,15 @@ class Gatherer:
 
     def moments(self, name: str) -> Moments:
         """Of a layer's input columns and its outputs."""
-        sums, layer = self._sums[name], weighted(self._model, name)
-        if not sums.affine:
+        sums, weight = self._sums[name], self.weight(name)
+        if weight is None:
             return joint_moments(sums.inputs, sums.columns)
-        return affine_moments(sums.inputs, layer.weight.flatten(1), layer.bias)
+        return affine_moments(sums.inputs, weight, weighted(self._model, name).bias)
+
+    def weight(self, name: str) -> Tensor | None:
+        """[outputs, columns] by which a layer makes its outputs, or None where it is not alone."""
+        layer = weighted(self._model, name)
+        return layer.weight.flatten(1) if self._sums[name].affine else None
 
     def fisher(self, name: str) -> Tensor:
         """[outputs, outputs] E[g g^T], g the gradient with respect to a layer's outputs."""
@@ -158,7 +162,9 @@ class Gatherer:
             z = z.detach().requires_grad_(True)
             self._sources.append(z)
             z = z.clone()  # of a source nothing can be changed in place
-        z.register_hook(lambda gradient: to.add_(output_rows(layer, gradient, at)))
+        z.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: to.add_(output_rows(layer, gradient, at))
+        )
         return z
 
 

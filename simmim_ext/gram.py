@@ -47,8 +47,9 @@ class Gram:
         """Adds rows x [rows, columns]."""
         self.rows += len(x)
         while len(x):
-            part, x = x.split([n := min(len(x), CHUNK - self._filled), len(x) - n])
-            self._chunk[self._filled : self._filled + n] = part
+            n = min(len(x), CHUNK - self._filled)
+            self._chunk[self._filled : self._filled + n] = x[:n]
+            x = x[n:]
             self._filled += n
             if self._filled == CHUNK:
                 self._multiply()
@@ -116,5 +117,8 @@ def joint_moments(gram: Gram, columns: int) -> Moments:
 
 def _float32_is_exact() -> bool:
     """Whether the user has not allowed float32 products of fewer bits (TF32, bfloat16)."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    return all(setting.fp32_precision in ("none", "ieee") for setting in settings)
+    settings = (
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+    )
+    return all(setting in ("none", "ieee") for setting in settings)

@@ -52,9 +52,19 @@ class ConditionalInformation:
         xz: [units * block, targets] with the targets, in the metric in which errors matter.
         zz: [targets, targets] of the targets.
         block: columns per unit: 1 for a neuron, a filter's patch for a channel.
+        outputs: over how many targets their mean variance is, where those given are the directions
+            in which that many vary; None: over those given.
     """
 
-    def __init__(self, xx: Tensor, xz: Tensor, zz: Tensor, *, block: int = 1) -> None:
+    def __init__(
+        self,
+        xx: Tensor,
+        xz: Tensor,
+        zz: Tensor,
+        *,
+        block: int = 1,
+        outputs: int | None = None,
+    ) -> None:
         columns = len(xz)
         if columns % block:
             raise ValueError(
@@ -63,7 +73,7 @@ class ConditionalInformation:
         noisy = xx.double().clone()
         noisy.diagonal().add_(UNIT_NOISE * noisy.diagonal().mean().clamp(min=1e-30))
         targets_noisy = zz.double().clone()
-        scale = targets_noisy.diagonal().mean().clamp(min=1e-30)
+        scale = (targets_noisy.trace() / (outputs or len(zz))).clamp(min=1e-30)
         targets_noisy.diagonal().add_(TARGET_NOISE * scale)
         # xz zz^-1 zx = half half^T.
         root = _root(targets_noisy)
@@ -76,7 +86,8 @@ class ConditionalInformation:
     def gains(self) -> Tensor:
         """[units] nats that each unit would add to those taken; anything for those."""
         alone, given_targets = self._given.logdets()
-        return 0.5 * (alone - given_targets)
+        gains: Tensor = 0.5 * (alone - given_targets)
+        return gains
 
     def take_(self, unit: int) -> None:
         """Conditions everything on a unit."""
@@ -139,7 +150,8 @@ class _ConditionalBlocks(_Conditional):
     def logdets(self) -> Tensor:
         """[2, units] log-determinants of each unit's covariance given those taken."""
         roots, _ = torch.linalg.cholesky_ex(self._within)
-        return 2 * roots.diagonal(dim1=2, dim2=3).clamp(min=_FLOOR).log().sum(-1)
+        found: Tensor = 2 * roots.diagonal(dim1=2, dim2=3).clamp(min=_FLOOR).log().sum(-1)
+        return found
 
     def take_(self, unit: int) -> None:
         """Conditions on a unit, whose columns are whitened first."""
