@@ -21,7 +21,7 @@ from .recording import draw_positions
 # Linear's; a convolution says much at many positions, and those with few outputs come early in a
 # network, to where it is a long way back. The share of samples that it takes at the least.
 _MANY_OUTPUTS = 1000
-_LEAST_SHARE = 1 / 8
+_LEAST_SHARE = 1 / 4
 
 
 @dataclass
