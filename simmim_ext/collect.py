@@ -1,7 +1,6 @@
 """Calibration statistics: what units do and what the layers behind them make of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -9,11 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from .answers import PASS_BYTES, Answers
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, samples_of, token_mask
+from .data import (
+    Batch,
+    ForwardFn,
+    batches,
+    device_of,
+    evaluating,
+    forward,
+    map_tensors,
+    samples_of,
+    token_mask,
+)
 from .errors import SimMIMError
-from .layers import input_columns, is_convolution, output_rows, weighted
+from .gathering import Gatherer
+from .gram import CHUNK
+from .layers import weighted
 from .moments import Moments
-from .recording import Recorder, draw_positions
 from .units import Member, UnitGroup
 
 # A layer with more outputs (a language model's vocabulary) is asked only where no other reads the
@@ -51,12 +61,15 @@ class LayerStatistics:
             behind a concatenation has others too.
         places: how many positions or tokens of the layer's output go into one answer of the
             model.
+        weight: [outputs, columns] by which the outputs follow from all input columns, but for a
+            constant; None where they do not.
     """
 
     moments: Moments
     fisher: Tensor
     columns: Tensor
     places: float
+    weight: Tensor | None
 
 
 @dataclass
@@ -73,15 +86,6 @@ class GroupStatistics:
     group: UnitGroup
     activations: Tensor
     readers: dict[str, LayerStatistics] = field(default_factory=dict)
-
-
-@dataclass
-class _Layer:
-    """What is summed up for a layer: moments, and g g^T of so many rows."""
-
-    moments: Moments
-    fisher: Tensor
-    rows: int = 0
 
 
 def collect(
@@ -113,18 +117,16 @@ def collect(
     with torch.inference_mode(False):
         network = deepcopy(model)
     for parameter in network.parameters():
-        parameter.requires_grad_(moments and parameter.is_floating_point())
+        parameter.requires_grad_(False)
     passes = list(_passes(network, groups, samples, moments))
 
-    def run(part: Sequence[UnitGroup]) -> tuple[Predictions, list[GroupStatistics]]:
+    def run(part: Sequence[UnitGroup]) -> tuple[Predictions, Iterator[GroupStatistics]]:
         return _collect_pass(network, part, data, samples, seed, moments, noise, forward_fn)
 
     predictions, first = run(passes[0] if passes else ())
 
     def statistics() -> Iterator[GroupStatistics]:
-        nonlocal first
         yield from first
-        first = []
         for part in passes[1:]:
             yield from run(part)[1]
 
@@ -140,52 +142,48 @@ def _collect_pass(
     moments: bool,
     noise: float | None,
     forward_fn: ForwardFn | None,
-) -> tuple[Predictions, list[GroupStatistics]]:
+) -> tuple[Predictions, Iterator[GroupStatistics]]:
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
-    readers = {m.module: m for group in groups for m in (group.readers[0], *_readers(model, group))}
-    recorder = Recorder(model, readers)
-    layers: dict[str, _Layer] = {}
-    places = dict.fromkeys(readers, 0)
+    summed = [m.module for group in groups for m in _readers(model, group)] if moments else []
+    firsts = [group.readers[0].module for group in groups]
+    gatherer = Gatherer(model, firsts, summed, generator, FISHER_SAMPLES)
     answered, seen_samples = 0, 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
     rows = []
     for batch in batches(data, device=device, limit=samples, name="calibration"):
-        graded = moments and seen_samples < FISHER_SAMPLES
-        seen_samples += samples_of(batch)
-        with evaluating(model), recorder.recording(), _gradients(graded):
+        batch = map_tensors(batch, torch.Tensor.detach)
+        here = samples_of(batch)
+        graded = here if moments and seen_samples < FISHER_SAMPLES else 0
+        seen_samples += here
+        with evaluating(model), gatherer.gathering(token_mask(batch), graded):
             outputs = forward(model, batch, forward_fn).float()
-        if not torch.isfinite(outputs).all():
-            raise SimMIMError(
-                "calibration: the model's outputs are not finite; check the data and the weights"
-            )
+            if not torch.isfinite(outputs).all():
+                raise SimMIMError(
+                    "calibration: the model's outputs are not finite; check the data and the "
+                    "weights"
+                )
+            if graded:
+                gatherer.backward(_log_likelihood(outputs, noise, generator))
+        outputs = outputs.detach()
         answers = Answers(outputs, batch, samples, generator)
-        seen = answers.of_outputs(outputs.detach())
+        seen = answers.of_outputs(outputs)
         rows.append(seen.softmax(-1) if noise is None else seen)
         for group in groups:
-            x = _by_channel(model, group, recorder, answers)
+            x = _by_channel(group, gatherer, answers)
             activations[group.name].append(_by_unit(group, x, directions))
         answered += len(outputs)
-        for name, calls in recorder.calls.items():
-            layer = model.get_submodule(name)
-            places[name] += sum(_count_places(layer, z, token_mask(batch)) for _, z in calls)
-        if moments:
-            likelihood = _log_likelihood(outputs, noise, generator) if graded else None
-            _add_moments(model, recorder, layers, likelihood, generator, token_mask(batch))
-    return Predictions(torch.cat(rows), noise), [
-        GroupStatistics(
-            group,
-            torch.cat(activations[group.name]),
-            {
-                m.module: _reader(model, m, layers, places[m.module] / answered)
-                for m in _readers(model, group)
+
+    def statistics() -> Iterator[GroupStatistics]:
+        for group in groups:
+            found = {
+                m.module: _reader(model, m, gatherer, answered)
+                for m in (_readers(model, group) if moments else ())
             }
-            if moments
-            else {},
-        )
-        for group in groups
-    ]
+            yield GroupStatistics(group, torch.cat(activations.pop(group.name)), found)
+
+    return Predictions(torch.cat(rows), noise), statistics()
 
 
 def _readers(model: nn.Module, group: UnitGroup) -> tuple[Member, ...]:
@@ -198,18 +196,10 @@ def _readers(model: nn.Module, group: UnitGroup) -> tuple[Member, ...]:
     return found or group.readers[:1]
 
 
-@contextmanager
-def _gradients(enabled: bool) -> Iterator[None]:
-    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
-        yield
-
-
-def _by_channel(model: nn.Module, group: UnitGroup, recorder: Recorder, answers: Answers) -> Tensor:
+def _by_channel(group: UnitGroup, gatherer: Gatherer, answers: Answers) -> Tensor:
     """[samples, columns] inputs of the group's first reader that are its units', unit by unit."""
     reader = group.readers[0]
-    x = recorder.calls[reader.module][0][0]
-    if is_convolution(model.get_submodule(reader.module)):
-        x = x.flatten(2).mean(2)
+    x = gatherer.inputs[reader.module]
     order = sorted(range(len(reader.units)), key=reader.units.__getitem__)
     return answers.of_inputs(x)[:, [reader.indices[i] for i in order]].float()
 
@@ -239,51 +229,15 @@ def _log_likelihood(outputs: Tensor, noise: float | None, generator: torch.Gener
     return scale * (outputs * drawn).sum()
 
 
-def _add_moments(
-    model: nn.Module,
-    recorder: Recorder,
-    layers: dict[str, _Layer],
-    likelihood: Tensor | None,
-    generator: torch.Generator,
-    mask: Tensor | None,
-) -> None:
-    """Adds a batch; to the Fisher information too where its likelihood is given."""
-    outputs = [z for calls in recorder.calls.values() for _, z in calls]
-    gradients = iter(() if likelihood is None else torch.autograd.grad(likelihood, outputs))
-    for name, calls in recorder.calls.items():
-        layer = model.get_submodule(name)
-        for x, z in calls:
-            at = draw_positions(layer, z, generator, mask)
-            rows = output_rows(layer, z.detach(), at)
-            columns = input_columns(layer, x, at)
-            if name not in layers:
-                size = rows.shape[1]
-                zero = torch.zeros(size, size, dtype=torch.float64, device=z.device)
-                layers[name] = _Layer(Moments.zeros(columns.shape[1], size, z.device), zero)
-            layers[name].moments.add_(columns, rows)
-            if likelihood is not None:
-                gradient = output_rows(layer, next(gradients), at).double()
-                layers[name].fisher.addmm_(gradient.T, gradient)
-                layers[name].rows += len(gradient)
-
-
-def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:
-    """Positions or tokens of a layer's output z, over all samples."""
-    if is_convolution(layer):
-        return z[:, 0].numel()
-    count = z[..., 0].numel()
-    return int(mask.sum()) if mask is not None and mask.numel() == count else count
-
-
-def _reader(
-    model: nn.Module, member: Member, layers: dict[str, _Layer], places: float
-) -> LayerStatistics:
-    layer = layers[member.module]
-    kernel = weighted(model, member.module).weight[0, 0].numel()
+def _reader(model: nn.Module, member: Member, gatherer: Gatherer, answered: int) -> LayerStatistics:
+    name = member.module
+    kernel = weighted(model, name).weight[0, 0].numel()
     order = sorted(range(len(member.units)), key=member.units.__getitem__)
-    first = torch.tensor([member.indices[i] * kernel for i in order], device=layer.fisher.device)
+    fisher = gatherer.fisher(name)
+    first = torch.tensor([member.indices[i] * kernel for i in order], device=fisher.device)
     columns = (first[:, None] + torch.arange(kernel, device=first.device)).flatten()
-    return LayerStatistics(layer.moments, layer.fisher / layer.rows, columns, places)
+    places = gatherer.places[name] / answered
+    return LayerStatistics(gatherer.moments(name), fisher, columns, places, gatherer.weight(name))
 
 
 def _passes(
@@ -300,7 +254,7 @@ def _passes(
         size = 4 * samples * group.units
         for member in _readers(model, group) if moments else ():
             outputs, columns = weighted(model, member.module).weight.flatten(1).shape
-            size += 8 * (columns**2 + 2 * outputs**2 + columns * outputs)
+            size += 8 * (columns**2 + outputs**2) + 4 * CHUNK * (columns + outputs)
         if part and used + size > PASS_BYTES:
             yield part
             part, used = [], 0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import GroupStatistics, Predictions
+from .collect import GroupStatistics, LayerStatistics, Predictions
 from .config import CompressConfig
 from .discretization import discretize
 from .importance import importance
@@ -27,37 +27,55 @@ def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
     A unit's score is what would be lost with it and all that were taken after it, in nats.
     """
     layers = []
+    found = []
     for reader in stats.readers.values():
-        xx, xz, zz = reader.moments.covariances()
-        root = metric_root(reader.fisher)
-        block = len(reader.columns) // stats.group.units
-        xx, xz = xx[reader.columns][:, reader.columns], xz[reader.columns]
-        layers.append(ConditionalInformation(xx, xz @ root, root @ zz @ root, block=block))
+        everything, xz, zz = reader.moments.covariances()
+        chosen = reader.columns
+        block = len(chosen) // stats.group.units
+        xx = everything[chosen][:, chosen]
+        found.append((xx, xz[chosen], zz, reader, block))
+        targets = _in_metric(everything, xz, zz, reader)
+        layers.append(
+            ConditionalInformation(xx, targets[0][chosen], targets[1], block=block, outputs=len(zz))
+        )
     selection = select_units(layers, stats.group.units)
     gains = torch.tensor(selection.gains, dtype=torch.float64)
     scores = torch.empty_like(gains)
     scores[list(selection.order)] = gains.flip(0).cumsum(0).flip(0)
     divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64)
-    for reader in stats.readers.values():
-        xx, xz, zz = reader.moments.covariances()
-        xx, xz = xx[reader.columns][:, reader.columns], xz[reader.columns]
-        block = len(reader.columns) // stats.group.units
-        found = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
-        divergence += reader.places * found
+    for xx, xz, zz, reader, block in found:
+        expected = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
+        divergence += reader.places * expected
     return Ranking(scores.float(), selection.order, divergence)
 
 
+def _in_metric(
+    xx: Tensor, xz: Tensor, zz: Tensor, reader: LayerStatistics
+) -> tuple[Tensor, Tensor]:
+    """Cov(x, t) and Cov(t, t) of all columns x with targets t: the outputs in their metric.
+
+    More outputs than columns say no more than as many as columns: A x = Q (R x), and what the
+    rotation Q makes of targets says the same.
+    """
+    root = metric_root(reader.fisher)
+    if reader.weight is None or len(zz) <= len(xx):
+        return xz @ root, root.T @ zz @ root
+    few: Tensor = torch.linalg.qr(root.T @ reader.weight.detach().double(), mode="r").R
+    across = xx @ few.T
+    return across, few @ across
+
+
 def metric_root(fisher: Tensor) -> Tensor:
-    """Square root of the output metric M = F / (2 tr F) + I / (2 o), [outputs, outputs].
+    """A root L of the output metric L L^T = F / (2 tr F) + I / (2 o), [outputs, outputs].
 
     Errors count by what they change in the predictions (the Fisher information F), and a little
-    in every direction.
+    in every direction. Of the roots it is Cholesky's: what outputs say in this metric is the same
+    with any.
     """
     outputs = len(fisher)
-    eye = torch.eye(outputs, dtype=fisher.dtype, device=fisher.device)
-    metric = fisher / (2 * fisher.trace().clamp(min=1e-30)) + eye / (2 * outputs)
-    values, vectors = torch.linalg.eigh(metric)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    metric = fisher / (2 * fisher.trace().clamp(min=1e-30))
+    metric.diagonal().add_(1 / (2 * outputs))
+    root: Tensor = torch.linalg.cholesky(metric)
     return root
 
 

@@ -48,6 +48,13 @@ def is_grouped(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d]:
     return is_convolution(module) and module.groups > 1
 
 
+def is_affine(module: nn.Module) -> bool:
+    """Whether its forward function is the weight times ``input_columns`` plus the bias."""
+    own = getattr(module.forward, "__func__", None)  # a subclass may have another
+    plain = own in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+    return plain and not is_grouped(module)
+
+
 def is_channel_norm(module: nn.Module) -> bool:
     """Whether it normalizes each sample over all channels: LayerNorm or RMSNorm, whoever's."""
     own = dict(module.named_parameters(recurse=False))
@@ -176,7 +183,10 @@ def input_columns(layer: nn.Module, x: Tensor, at: Tensor | None) -> Tensor:
         return x if at is None else x[at]
     assert at is not None
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    if any(layer._reversed_padding_repeated_twice):
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    elif {*layer.kernel_size, *layer.stride} == {1}:
+        return x.flatten(2)[:, :, at].transpose(1, 2).flatten(0, 1)
     for dim in range(len(layer.kernel_size)):
         dilation, size = layer.dilation[dim], layer.kernel_size[dim]
         x = x.unfold(2 + dim, (size - 1) * dilation + 1, layer.stride[dim])[..., ::dilation]

@@ -52,9 +52,19 @@ class ConditionalInformation:
         xz: [units * block, targets] with the targets, in the metric in which errors matter.
         zz: [targets, targets] of the targets.
         block: columns per unit: 1 for a neuron, a filter's patch for a channel.
+        outputs: over how many targets their mean variance is, where those given are the directions
+            in which that many vary; None: over those given.
     """
 
-    def __init__(self, xx: Tensor, xz: Tensor, zz: Tensor, *, block: int = 1) -> None:
+    def __init__(
+        self,
+        xx: Tensor,
+        xz: Tensor,
+        zz: Tensor,
+        *,
+        block: int = 1,
+        outputs: int | None = None,
+    ) -> None:
         columns = len(xz)
         if columns % block:
             raise ValueError(
@@ -63,71 +73,95 @@ class ConditionalInformation:
         noisy = xx.double().clone()
         noisy.diagonal().add_(UNIT_NOISE * noisy.diagonal().mean().clamp(min=1e-30))
         targets_noisy = zz.double().clone()
-        scale = targets_noisy.diagonal().mean().clamp(min=1e-30)
+        scale = (targets_noisy.trace() / (outputs or len(zz))).clamp(min=1e-30)
         targets_noisy.diagonal().add_(TARGET_NOISE * scale)
         # xz zz^-1 zx = half half^T.
         root = _root(targets_noisy)
         half = torch.linalg.solve_triangular(root, xz.double().T, upper=False)
-        self._alone = _Conditional(noisy, block)
-        self._given_targets = _Conditional(noisy - half.T @ half, block)
+        covariances = torch.stack([noisy, noisy])
+        covariances[1].addmm_(half.T, half, alpha=-1)
+        kind = _Conditional if block == 1 else _ConditionalBlocks
+        self._given = kind(covariances, block)
 
     def gains(self) -> Tensor:
-        """[units] nats that each unit would add to those taken; 0 for those."""
-        return 0.5 * (self._alone.logdets() - self._given_targets.logdets())
+        """[units] nats that each unit would add to those taken; anything for those."""
+        alone, given_targets = self._given.logdets()
+        gains: Tensor = 0.5 * (alone - given_targets)
+        return gains
 
     def take_(self, unit: int) -> None:
         """Conditions everything on a unit."""
-        self._alone.take_(unit)
-        self._given_targets.take_(unit)
+        self._given.take_(unit)
 
 
 class _Conditional:
-    """The covariance of units given those taken: a Cholesky factorization, pivot by pivot.
+    """Covariances of units given those taken: Cholesky factorizations, pivot by pivot.
+
+    The units' and the units' given the targets go side by side: most steps are too small to take
+    much longer for two.
 
     Args:
-        covariance: [units * block, units * block], positive definite; changed.
-        block: columns per unit.
+        covariances: [2, columns, columns], positive definite; changed.
+        block: columns per unit; 1.
     """
 
-    def __init__(self, covariance: Tensor, block: int) -> None:
-        self._covariance, self._block = covariance, block
-        columns = len(covariance)
-        index = torch.arange(columns, device=covariance.device).view(-1, block)
-        self._within = covariance[index[:, :, None], index[:, None, :]].clone()
-        self._left = torch.ones(len(index), dtype=torch.bool, device=covariance.device)
-        # Columns l of which l l^T is still to be subtracted from the covariance: a product of
-        # matrices now and then costs a fraction of as many of single columns.
-        self._panel = covariance.new_empty(columns, max(_PANEL, block))
+    def __init__(self, covariances: Tensor, block: int) -> None:
+        self._covariances, self._block = covariances, block
+        # Rows l of which l^T l is still to be subtracted from the covariances: a product of
+        # matrices now and then costs a fraction of as many of single rows.
+        self._panel = covariances.new_empty(2, max(_PANEL, block), covariances.shape[1])
         self._used = 0
+        self._variances = covariances.diagonal(dim1=1, dim2=2).clone()
 
     def logdets(self) -> Tensor:
-        """[units] log-determinants of each unit's covariance given those taken; 0 for those."""
-        if self._block == 1:
-            found = self._within.flatten().clamp(min=_FLOOR).log()
-        else:
-            roots, _ = torch.linalg.cholesky_ex(self._within)
-            found = 2 * roots.diagonal(dim1=1, dim2=2).clamp(min=_FLOOR).log().sum(-1)
-        return found.masked_fill(~self._left, 0)
+        """[2, units] log-determinants of each unit's covariance given those taken."""
+        return self._variances.clamp(min=_FLOOR).log_()
+
+    def take_(self, unit: int) -> None:
+        """Conditions on a unit."""
+        row = self._rows(slice(unit, unit + 1))
+        # Of what hardly varies the variance is nothing but a rounding error, of either sign.
+        row *= row[:, :, unit, None].abs().clamp_(min=1e-30).rsqrt_()
+        self._variances.addcmul_(row[:, 0], row[:, 0], value=-1)
+        self._append_(row)
+
+    def _rows(self, own: slice) -> Tensor:
+        """[2, block, columns] of the covariances as they are now, of a unit's columns."""
+        panel = self._panel[:, : self._used]
+        return torch.baddbmm(self._covariances[:, own], panel[:, :, own].mT, panel, alpha=-1)
+
+    def _append_(self, rows: Tensor) -> None:
+        if self._used + rows.shape[1] > self._panel.shape[1]:
+            panel = self._panel[:, : self._used]
+            self._covariances.baddbmm_(panel.mT, panel, alpha=-1)
+            self._used = 0
+        self._panel[:, self._used : self._used + rows.shape[1]] = rows
+        self._used += rows.shape[1]
+
+
+class _ConditionalBlocks(_Conditional):
+    """The same of units of several columns, which are neighbours."""
+
+    def __init__(self, covariances: Tensor, block: int) -> None:
+        super().__init__(covariances, block)
+        index = torch.arange(covariances.shape[1], device=covariances.device).view(-1, block)
+        self._within = covariances[:, index[:, :, None], index[:, None, :]].clone()
+
+    def logdets(self) -> Tensor:
+        """[2, units] log-determinants of each unit's covariance given those taken."""
+        roots, _ = torch.linalg.cholesky_ex(self._within)
+        found: Tensor = 2 * roots.diagonal(dim1=2, dim2=3).clamp(min=_FLOOR).log().sum(-1)
+        return found
 
     def take_(self, unit: int) -> None:
         """Conditions on a unit, whose columns are whitened first."""
         own = slice(unit * self._block, (unit + 1) * self._block)
-        panel = self._panel[:, : self._used]
-        column = self._covariance[:, own] - panel @ panel[own].T
-        root = _root(column[own])
-        column = torch.linalg.solve_triangular(root, column.T, upper=False).T
-        blocks = column.view(-1, self._block, self._block)
+        rows = self._rows(own)
+        root = torch.stack([_root(within) for within in rows[:, :, own]])
+        rows = torch.linalg.solve_triangular(root, rows, upper=False)
+        blocks = rows.mT.unflatten(1, (-1, self._block))
         self._within -= blocks @ blocks.mT
-        self._left[unit] = False
-        self._append_(column)
-
-    def _append_(self, column: Tensor) -> None:
-        if self._used + column.shape[1] > self._panel.shape[1]:
-            panel = self._panel[:, : self._used]
-            self._covariance.addmm_(panel, panel.T, alpha=-1)
-            self._used = 0
-        self._panel[:, self._used : self._used + column.shape[1]] = column
-        self._used += column.shape[1]
+        self._append_(rows)
 
 
 def select_units(
@@ -143,14 +177,14 @@ def select_units(
     Returns:
         The units in the order taken; ties go to the lowest index.
     """
-    left = torch.ones(units, dtype=torch.bool)
+    taken = torch.zeros(units, dtype=torch.bool)
     order, gains = [], []
     for _ in range(units if count is None else count):
         total = sum((layer.gains().cpu() for layer in layers), torch.zeros(units).double())
-        total = total.masked_fill(~left, -torch.inf)
+        total.masked_fill_(taken, -torch.inf)
         best = float(total.max())
-        unit = int((total >= best - _TIE * max(abs(best), 1e-6)).nonzero()[0])
-        left[unit] = False
+        unit = int((total >= best - _TIE * max(abs(best), 1e-6)).byte().argmax())
+        taken[unit] = True
         order.append(unit)
         gains.append(best)
         for layer in layers:

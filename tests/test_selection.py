@@ -144,3 +144,16 @@ def test_divergences_are_those_of_what_the_regression_leaves_open(block):
         open_ = zz - xz[columns].T @ torch.linalg.solve(noisy, xz[columns])
         assert float(found[k]) == pytest.approx(0.5 * float((fisher @ open_).trace()), rel=1e-9)
     assert (found.diff() <= 0).all()
+
+
+def test_more_outputs_than_units_need_only_the_directions_in_which_they_vary():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 6, generator=generator).double()
+    weight = torch.randn(20, 6, generator=generator).double()
+    xx = x.T @ x / len(x)
+    whole = ConditionalInformation(xx, xx @ weight.T, weight @ xx @ weight.T)
+    few = torch.linalg.qr(weight, mode="r").R
+    part = ConditionalInformation(xx, xx @ few.T, few @ xx @ few.T, outputs=20)
+    one, two = select_units([whole], 6), select_units([part], 6)
+    assert one.order == two.order
+    torch.testing.assert_close(torch.tensor(one.gains), torch.tensor(two.gains), rtol=1e-6, atol=0)

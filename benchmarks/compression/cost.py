@@ -40,7 +40,7 @@ _BATCH = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
-        "--images", type=integer(8), default=256, metavar="N", help="to score (default: 256)"
+        "--images", type=integer(8), default=512, metavar="N", help="to score (default: 512)"
     )
     parser.add_argument("--size", type=integer(32), default=224, metavar="N", help="their side")
     parser.add_argument("--units", type=integer(8), default=4096, metavar="N")
@@ -108,8 +108,9 @@ def scoring(images: int, size: int) -> dict[str, Any]:
     """Scores against forward passes over the same images; memory on top of the model's.
 
     What selection takes does not depend on the images: it is told apart by scoring half of them
-    too, and put in relation to as many images as a user would give. The Fisher information is
-    taken from as large a part of the images as it then would be.
+    too, and put in relation to as many images as a user would give. Nor does what the gradients of
+    the Fisher information take, which are those of a batch or more: as few as would be of these
+    images there cannot be, so they are told apart by scoring once with all of them.
     """
     model = efficientnet()
     batches = torch.randn(images, 3, size, size).split(_BATCH)
@@ -130,28 +131,35 @@ def scoring(images: int, size: int) -> dict[str, Any]:
         check(units == sum(group.units for group in scores.groups), "every unit must have a place")
         return seconds
 
+    cpu_seconds(forward)  # the first pass sets up more than it computes
     once = cpu_seconds(forward)
     before, fisher = peak(), collect.FISHER_SAMPLES
+    whole = scored(batches)
+    memory = peak() - before
     try:
-        collect.FISHER_SAMPLES = round(fisher * images / _IMAGES)
-        whole = scored(batches)
-        memory = peak() - before
-        collect.FISHER_SAMPLES = round(fisher * images / _IMAGES / 2)
+        collect.FISHER_SAMPLES = 0
+        ungraded = scored(batches)
         half = scored(batches[: len(batches) // 2])
     finally:
         collect.FISHER_SAMPLES = fisher
     once = (once + cpu_seconds(forward)) / 2
-    share = 1 - len(batches) // 2 / len(batches)
-    each = (whole - half) / share  # what all images take without the selection
-    ratio = (each + (whole - each) * images / _IMAGES) / once
+    each = (ungraded - half) / (1 - len(batches) // 2 / len(batches))
+    scale = images / _IMAGES
+    parts = {
+        "passes_and_moments": each / once,
+        # Of fewer images too few take gradients; as many times what these take is more than enough.
+        "gradients": (whole - ungraded) / once * scale * max(1.0, fisher / images),
+        "selection": (ungraded - each) / once * scale,
+    }
     return {
         "images": images,
         "size": size,
         "batch": _BATCH,
         "cpu_seconds": round(whole, 2),
-        "of_these_selection": round(whole - each, 2),
+        "of_these_selection": round(ungraded - each, 2),
         "forward_cpu_seconds": round(once, 2),
-        f"times_the_forward_passes_of_{_IMAGES}": round(ratio, 2),
+        f"times_the_forward_passes_of_{_IMAGES}": round(sum(parts.values()), 2),
+        "of_these": {name: round(value, 3) for name, value in parts.items()},
         "bar": 1.3,
         "more_memory_mib": round(memory / 2**20),
         "memory_bar_mib": 2048,

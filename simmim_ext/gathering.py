@@ -1,0 +1,176 @@
+"""What layers read, and by how much their outputs matter, summed up while a model runs.
+
+Everything is taken at the moment when a layer runs: nothing of its input or output is kept, and
+what follows may change them in place.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gram import Gram, affine_moments, joint_moments
+from .layers import input_columns, is_affine, is_convolution, output_rows, weighted
+from .moments import Moments
+from .recording import draw_positions
+
+# Outputs of a convolution from which on its Fisher information is taken from as many samples as a
+# Linear's; a convolution says much at many positions, and those with few outputs come early in a
+# network, to where it is a long way back. The share of samples that it takes at the least.
+_MANY_OUTPUTS = 1000
+_LEAST_SHARE = 1 / 4
+
+
+@dataclass
+class _Sums:
+    """Of a layer.
+
+    Attributes:
+        inputs: of its input columns; with its outputs behind them where these do not follow.
+        affine: whether they do.
+        columns: how many of these are inputs.
+        gradients: of the likelihood's gradients with respect to its outputs.
+        graded: samples that they are of.
+    """
+
+    inputs: Gram
+    affine: bool
+    columns: int
+    gradients: Gram
+    graded: int = 0
+
+
+class Gatherer:
+    """Hooks on layers of a model, whose parameters want no gradients.
+
+    Args:
+        model: the network.
+        means: layers whose input is to be had, at convolutions its mean over positions.
+        summed: layers whose inputs, outputs and gradients are summed up.
+        generator: draws positions.
+        samples: of which gradients are wanted, at the most.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        means: Iterable[str],
+        summed: Iterable[str],
+        generator: torch.Generator,
+        samples: int,
+    ) -> None:
+        self._samples = samples
+        self._model, self._generator = model, generator
+        self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
+        self._sums: dict[str, _Sums] = {}
+        self._sources: list[Tensor] = []
+        self.inputs: dict[str, Tensor] = {}
+        self.places = dict.fromkeys(self._means | self._summed, 0)
+
+    @contextmanager
+    def gathering(self, mask: Tensor | None, graded: int) -> Iterator[None]:
+        """Gathers during the block.
+
+        Args:
+            mask: [samples, tokens] that tells tokens from padding, or None.
+            graded: the batch's samples, if ``backward`` will be called; 0 if it will not.
+        """
+        self.inputs.clear()
+        self._sources.clear()
+        hooks = [
+            self._model.get_submodule(name).register_forward_hook(self._hook(name, mask, graded))
+            for name in self.places
+        ]
+        try:
+            with torch.inference_mode(False), torch.set_grad_enabled(graded > 0):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def backward(self, likelihood: Tensor) -> None:
+        """Adds the gradients of what was computed in the last block."""
+        if self._sources:
+            torch.autograd.grad(likelihood, self._sources, allow_unused=True)
+        self._sources.clear()
+
+    def moments(self, name: str) -> Moments:
+        """Of a layer's input columns and its outputs."""
+        sums, weight = self._sums[name], self.weight(name)
+        if weight is None:
+            return joint_moments(sums.inputs, sums.columns)
+        return affine_moments(sums.inputs, weight, weighted(self._model, name).bias)
+
+    def weight(self, name: str) -> Tensor | None:
+        """[outputs, columns] by which a layer makes its outputs, or None where it is not alone."""
+        layer = weighted(self._model, name)
+        return layer.weight.flatten(1) if self._sums[name].affine else None
+
+    def fisher(self, name: str) -> Tensor:
+        """[outputs, outputs] E[g g^T], g the gradient with respect to a layer's outputs."""
+        gradients = self._sums[name].gradients
+        return gradients.sums()[1] / max(gradients.rows, 1)
+
+    def _hook(self, name: str, mask: Tensor | None, graded: int) -> Any:
+        def gather(layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor | None:
+            x = args[0].detach()
+            if name in self._means and name not in self.inputs:
+                self.inputs[name] = x.flatten(2).mean(2) if is_convolution(layer) else x.clone()
+            self.places[name] += _count_places(layer, z, mask)
+            if name not in self._summed:
+                return None
+            at = draw_positions(layer, z, self._generator, mask)
+            sums = self._add(name, layer, x, z.detach(), at)
+            if not graded or sums.graded >= self._samples_for(layer, sums.gradients.columns):
+                return None
+            sums.graded += graded
+            return self._watched(layer, z, at, sums.gradients)
+
+        return gather
+
+    def _samples_for(self, layer: nn.Module, outputs: int) -> float:
+        """Of how many samples a layer's gradients are wanted."""
+        if not is_convolution(layer):
+            return self._samples
+        return self._samples * min(1, max(_LEAST_SHARE, outputs / _MANY_OUTPUTS))
+
+    def _add(self, name: str, layer: nn.Module, x: Tensor, z: Tensor, at: Tensor | None) -> _Sums:
+        rows = input_columns(layer, x, at)
+        columns = rows.shape[1]
+        # Hooks of the user's may change outputs; one is the gatherer's own.
+        affine = is_affine(layer) and len(layer._forward_hooks) == 1
+        if not affine:
+            rows = torch.cat([rows, output_rows(layer, z, at)], 1)
+        if name not in self._sums:
+            outputs = z.shape[1] if is_convolution(layer) else z.shape[-1]
+            self._sums[name] = _Sums(
+                Gram(rows.shape[1], z.device, rows.dtype),
+                affine,
+                columns,
+                Gram(outputs, z.device, z.dtype, centred=False),
+            )
+        self._sums[name].inputs.add_(rows)
+        return self._sums[name]
+
+    def _watched(self, layer: nn.Module, z: Tensor, at: Tensor | None, to: Gram) -> Tensor:
+        """The output, of whose gradient rows will be added."""
+        # Gradients are wanted no further back than to the first of the layers.
+        if not z.requires_grad:
+            z = z.detach().requires_grad_(True)
+            self._sources.append(z)
+            z = z.clone()  # of a source nothing can be changed in place
+        z.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: to.add_(output_rows(layer, gradient, at))
+        )
+        return z
+
+
+def _count_places(layer: nn.Module, z: Tensor, mask: Tensor | None) -> int:
+    """Positions or tokens of a layer's output z, over all samples."""
+    if is_convolution(layer):
+        return z[:, 0].numel()
+    count = z[..., 0].numel()
+    return int(mask.sum()) if mask is not None and mask.numel() == count else count
