@@ -147,16 +147,15 @@ def _collect_pass(
     generator = torch.Generator(device).manual_seed(seed)
     summed = [m.module for group in groups for m in _readers(model, group)] if moments else []
     firsts = [group.readers[0].module for group in groups]
-    gatherer = Gatherer(model, firsts, summed, generator, FISHER_SAMPLES)
+    gatherer = Gatherer(model, firsts, summed, generator)
     answered, seen_samples = 0, 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
     rows = []
     for batch in batches(data, device=device, limit=samples, name="calibration"):
         batch = map_tensors(batch, torch.Tensor.detach)
-        here = samples_of(batch)
-        graded = here if moments and seen_samples < FISHER_SAMPLES else 0
-        seen_samples += here
+        graded = moments and seen_samples < FISHER_SAMPLES
+        seen_samples += samples_of(batch)
         with evaluating(model), gatherer.gathering(token_mask(batch), graded):
             outputs = forward(model, batch, forward_fn).float()
             if not torch.isfinite(outputs).all():

@@ -17,12 +17,6 @@ from .layers import input_columns, is_affine, is_convolution, output_rows, weigh
 from .moments import Moments
 from .recording import draw_positions
 
-# Outputs of a convolution from which on its Fisher information is taken from as many samples as a
-# Linear's; a convolution says much at many positions, and those with few outputs come early in a
-# network, to where it is a long way back. The share of samples that it takes at the least.
-_MANY_OUTPUTS = 1000
-_LEAST_SHARE = 1 / 4
-
 
 @dataclass
 class _Sums:
@@ -33,14 +27,12 @@ class _Sums:
         affine: whether they do.
         columns: how many of these are inputs.
         gradients: of the likelihood's gradients with respect to its outputs.
-        graded: samples that they are of.
     """
 
     inputs: Gram
     affine: bool
     columns: int
     gradients: Gram
-    graded: int = 0
 
 
 class Gatherer:
@@ -51,7 +43,6 @@ class Gatherer:
         means: layers whose input is to be had, at convolutions its mean over positions.
         summed: layers whose inputs, outputs and gradients are summed up.
         generator: draws positions.
-        samples: of which gradients are wanted, at the most.
     """
 
     def __init__(
@@ -60,9 +51,7 @@ class Gatherer:
         means: Iterable[str],
         summed: Iterable[str],
         generator: torch.Generator,
-        samples: int,
     ) -> None:
-        self._samples = samples
         self._model, self._generator = model, generator
         self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
         self._sums: dict[str, _Sums] = {}
@@ -71,12 +60,12 @@ class Gatherer:
         self.places = dict.fromkeys(self._means | self._summed, 0)
 
     @contextmanager
-    def gathering(self, mask: Tensor | None, graded: int) -> Iterator[None]:
+    def gathering(self, mask: Tensor | None, graded: bool) -> Iterator[None]:
         """Gathers during the block.
 
         Args:
             mask: [samples, tokens] that tells tokens from padding, or None.
-            graded: the batch's samples, if ``backward`` will be called; 0 if it will not.
+            graded: whether ``backward`` will be called.
         """
         self.inputs.clear()
         self._sources.clear()
@@ -85,7 +74,7 @@ class Gatherer:
             for name in self.places
         ]
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(graded > 0):
+            with torch.inference_mode(False), torch.set_grad_enabled(graded):
                 yield
         finally:
             for hook in hooks:
@@ -114,7 +103,7 @@ class Gatherer:
         gradients = self._sums[name].gradients
         return gradients.sums()[1] / max(gradients.rows, 1)
 
-    def _hook(self, name: str, mask: Tensor | None, graded: int) -> Any:
+    def _hook(self, name: str, mask: Tensor | None, graded: bool) -> Any:
         def gather(layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor | None:
             x = args[0].detach()
             if name in self._means and name not in self.inputs:
@@ -124,18 +113,11 @@ class Gatherer:
                 return None
             at = draw_positions(layer, z, self._generator, mask)
             sums = self._add(name, layer, x, z.detach(), at)
-            if not graded or sums.graded >= self._samples_for(layer, sums.gradients.columns):
+            if not graded:
                 return None
-            sums.graded += graded
             return self._watched(layer, z, at, sums.gradients)
 
         return gather
-
-    def _samples_for(self, layer: nn.Module, outputs: int) -> float:
-        """Of how many samples a layer's gradients are wanted."""
-        if not is_convolution(layer):
-            return self._samples
-        return self._samples * min(1, max(_LEAST_SHARE, outputs / _MANY_OUTPUTS))
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, z: Tensor, at: Tensor | None) -> _Sums:
         rows = input_columns(layer, x, at)
