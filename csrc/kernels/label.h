@@ -56,6 +56,8 @@ void label_information_cpu(const LabelInformationArgs& args, int64_t feature_beg
                            int64_t feature_end);
 void sorted_label_information_cpu(const SortedLabelInformationArgs& args, int64_t feature_begin,
                                   int64_t feature_end);
+// The features that it pays to take together: what is read of the probabilities serves them all.
+constexpr int64_t kSoftLabelFeatures = 16;
 void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
                                 int64_t feature_end);
 

@@ -65,48 +65,4 @@ void sorted_label_information_cpu(const SortedLabelInformationArgs& args, int64_
   }
 }
 
-// H(X,Y) and H(Y) are -sum w ln w of the summed probabilities w [bins, classes] and of their sums
-// over the bins. A feature's samples are added up in order, by one thread: any split of the
-// features over threads gives the same bits.
-void soft_label_information_cpu(const SoftLabelInformationArgs& args, int64_t feature_begin,
-                                int64_t feature_end) {
-  constexpr int64_t kClasses = 2048;  // at a time: 4 MiB of sums
-  const int64_t width = std::min(kClasses, args.classes);
-  std::vector<double> sums(static_cast<size_t>(args.bins * width));
-  std::vector<double> class_sums(static_cast<size_t>(width));
-  for (int64_t feature = feature_begin; feature < feature_end; ++feature) {
-    const uint8_t* codes = args.x + feature * args.samples;
-    int64_t counts[256] = {};
-    for (int64_t i = 0; i < args.samples; ++i) ++counts[codes[i]];
-    int64_t samples = 0;
-    for (int bin = 0; bin < args.bins; ++bin) samples += counts[bin];
-
-    double joint_sum = 0, class_sum = 0;
-    for (int64_t first = 0; first < args.classes; first += width) {
-      const int64_t classes = std::min(width, args.classes - first);
-      std::fill(sums.begin(), sums.end(), 0.0);
-      std::fill(class_sums.begin(), class_sums.end(), 0.0);
-      for (int64_t i = 0; i < args.samples; ++i) {
-        if (codes[i] >= args.bins) continue;
-        const double* p = args.probabilities + i * args.classes + first;
-        double* to = sums.data() + codes[i] * width;
-        for (int64_t c = 0; c < classes; ++c) to[c] += p[c];
-      }
-      for (int bin = 0; bin < args.bins; ++bin) {
-        for (int64_t c = 0; c < classes; ++c) {
-          const double w = sums[bin * width + c];
-          class_sums[c] += w;
-          joint_sum += n_log_n(w);
-        }
-      }
-      for (int64_t c = 0; c < classes; ++c) class_sum += n_log_n(class_sums[c]);
-    }
-    const double n = static_cast<double>(samples);
-    const double x = entropy_of_counts(args.terms, samples, args.bins, counts, args.bins);
-    const double y = std::log(n) - class_sum / n;
-    const double joint = y - (joint_sum - class_sum) / n;
-    args.result[feature] = information(args.information, x, y, joint);
-  }
-}
-
 }  // namespace simmim

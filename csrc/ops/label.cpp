@@ -221,9 +221,12 @@ at::Tensor soft_label_information(const at::Tensor& x, const at::Tensor& probabi
       entropy_terms(Estimator::plugin, x.size(1)),
       parse_information("mutual_information", Estimator::plugin, normalized, base, caller),
       result.mutable_data_ptr<float>()};
-  for_each_feature_range(
-      args.features, args.samples * args.classes,
-      [&](int64_t begin, int64_t end) { soft_label_information_cpu(args, begin, end); });
+  const int64_t threads = threads_for(args.features * args.samples * args.classes / kThreadWork);
+  const int64_t range =
+      std::clamp<int64_t>((args.features + threads - 1) / threads, 1, kSoftLabelFeatures);
+  parallel_tasks((args.features + range - 1) / range, [&](int64_t i) {
+    soft_label_information_cpu(args, i * range, std::min((i + 1) * range, args.features));
+  });
   return result;
 }
 
