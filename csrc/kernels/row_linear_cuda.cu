@@ -1,0 +1,169 @@
+#include <algorithm>
+#include <cmath>
+
+#include "add_splits.cuh"
+#include "launch.cuh"
+#include "rounding.cuh"
+#include "row_linear.h"
+#include "row_sums.cuh"
+
+namespace simmim {
+namespace {
+
+constexpr int kMostWarps = 16, kLeastWarps = 4;  // of a block
+// An H100's multiprocessors, one for each block: more blocks would fetch x more often.
+constexpr int64_t kBlocks = 132;
+
+// Rows go by twos, in turn to the warps of all blocks; every group of samples is by itself.
+struct Plan {
+  int64_t row_blocks, groups;
+  int warps;
+
+  Plan(const PackedRows& shape, int64_t batch, int samples) : groups(ceil_div(batch, samples)) {
+    const int64_t pairs = ceil_div(shape.out_features, 2);
+    warps = kMostWarps;
+    while (warps > kLeastWarps && pairs <= kBlocks * warps / 2) warps /= 2;
+    row_blocks = std::min(ceil_div(pairs, warps), kBlocks);
+  }
+};
+
+// Samples [count] of columns [first, first + slots - 1) to shared memory, 0 where there are none.
+template <typename Stored, int kPlanes>
+__device__ __forceinline__ void stage(const RowLinearArgs<Stored>& args, int64_t first_sample,
+                                      int64_t first, int slots) {
+  constexpr int kCount = kPlaneSamples<Stored>;
+  const int64_t left = args.batch - first_sample;
+  const Stored* x = args.x + first_sample * args.columns + first;
+  auto* shared = shared_memory<Vector<Stored, kCount>>();
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    Vector<Stored, kCount>* target = shared + plane * slots;
+    for (int column = 2 * threadIdx.x; column < slots - 1; column += 2 * blockDim.x) {
+      Vector<Stored, kCount> low, high;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int sample = plane * kCount + i;
+        Vector<Stored, 2> pair = {};
+        if (sample < left) pair = load<2>(x + sample * args.columns + column);
+        low.values[i] = pair[0];
+        high.values[i] = pair[1];
+      }
+      target[slot_of(column)] = low;
+      target[slot_of(column + 1)] = high;
+    }
+    if (threadIdx.x == 0) target[slots - 1] = {};
+  }
+}
+
+template <typename Stored>
+__device__ __forceinline__ RowPair find_pair(const RowLinearArgs<Stored>& args, int64_t row,
+                                             bool fits) {
+  const auto* packed = static_cast<const unsigned char*>(args.packed);
+  const int64_t out_features = args.shape.out_features;
+  const auto* lists =
+      reinterpret_cast<const RowList*>(packed + kRowUnit) + blockIdx.y * out_features;
+  RowPair pair;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    RowList list = {0, 0};
+    if (fits && row + i < out_features) list = lists[row + i];
+    pair.lists[i] = packed + int64_t{list.first_unit} * kRowUnit;
+    pair.kept[i] = list.kept;
+  }
+  return pair;
+}
+
+// partial [chunks, batch, out_features] takes the sums, or, where it is null, y does.
+template <typename Stored, int kPlanes>
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes, 1)
+    row_linear_kernel(RowLinearArgs<Stored> args, Plan plan, int slots, float* partial) {
+  using Sums = RowSums<Stored, kPlanes>;
+  const PackedRows& shape = args.shape;
+  const int64_t first_sample = blockIdx.x / plan.row_blocks * Sums::kSamples;
+  const int64_t warps = plan.row_blocks * plan.warps;
+  int64_t row = 2 * (blockIdx.x % plan.row_blocks * plan.warps + threadIdx.x / kWarpLanes);
+  const int64_t* sizes = static_cast<const int64_t*>(args.packed);
+  const bool fits = sizes[0] == shape.out_features && sizes[1] == shape.in_features;
+
+  // Two blocks of the lists are always on their way, the first while x is staged.
+  RowPair pair = find_pair(args, row, fits);
+  typename Sums::Block block, next;
+  block.load(pair, 0);
+  next.load(pair, 1);
+  const int64_t first = int64_t{blockIdx.y} * kChunkColumns, beyond = args.columns - first;
+  if (beyond < slots - 1) slots = static_cast<int>(beyond) + 1;
+  stage<Stored, kPlanes>(args, first_sample, first, slots);
+  __syncthreads();
+
+  const Planes x{shared_memory<const uint4>(), slots};
+  for (; row < shape.out_features; row += 2 * warps) {
+    Sums sums;
+#pragma unroll 1
+    for (int b = 0; b * kBlockWeights < pair.most(); ++b) {
+      typename Sums::Block later;
+      later.load(pair, b + 2);
+      const int own = pair.left(b), most = pair.most() - b * kBlockWeights;
+#pragma unroll
+      for (int step = 0; step < kBlockSteps; ++step) {
+        if (step * kStepWeights >= most) break;
+        const bool kept = step * kStepWeights + pair.lane() < own;
+        sums.step(block, step, x, kept ? block.codes[step] : slots - 1);
+      }
+      block = next;
+      next = later;
+    }
+    pair = find_pair(args, row + 2 * warps, fits);
+    block.load(pair, 0);
+    next.load(pair, 1);
+
+    const float sum = fits ? sums.total() : NAN;
+    const int64_t mine = row + Sums::row(), sample = first_sample + Sums::sample();
+    if (Sums::sample() >= Sums::kSamples || sample >= args.batch || mine >= shape.out_features) {
+      continue;
+    }
+    const int64_t at = sample * shape.out_features + mine;
+    if (partial != nullptr) {
+      partial[blockIdx.y * args.batch * shape.out_features + at] = sum;
+    } else {
+      const float bias = args.bias == nullptr ? 0.0f : static_cast<float>(args.bias[mine]);
+      args.y[at] = rounded<Stored>(sum + bias);
+    }
+  }
+}
+
+template <int kPlanes, typename Stored>
+int launch_product(const RowLinearArgs<Stored>& args, float* partial, void* stream) {
+  const Plan plan(args.shape, args.batch, RowSums<Stored, kPlanes>::kSamples);
+  const int slots = static_cast<int>(std::min<int64_t>(args.columns, kChunkColumns)) + 1;
+  const dim3 grid(static_cast<unsigned>(plan.row_blocks * plan.groups),
+                  static_cast<unsigned>(args.shape.chunks()));
+  return launch(row_linear_kernel<Stored, kPlanes>, grid, dim3(plan.warps * kWarpLanes),
+                size_t{kRowUnit} * kPlanes * slots, stream, args, plan, slots, partial);
+}
+
+}  // namespace
+
+template <typename Stored>
+int64_t row_linear_scratch(const RowLinearArgs<Stored>& args) {
+  const int64_t chunks = args.shape.chunks();
+  return chunks > 1 ? chunks * args.batch * args.shape.out_features : 0;
+}
+
+template <typename Stored>
+int row_linear_cuda(const RowLinearArgs<Stored>& args, float* scratch, void* stream) {
+  if (args.batch == 0 || args.shape.out_features == 0) return cudaSuccess;
+  float* partial = args.shape.chunks() > 1 ? scratch : nullptr;
+  const int error = args.batch <= kPlaneSamples<Stored> ? launch_product<1>(args, partial, stream)
+                                                        : launch_product<2>(args, partial, stream);
+  if (error != cudaSuccess || partial == nullptr) return error;
+  return add_splits<Stored>(partial, args.shape.chunks(), args.bias, args.y, args.batch,
+                            args.shape.out_features, stream);
+}
+
+#define SIMMIM_INSTANTIATE(Stored)                                   \
+  template int64_t row_linear_scratch(const RowLinearArgs<Stored>&); \
+  template int row_linear_cuda(const RowLinearArgs<Stored>&, float*, void*);
+SIMMIM_INSTANTIATE(float)
+SIMMIM_INSTANTIATE(Half)
+SIMMIM_INSTANTIATE(BFloat16)
+
+}  // namespace simmim
