@@ -11,7 +11,7 @@ namespace simmim {
 
 constexpr int kChunkColumns = 4096;  // of x, that shared memory holds: what 12 bits tell apart
 constexpr int kCodeBits = 12;
-constexpr int kStepWeights = 16;  // that one step multiplies, one for each lane of half a warp
+constexpr int kStepWeights = 32;  // that one step multiplies, one for each lane of a warp
 constexpr int kBlockSteps = 8;    // whose codes are read together
 constexpr int kBlockWeights = kStepWeights * kBlockSteps;
 constexpr int kRowUnit = 16;  // bytes: all parts begin at a multiple
@@ -35,7 +35,9 @@ SIMMIM_HD int list_bytes(int kept, int item_size) {
 // writes, are 8 apart, so that the threads of a warp write side by side.
 SIMMIM_HD int slot_of(int column) { return column / 16 * 16 + column % 2 * 8 + column % 16 / 2; }
 // Where the weight of a lane lies among those of its step: as the tensor cores take them.
-SIMMIM_HD int place_of(int lane) { return lane % 8 / 2 * 4 + lane / 8 * 2 + lane % 2; }
+SIMMIM_HD int place_of(int lane) {
+  return lane / 8 % 2 * 16 + lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2;
+}
 
 struct RowList {
   uint32_t first_unit;
@@ -44,7 +46,7 @@ struct RowList {
 
 // In units of kRowUnit bytes: one with the sizes, then the RowLists, chunk by chunk, then the
 // lists: blocks, each the values of its steps and then the codes, the lanes side by side in every
-// word. Weight p of a list is that of lane p % 16 in step p / 16; as far as they can be had, the 8
+// word. Weight p of a list is that of lane p % 32 in step p / 32; as far as it can be had, the 8
 // neighbours that are gathered at once lie in different banks.
 struct PackedRows {
   int64_t out_features, in_features;  // at least one of each

@@ -14,16 +14,15 @@ constexpr int kMostWarps = 16, kLeastWarps = 4;  // of a block
 // An H100's multiprocessors, one for each block: more blocks would fetch x more often.
 constexpr int64_t kBlocks = 132;
 
-// Rows go by twos, in turn to the warps of all blocks; every group of samples is by itself.
+// Rows go in turn to the warps of all blocks; every group of samples is by itself.
 struct Plan {
   int64_t row_blocks, groups;
   int warps;
 
   Plan(const PackedRows& shape, int64_t batch, int samples) : groups(ceil_div(batch, samples)) {
-    const int64_t pairs = ceil_div(shape.out_features, 2);
     warps = kMostWarps;
-    while (warps > kLeastWarps && pairs <= kBlocks * warps / 2) warps /= 2;
-    row_blocks = std::min(ceil_div(pairs, warps), kBlocks);
+    while (warps > kLeastWarps && shape.out_features <= kBlocks * warps / 2) warps /= 2;
+    row_blocks = std::min(ceil_div(shape.out_features, warps), kBlocks);
   }
 };
 
@@ -55,21 +54,15 @@ __device__ __forceinline__ void stage(const RowLinearArgs<Stored>& args, int64_t
 }
 
 template <typename Stored>
-__device__ __forceinline__ RowPair find_pair(const RowLinearArgs<Stored>& args, int64_t row,
-                                             bool fits) {
+__device__ __forceinline__ OpenList open(const RowLinearArgs<Stored>& args, int64_t row,
+                                         bool fits) {
   const auto* packed = static_cast<const unsigned char*>(args.packed);
-  const int64_t out_features = args.shape.out_features;
-  const auto* lists =
-      reinterpret_cast<const RowList*>(packed + kRowUnit) + blockIdx.y * out_features;
-  RowPair pair;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    RowList list = {0, 0};
-    if (fits && row + i < out_features) list = lists[row + i];
-    pair.lists[i] = packed + int64_t{list.first_unit} * kRowUnit;
-    pair.kept[i] = list.kept;
+  RowList list = {0, 0};
+  if (fits && row < args.shape.out_features) {
+    const auto* lists = reinterpret_cast<const RowList*>(packed + kRowUnit);
+    list = lists[blockIdx.y * args.shape.out_features + row];
   }
-  return pair;
+  return {packed + int64_t{list.first_unit} * kRowUnit, list.kept};
 }
 
 // partial [chunks, batch, out_features] takes the sums, or, where it is null, y does.
@@ -80,51 +73,49 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, 1)
   const PackedRows& shape = args.shape;
   const int64_t first_sample = blockIdx.x / plan.row_blocks * Sums::kSamples;
   const int64_t warps = plan.row_blocks * plan.warps;
-  int64_t row = 2 * (blockIdx.x % plan.row_blocks * plan.warps + threadIdx.x / kWarpLanes);
+  int64_t row = blockIdx.x % plan.row_blocks * plan.warps + threadIdx.x / kWarpLanes;
   const int64_t* sizes = static_cast<const int64_t*>(args.packed);
   const bool fits = sizes[0] == shape.out_features && sizes[1] == shape.in_features;
 
-  // Two blocks of the lists are always on their way, the first while x is staged.
-  RowPair pair = find_pair(args, row, fits);
+  // Two blocks of the list are always on their way, the first while x is staged.
+  OpenList list = open(args, row, fits);
   typename Sums::Block block, next;
-  block.load(pair, 0);
-  next.load(pair, 1);
+  block.load(list, 0);
+  next.load(list, 1);
   const int64_t first = int64_t{blockIdx.y} * kChunkColumns, beyond = args.columns - first;
   if (beyond < slots - 1) slots = static_cast<int>(beyond) + 1;
   stage<Stored, kPlanes>(args, first_sample, first, slots);
   __syncthreads();
 
-  const Planes x{shared_memory<const uint4>(), slots};
-  for (; row < shape.out_features; row += 2 * warps) {
+  const auto* x = shared_memory<const uint4>();
+  const int lane = threadIdx.x % kWarpLanes;
+  for (; row < shape.out_features; row += warps) {
     Sums sums;
 #pragma unroll 1
-    for (int b = 0; b * kBlockWeights < pair.most(); ++b) {
+    for (int b = 0, left = list.kept; left > 0; ++b, left -= kBlockWeights) {
       typename Sums::Block later;
-      later.load(pair, b + 2);
-      const int own = pair.left(b), most = pair.most() - b * kBlockWeights;
+      later.load(list, b + 2);
 #pragma unroll
       for (int step = 0; step < kBlockSteps; ++step) {
-        if (step * kStepWeights >= most) break;
-        const bool kept = step * kStepWeights + pair.lane() < own;
-        sums.step(block, step, x, kept ? block.codes[step] : slots - 1);
+        if (step * kStepWeights >= left) break;
+        const bool kept = step * kStepWeights + lane < left;
+        sums.step(block, step, x + (kept ? block.codes[step] : slots - 1), slots);
       }
       block = next;
       next = later;
     }
-    pair = find_pair(args, row + 2 * warps, fits);
-    block.load(pair, 0);
-    next.load(pair, 1);
+    list = open(args, row + warps, fits);
+    block.load(list, 0);
+    next.load(list, 1);
 
     const float sum = fits ? sums.total() : NAN;
-    const int64_t mine = row + Sums::row(), sample = first_sample + Sums::sample();
-    if (Sums::sample() >= Sums::kSamples || sample >= args.batch || mine >= shape.out_features) {
-      continue;
-    }
-    const int64_t at = sample * shape.out_features + mine;
+    const int64_t sample = first_sample + Sums::sample();
+    if (Sums::sample() >= Sums::kSamples || sample >= args.batch) continue;
+    const int64_t at = sample * shape.out_features + row;
     if (partial != nullptr) {
       partial[blockIdx.y * args.batch * shape.out_features + at] = sum;
     } else {
-      const float bias = args.bias == nullptr ? 0.0f : static_cast<float>(args.bias[mine]);
+      const float bias = args.bias == nullptr ? 0.0f : static_cast<float>(args.bias[row]);
       args.y[at] = rounded<Stored>(sum + bias);
     }
   }

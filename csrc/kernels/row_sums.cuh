@@ -1,9 +1,7 @@
-// The products of two rows' lists, half a warp each: on tensor cores, or lane by lane.
+// The products of a row's list by a warp: on tensor cores, or lane by lane.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <type_traits>
 
 #include "row_linear.h"
 #include "tensor_core.cuh"
@@ -12,45 +10,34 @@
 
 namespace simmim {
 
-// The samples of one chunk in shared memory: planes of so many samples, [slots] units in each, the
-// last of them all 0.
+// Shared memory holds the samples in planes: of so many samples, a unit for each column.
 template <typename Stored>
 constexpr int kPlaneSamples = kRowUnit / sizeof(Stored);
-struct Planes {
-  const uint4* units;
-  int slots;  // of a plane
 
-  __device__ const uint4* unit(int plane, int slot) const { return units + plane * slots + slot; }
-};
+struct OpenList {
+  const unsigned char* begin;
+  int kept;
 
-// Lists of a warp's two rows.
-struct RowPair {
-  const unsigned char* lists[2];
-  int kept[2];
-
-  __device__ int half() const { return threadIdx.x % kWarpLanes / kStepWeights; }
-  __device__ int lane() const { return threadIdx.x % kStepWeights; }
-  // Of this lane's row from a block on; 0 or less where it has ended.
-  __device__ int left(int block) const {
-    return (half() == 0 ? kept[0] : kept[1]) - block * kBlockWeights;
+  __device__ int steps(int block) const { return block_steps(kept - block * kBlockWeights); }
+  __device__ const unsigned char* block(int block, int item_size) const {
+    return begin + block * block_bytes(kBlockSteps, item_size);
   }
-  __device__ int most() const { return kept[0] > kept[1] ? kept[0] : kept[1]; }
 };
 
 // A lane's codes of one block.
 struct Codes {
-  uint32_t words[3];
+  static constexpr int kWords = kBlockSteps * kCodeBits / 32;
+  uint32_t words[kWords];
 
-  __device__ __forceinline__ void load(const RowPair& pair, int block, int item_size) {
-    const int steps = block_steps(pair.left(block));
-    const unsigned char* list = pair.half() == 0 ? pair.lists[0] : pair.lists[1];
-    const unsigned char* values = list + block * block_bytes(kBlockSteps, item_size);
-    const auto* from =
-        reinterpret_cast<const uint32_t*>(values + steps * kStepWeights * item_size) + pair.lane();
+  __device__ __forceinline__ void load(const OpenList& list, int block, int item_size) {
+    const int steps = list.steps(block);
+    const auto* from = reinterpret_cast<const uint32_t*>(list.block(block, item_size) +
+                                                         steps * kStepWeights * item_size);
 #pragma unroll
-    for (int word = 0; word < 3; ++word) {
+    for (int word = 0; word < kWords; ++word) {
       words[word] = 0;
-      if (word < code_words(steps)) words[word] = from[word * kStepWeights];
+      if (word < code_words(steps))
+        words[word] = from[word * kWarpLanes + threadIdx.x % kWarpLanes];
     }
   }
   __device__ __forceinline__ int operator[](int step) const {
@@ -60,7 +47,6 @@ struct Codes {
     return static_cast<int>(code & ((1u << kCodeBits) - 1));
   }
 };
-static_assert(kBlockSteps * kCodeBits == 3 * 32);
 
 // float: every lane adds up its own products.
 template <typename Stored, int kPlanes>
@@ -72,100 +58,95 @@ struct RowSums {
     Codes codes;
     Stored weights[kBlockSteps];
 
-    __device__ __forceinline__ void load(const RowPair& pair, int block) {
-      codes.load(pair, block, sizeof(Stored));
-      const unsigned char* list = pair.half() == 0 ? pair.lists[0] : pair.lists[1];
-      const auto* from =
-          reinterpret_cast<const Stored*>(list + block * block_bytes(kBlockSteps, sizeof(Stored)));
-      const int steps = block_steps(pair.left(block));
+    __device__ __forceinline__ void load(const OpenList& list, int block) {
+      codes.load(list, block, sizeof(Stored));
+      const auto* from = reinterpret_cast<const Stored*>(list.block(block, sizeof(Stored))) +
+                         place_of(threadIdx.x % kWarpLanes);
+      const int steps = list.steps(block);
 #pragma unroll
       for (int step = 0; step < kBlockSteps; ++step) {
         weights[step] = 0;
-        if (step < steps) weights[step] = from[step * kStepWeights + place_of(pair.lane())];
+        if (step < steps) weights[step] = from[step * kStepWeights];
       }
     }
   };
 
-  __device__ __forceinline__ void step(const Block& block, int step, const Planes& x, int slot) {
+  // x: this lane's column in the first plane; the next is `slots` further.
+  __device__ __forceinline__ void step(const Block& block, int step, const uint4* x, int slots) {
+    constexpr int kCount = kPlaneSamples<Stored>;
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
-      constexpr int kCount = kPlaneSamples<Stored>;
-      const auto values = load<kCount>(reinterpret_cast<const Stored*>(x.unit(plane, slot)));
+      const auto values = load<kCount>(reinterpret_cast<const Stored*>(x + plane * slots));
 #pragma unroll
       for (int i = 0; i < kCount; ++i) sums[plane * kCount + i] += block.weights[step] * values[i];
     }
   }
 
-  // What this lane returns is of its row and this sample.
-  __device__ static int row() { return threadIdx.x % kWarpLanes / kStepWeights; }
-  __device__ static int sample() { return threadIdx.x % kStepWeights; }
+  // The sample whose total this lane returns.
+  __device__ static int sample() { return threadIdx.x % kWarpLanes; }
   __device__ __forceinline__ float total() const {
     float result = 0;
 #pragma unroll
     for (int i = 0; i < kSamples; ++i) {
-      const float sum = warp_total(sums[i], kStepWeights);
+      const float sum = warp_total(sums[i]);
       if (sample() == i) result = sum;
     }
     return result;
   }
 };
 
-// 16 bits: for each step a product of the gathered samples [16, 16 lanes] by the weights of all
-// steps [16 lanes, 8 steps], of which one column is wanted. The others cost nothing, for so the
-// weights are in every lane what they were when they were read; and as each step has its own sums,
-// infinities and NaNs in what is not wanted do no harm.
+// 16 bits: what a step gathers, 8 samples for each of 32 weights, is two halves of the rows of a
+// matrix [2 * 8 samples, 16 weights], which is multiplied by the weights of 8 halves [16 weights,
+// 8]: of the 8 columns of either half of the rows one is wanted. The others cost nothing, for so
+// the weights lie in every lane as they were read; and as the steps that share a block have sums of
+// their own, infinities and NaNs in what is not wanted do no harm.
 template <typename Stored, int kPlanes>
 struct TensorRowSums {
   static constexpr int kSamples = kPlanes * kPlaneSamples<Stored>;
-  float sums[2][kBlockSteps][4] = {};
+  static constexpr int kTileSteps = 4;  // whose weights make one matrix
+  float sums[kPlanes][kTileSteps][4] = {};
 
   struct Block {
     Codes codes;
-    uint2 weights[2];
+    uint2 weights[kBlockSteps / kTileSteps];
 
-    // Lane 4 g + t takes of both rows those of step g and lanes 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
-    __device__ __forceinline__ void load(const RowPair& pair, int block) {
-      codes.load(pair, block, sizeof(Stored));
-      const int lane = threadIdx.x % kWarpLanes;
+    __device__ __forceinline__ void load(const OpenList& list, int block) {
+      codes.load(list, block, sizeof(Stored));
+      const int lane = threadIdx.x % kWarpLanes, steps = list.steps(block);
+      const auto* from = reinterpret_cast<const uint2*>(list.block(block, sizeof(Stored))) + lane;
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        weights[row] = make_uint2(0, 0);
-        if (lane / 4 * kStepWeights < pair.kept[row] - block * kBlockWeights) {
-          weights[row] = reinterpret_cast<const uint2*>(
-              pair.lists[row] + block * block_bytes(kBlockSteps, sizeof(Stored)))[lane];
-        }
+      for (int tile = 0; tile < kBlockSteps / kTileSteps; ++tile) {
+        weights[tile] = make_uint2(0, 0);
+        if (tile * kTileSteps + lane / 8 < steps) weights[tile] = from[tile * kWarpLanes];
       }
     }
   };
 
-  __device__ __forceinline__ void step(const Block& block, int step, const Planes& x, int slot) {
-    uint32_t gathered[2][4] = {};
+  __device__ __forceinline__ void step(const Block& block, int step, const uint4* x, int slots) {
+    const uint2& weights = block.weights[step / kTileSteps];
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
-      load_transposed(gathered[plane], x.unit(plane, slot));
-    }
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const uint32_t samples[4] = {gathered[0][2 * row], gathered[1][2 * row],
-                                   gathered[0][2 * row + 1], gathered[1][2 * row + 1]};
-      mma<Stored>(sums[row][step], samples, block.weights[row].x, block.weights[row].y);
+      uint32_t gathered[4];
+      load_transposed(gathered, x + plane * slots);
+      mma<Stored>(sums[plane][step % kTileSteps], gathered, weights.x, weights.y);
     }
   }
 
-  __device__ static int row() { return threadIdx.x % 4 / 2; }
-  __device__ static int sample() { return threadIdx.x % kWarpLanes / 4 + threadIdx.x % 2 * 8; }
+  __device__ static int sample() {
+    return threadIdx.x % 4 * kPlaneSamples<Stored> + threadIdx.x % kWarpLanes / 4;
+  }
   __device__ __forceinline__ float total() const {
+    const int quarter = threadIdx.x % 4;
     float result = 0;
 #pragma unroll
-    for (int which = 0; which < 4; ++which) {  // of the row, and of the 8 samples
+    for (int plane = 0; plane < kPlanes; ++plane) {
       float sum = 0;
 #pragma unroll
-      for (int step = 0; step < kBlockSteps; ++step) {
-        const float own = sums[which / 2][step][which % 2 * 2 + step % 2];
-        if (static_cast<int>(threadIdx.x % 4) == step / 2) sum += own;
+      for (int step = 0; step < kTileSteps; ++step) {
+        if (quarter == step) sum = sums[plane][step][0] + sums[plane][step][3];
       }
       sum = warp_total(sum, 4);
-      if (static_cast<int>(threadIdx.x % 4) == which) result = sum;
+      if (quarter == plane) result = sum;
     }
     return result;
   }
