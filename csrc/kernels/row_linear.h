@@ -12,6 +12,7 @@ namespace simmim {
 constexpr int kChunkColumns = 4096;  // of x, that shared memory holds: what 12 bits tell apart
 constexpr int kCodeBits = 12;
 constexpr int kStepWeights = 32;  // that one step multiplies, one for each lane of a warp
+constexpr int kTileSteps = 4;     // that are gathered at once
 constexpr int kBlockSteps = 8;    // whose codes are read together
 constexpr int kBlockWeights = kStepWeights * kBlockSteps;
 constexpr int kRowUnit = 16;  // bytes: all parts begin at a multiple

@@ -10,6 +10,7 @@
 namespace simmim {
 namespace {
 
+constexpr int kTileWeights = kTileSteps * kStepWeights;
 constexpr int kMostWarps = 16, kLeastWarps = 4;  // of a block
 // An H100's multiprocessors, one for each block: more blocks would fetch x more often.
 constexpr int64_t kBlocks = 132;
@@ -53,17 +54,51 @@ __device__ __forceinline__ void stage(const RowLinearArgs<Stored>& args, int64_t
   }
 }
 
+// The blocks of the lists of this warp's rows, one after the other; a list without weights has one.
 template <typename Stored>
-__device__ __forceinline__ OpenList open(const RowLinearArgs<Stored>& args, int64_t row,
-                                         bool fits) {
-  const auto* packed = static_cast<const unsigned char*>(args.packed);
-  RowList list = {0, 0};
-  if (fits && row < args.shape.out_features) {
-    const auto* lists = reinterpret_cast<const RowList*>(packed + kRowUnit);
-    list = lists[blockIdx.y * args.shape.out_features + row];
+class BlockStream {
+ public:
+  __device__ BlockStream(const RowLinearArgs<Stored>& args, int64_t row, int64_t step)
+      : packed_(static_cast<const unsigned char*>(args.packed)),
+        lists_(reinterpret_cast<const RowList*>(packed_ + kRowUnit) +
+               blockIdx.y * args.shape.out_features),
+        rows_(args.shape.out_features),
+        step_(step),
+        row_(row) {
+    const int64_t* sizes = reinterpret_cast<const int64_t*>(packed_);
+    fits_ = sizes[0] == rows_ && sizes[1] == args.shape.in_features;
+    look_up();
+    open();
   }
-  return {packed + int64_t{list.first_unit} * kRowUnit, list.kept};
-}
+  __device__ bool fits() const { return fits_; }
+
+  template <typename Block>
+  __device__ __forceinline__ void fetch(Block& block) {
+    block.load(place_);
+    place_.begin += block_bytes(kBlockSteps, sizeof(Stored));
+    place_.left -= kBlockWeights;
+    if (place_.left <= 0) open();
+  }
+
+ private:
+  // The next list is known before its blocks are asked for.
+  __device__ __forceinline__ void look_up() {
+    upcoming_ = {0, 0};
+    if (fits_ && row_ < rows_) upcoming_ = lists_[row_];
+    row_ += step_;
+  }
+  __device__ __forceinline__ void open() {
+    place_ = {packed_ + int64_t{upcoming_.first_unit} * kRowUnit, upcoming_.kept};
+    look_up();
+  }
+
+  const unsigned char* packed_;
+  const RowList* lists_;
+  int64_t rows_, step_, row_;
+  RowList upcoming_;
+  BlockPlace place_;
+  bool fits_;
+};
 
 // partial [chunks, batch, out_features] takes the sums, or, where it is null, y does.
 template <typename Stored, int kPlanes>
@@ -74,14 +109,11 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, 1)
   const int64_t first_sample = blockIdx.x / plan.row_blocks * Sums::kSamples;
   const int64_t warps = plan.row_blocks * plan.warps;
   int64_t row = blockIdx.x % plan.row_blocks * plan.warps + threadIdx.x / kWarpLanes;
-  const int64_t* sizes = static_cast<const int64_t*>(args.packed);
-  const bool fits = sizes[0] == shape.out_features && sizes[1] == shape.in_features;
-
-  // Two blocks of the list are always on their way, the first while x is staged.
-  OpenList list = open(args, row, fits);
+  // Two blocks are always on their way, the first while x is staged.
+  BlockStream<Stored> stream(args, row, warps);
   typename Sums::Block block, next;
-  block.load(list, 0);
-  next.load(list, 1);
+  stream.fetch(block);
+  stream.fetch(next);
   const int64_t first = int64_t{blockIdx.y} * kChunkColumns, beyond = args.columns - first;
   if (beyond < slots - 1) slots = static_cast<int>(beyond) + 1;
   stage<Stored, kPlanes>(args, first_sample, first, slots);
@@ -91,24 +123,28 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, 1)
   const int lane = threadIdx.x % kWarpLanes;
   for (; row < shape.out_features; row += warps) {
     Sums sums;
+    int left;
 #pragma unroll 1
-    for (int b = 0, left = list.kept; left > 0; ++b, left -= kBlockWeights) {
+    do {
       typename Sums::Block later;
-      later.load(list, b + 2);
+      stream.fetch(later);
+      left = block.left;
 #pragma unroll
-      for (int step = 0; step < kBlockSteps; ++step) {
-        if (step * kStepWeights >= left) break;
-        const bool kept = step * kStepWeights + lane < left;
-        sums.step(block, step, x + (kept ? block.codes[step] : slots - 1), slots);
+      for (int tile = 0; tile < kBlockSteps / kTileSteps; ++tile) {
+        if (tile * kTileWeights >= left) break;
+        const uint4* columns[kTileSteps];
+#pragma unroll
+        for (int step = 0; step < kTileSteps; ++step) {
+          const bool kept = tile * kTileWeights + step * kStepWeights + lane < left;
+          columns[step] = x + (kept ? block.codes[tile * kTileSteps + step] : slots - 1);
+        }
+        sums.add(block, tile, columns, slots);
       }
       block = next;
       next = later;
-    }
-    list = open(args, row + warps, fits);
-    block.load(list, 0);
-    next.load(list, 1);
+    } while (left > kBlockWeights);
 
-    const float sum = fits ? sums.total() : NAN;
+    const float sum = stream.fits() ? sums.total() : NAN;
     const int64_t sample = first_sample + Sums::sample();
     if (Sums::sample() >= Sums::kSamples || sample >= args.batch) continue;
     const int64_t at = sample * shape.out_features + row;

@@ -14,14 +14,12 @@ namespace simmim {
 template <typename Stored>
 constexpr int kPlaneSamples = kRowUnit / sizeof(Stored);
 
-struct OpenList {
+// A block of a list that a warp reads.
+struct BlockPlace {
   const unsigned char* begin;
-  int kept;
+  int left;  // of the list's weights from here on, 0 in a list without
 
-  __device__ int steps(int block) const { return block_steps(kept - block * kBlockWeights); }
-  __device__ const unsigned char* block(int block, int item_size) const {
-    return begin + block * block_bytes(kBlockSteps, item_size);
-  }
+  __device__ int steps() const { return block_steps(left); }
 };
 
 // A lane's codes of one block.
@@ -29,10 +27,10 @@ struct Codes {
   static constexpr int kWords = kBlockSteps * kCodeBits / 32;
   uint32_t words[kWords];
 
-  __device__ __forceinline__ void load(const OpenList& list, int block, int item_size) {
-    const int steps = list.steps(block);
-    const auto* from = reinterpret_cast<const uint32_t*>(list.block(block, item_size) +
-                                                         steps * kStepWeights * item_size);
+  __device__ __forceinline__ void load(const BlockPlace& place, int item_size) {
+    const int steps = place.steps();
+    const auto* from =
+        reinterpret_cast<const uint32_t*>(place.begin + steps * kStepWeights * item_size);
 #pragma unroll
     for (int word = 0; word < kWords; ++word) {
       words[word] = 0;
@@ -55,14 +53,16 @@ struct RowSums {
   float sums[kSamples] = {};
 
   struct Block {
+    int left;
     Codes codes;
     Stored weights[kBlockSteps];
 
-    __device__ __forceinline__ void load(const OpenList& list, int block) {
-      codes.load(list, block, sizeof(Stored));
-      const auto* from = reinterpret_cast<const Stored*>(list.block(block, sizeof(Stored))) +
-                         place_of(threadIdx.x % kWarpLanes);
-      const int steps = list.steps(block);
+    __device__ __forceinline__ void load(const BlockPlace& place) {
+      left = place.left;
+      codes.load(place, sizeof(Stored));
+      const auto* from =
+          reinterpret_cast<const Stored*>(place.begin) + place_of(threadIdx.x % kWarpLanes);
+      const int steps = place.steps();
 #pragma unroll
       for (int step = 0; step < kBlockSteps; ++step) {
         weights[step] = 0;
@@ -71,14 +71,19 @@ struct RowSums {
     }
   };
 
-  // x: this lane's column in the first plane; the next is `slots` further.
-  __device__ __forceinline__ void step(const Block& block, int step, const uint4* x, int slots) {
+  // The steps of a tile. x: this lane's columns in the first plane; the next is `slots` further.
+  __device__ __forceinline__ void add(const Block& block, int tile, const uint4* (&x)[kTileSteps],
+                                      int slots) {
     constexpr int kCount = kPlaneSamples<Stored>;
 #pragma unroll
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      const auto values = load<kCount>(reinterpret_cast<const Stored*>(x + plane * slots));
+    for (int step = 0; step < kTileSteps; ++step) {
+      const Stored weight = block.weights[tile * kTileSteps + step];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[plane * kCount + i] += block.weights[step] * values[i];
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        const auto values = load<kCount>(reinterpret_cast<const Stored*>(x[step] + plane * slots));
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) sums[plane * kCount + i] += weight * values[i];
+      }
     }
   }
 
@@ -103,17 +108,18 @@ struct RowSums {
 template <typename Stored, int kPlanes>
 struct TensorRowSums {
   static constexpr int kSamples = kPlanes * kPlaneSamples<Stored>;
-  static constexpr int kTileSteps = 4;  // whose weights make one matrix
   float sums[kPlanes][kTileSteps][4] = {};
 
   struct Block {
+    int left;
     Codes codes;
     uint2 weights[kBlockSteps / kTileSteps];
 
-    __device__ __forceinline__ void load(const OpenList& list, int block) {
-      codes.load(list, block, sizeof(Stored));
-      const int lane = threadIdx.x % kWarpLanes, steps = list.steps(block);
-      const auto* from = reinterpret_cast<const uint2*>(list.block(block, sizeof(Stored))) + lane;
+    __device__ __forceinline__ void load(const BlockPlace& place) {
+      left = place.left;
+      codes.load(place, sizeof(Stored));
+      const int lane = threadIdx.x % kWarpLanes, steps = place.steps();
+      const auto* from = reinterpret_cast<const uint2*>(place.begin) + lane;
 #pragma unroll
       for (int tile = 0; tile < kBlockSteps / kTileSteps; ++tile) {
         weights[tile] = make_uint2(0, 0);
@@ -122,13 +128,20 @@ struct TensorRowSums {
     }
   };
 
-  __device__ __forceinline__ void step(const Block& block, int step, const uint4* x, int slots) {
-    const uint2& weights = block.weights[step / kTileSteps];
+  __device__ __forceinline__ void add(const Block& block, int tile, const uint4* (&x)[kTileSteps],
+                                      int slots) {
+    const uint2& weights = block.weights[tile];
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
-      uint32_t gathered[4];
-      load_transposed(gathered, x + plane * slots);
-      mma<Stored>(sums[plane][step % kTileSteps], gathered, weights.x, weights.y);
+      uint32_t gathered[kTileSteps][4];
+#pragma unroll
+      for (int step = 0; step < kTileSteps; ++step) {
+        load_transposed(gathered[step], x[step] + plane * slots);
+      }
+#pragma unroll
+      for (int step = 0; step < kTileSteps; ++step) {
+        mma<Stored>(sums[plane][step], gathered[step], weights.x, weights.y);
+      }
     }
   }
 

@@ -97,13 +97,7 @@ class SharedValues {
 };
 
 inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
-  const int column = simt::lane() / 4, first = simt::lane() % 4 * 2;
-  for (int m = 0; m < 4; ++m) {
-    const void* low = __shfl_sync(~0u, row, 8 * m + first);
-    const void* high = __shfl_sync(~0u, row, 8 * m + first + 1);
-    matrices[m] = static_cast<const uint16_t*>(low)[column] |
-                  uint32_t{static_cast<const uint16_t*>(high)[column]} << 16;
-  }
+  simt::load_transposed(matrices, static_cast<const uint16_t*>(row));
 }
 inline void copy_async_16(void* shared, const void* global) {
   simt::copy_async(shared, global, 16);
