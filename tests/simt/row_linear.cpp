@@ -105,6 +105,28 @@ void check_all(const std::vector<int64_t>& batches) {
   check<Stored>(11, 300, 0.5, {1, 9, 40}, special);
 }
 
+// How many weights of a row are not in the bank of shared memory that their place is for, which
+// slows the product down and has no other effect.
+int misplaced(int64_t in, double density) {
+  std::mt19937 random(static_cast<unsigned>(in));
+  const std::vector<simmim::Half> weight(in);
+  const PackedRows shape{1, in};
+  const auto rows = packed(shape, weight, simt::mask_of(in, density, random));
+  const int kept = reinterpret_cast<const simmim::RowList*>(rows.data() + simmim::kRowUnit)->kept;
+  int wrong = 0;
+  for (int place = 0; place < kept; ++place) {
+    const int block = place / simmim::kBlockWeights, step = place / 32 % simmim::kBlockSteps;
+    const int steps = simmim::block_steps(kept - block * simmim::kBlockWeights);
+    const auto* values = rows.data() + shape.first_unit() * simmim::kRowUnit +
+                         block * simmim::block_bytes(simmim::kBlockSteps, 2);
+    const auto* words = reinterpret_cast<const uint32_t*>(values + steps * 32 * 2) + place % 32;
+    const int bit = simmim::kCodeBits * step;
+    const int code = static_cast<int>(words[bit / 32 * 32] >> bit % 32);  // its lowest bits
+    wrong += (code ^ place) % simmim::kBanks != 0;
+  }
+  return wrong;
+}
+
 // More rows than the warps of all blocks. They are of two kinds, whose lists they share.
 void check_many_rows() {
   using Stored = simmim::BFloat16;
@@ -140,5 +162,7 @@ int main() {
   check<simmim::BFloat16>(3, 4096, 0.2, {5, 16});  // as many columns as a chunk holds
   check<float>(5, 8200, 0.1, {2});                 // three chunks
   check_many_rows();
+  const int all = misplaced(1008, 1), some = misplaced(4096, 0.2), bound = 80;  // of about 820
+  simt::check(all == 0 && 0 < some && some < bound, "places: %d and %d", all, some);
   return simt::finish("row_linear");
 }
