@@ -16,7 +16,6 @@ class Case:
     reference: Callable[..., Any]  # the same arguments, plain torch or numpy
     arguments: Callable[[str], Iterator[tuple[Any, ...]]]  # device -> argument tuples
     bad: tuple[tuple[Callable[[], tuple[Any, ...]], type[Exception], str], ...]
-    has_cuda: bool = False  # until the CUDA kernel exists, a CUDA tensor raises
     tolerance: float = 0.0  # absolute; 0: exact
     thread_tolerance: float = 0.0  # where torch's own products, which vary so, do the work
     differentiable: bool = False  # gradcheck with float64 arguments

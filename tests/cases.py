@@ -132,7 +132,6 @@ CASES: tuple[Case, ...] = (
         op=histogram,
         reference=histogram_reference,
         arguments=_histogram_arguments,
-        has_cuda=True,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,
              "histogram: x must have shape [samples, features], got [3]"),
@@ -173,7 +172,6 @@ CASES: tuple[Case, ...] = (
         op=marginal_entropy,
         reference=marginal_entropy_reference,
         arguments=_marginal_entropy_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,

@@ -96,7 +96,6 @@ DISCRETIZATION_CASES: tuple[Case, ...] = (
         op=discretize,
         reference=discretize_reference,
         arguments=_discretize_arguments,
-        has_cuda=True,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,
              "discretize: x must have shape [samples, features], got [3]"),
@@ -117,7 +116,6 @@ DISCRETIZATION_CASES: tuple[Case, ...] = (
         op=quantile_edges,
         reference=quantile_edges_reference,
         arguments=_quantile_arguments,
-        has_cuda=True,
         tolerance=1e-12,
         bad=(
             (lambda: (torch.zeros(3), 4), ValueError,

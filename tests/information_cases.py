@@ -192,7 +192,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=entropy,
         reference=reference.entropy,
         arguments=_entropy_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (torch.ones(2, 3), "plugin"), TypeError,
@@ -211,7 +210,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=joint_histogram,
         reference=reference.joint_histogram,
         arguments=_joint_histogram_arguments,
-        has_cuda=True,
         bad=(
             (lambda: (_zeros(3), _zeros(1, 3), 4, 4), ValueError,
              "joint_histogram: codes of x must have shape [features, samples], got [3]"),
@@ -231,7 +229,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=joint_information,
         reference=reference.joint_information,
         arguments=_joint_information_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (torch.ones(1, 1, 2, 2), "joint_entropy"), TypeError,
@@ -251,7 +248,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=pairwise_information,
         reference=reference.pairwise_information,
         arguments=_pairwise_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (_zeros(2, 1), None, 4, 4, "joint_entropy"), ValueError,
@@ -274,7 +270,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=label_information,
         reference=reference.label_information,
         arguments=_label_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: _by_label(_zeros(2, 3), torch.tensor([0, -1, 2]), 4, "joint_entropy"),
@@ -311,7 +306,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=soft_label_information,
         reference=reference.soft_label_information,
         arguments=_soft_label_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (_zeros(2, 3), torch.ones(3), 4), ValueError,
@@ -334,7 +328,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=conditional_mutual_information,
         reference=reference.conditional_mutual_information,
         arguments=_conditional_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (_zeros(2, 3), None, torch.tensor([0, 1]), 4, 4), ValueError,
@@ -356,7 +349,6 @@ INFORMATION_CASES: tuple[Case, ...] = (
         op=predictive_information,
         reference=reference.predictive_information,
         arguments=_predictive_arguments,
-        has_cuda=True,
         tolerance=1e-5,
         bad=(
             (lambda: (torch.zeros(3),), ValueError,

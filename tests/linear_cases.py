@@ -82,7 +82,6 @@ LINEAR_CASES: tuple[Case, ...] = (
     Case(
         name="masked_linear",
         op=masked_linear,
-        has_cuda=True,
         reference=masked_reference,
         arguments=_masked_operands("x", "weight", "mask", "bias"),
         tolerance=1e-4,
@@ -112,7 +111,6 @@ LINEAR_CASES: tuple[Case, ...] = (
     Case(
         name="masked_linear_input_grad",
         op=masked_linear_input_grad,
-        has_cuda=True,
         reference=lambda grad, weight, mask: grad @ weight.where(mask, 0),
         arguments=_masked_operands("grad", "weight", "mask"),
         tolerance=1e-4,
@@ -127,7 +125,6 @@ LINEAR_CASES: tuple[Case, ...] = (
     Case(
         name="masked_linear_weight_grad",
         op=masked_linear_weight_grad,
-        has_cuda=True,
         reference=lambda grad, x, mask: (
             torch.einsum("bo,bi->oi", grad.flatten(0, -2), x.flatten(0, -2)).where(mask, 0)
         ),
@@ -144,7 +141,6 @@ LINEAR_CASES: tuple[Case, ...] = (
     Case(
         name="decompress_weight",
         op=decompress_weight,
-        has_cuda=True,
         reference=decompress_reference,
         arguments=_decompress_arguments,
         bad=(
@@ -165,7 +161,6 @@ LINEAR_CASES: tuple[Case, ...] = (
     Case(
         name="compressed_linear",
         op=compressed_linear,
-        has_cuda=True,
         reference=compressed_reference,
         arguments=_compressed_arguments,
         tolerance=1e-4,

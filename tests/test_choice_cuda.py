@@ -15,8 +15,13 @@ def test_choices_on_cuda(dtype) -> None:
         mask = torch.rand(size, size, generator=torch.Generator().manual_seed(0)) < density
         return choose_on_cuda(recognise(mask), size * size, dtype).kernels_text()
 
-    many = 9 if dtype == torch.float32 else 65
-    assert kernels(0.1) == kernels(0.7) == f"tile, dense from batch {many}"
+    if dtype == torch.float32:
+        assert kernels(0.1) == kernels(0.2) == "row, dense from batch 17"
+        assert kernels(0.7) == "tile, dense from batch 9"
+    else:
+        assert kernels(0.1) == "row, tile from batch 17, dense from batch 65"
+        assert kernels(0.2) == "row, tile from batch 9, dense from batch 65"
+        assert kernels(0.7) == "tile, dense from batch 65"
     assert kernels(0.9) == "dense"
     assert kernels(0.1, 512) == "dense"
 

@@ -20,8 +20,7 @@ from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-ON_CUDA = [case for case in CASES if case.has_cuda]
-by_name = pytest.mark.parametrize("case", ON_CUDA, ids=[f"cuda-{case.name}" for case in ON_CUDA])
+by_name = pytest.mark.parametrize("case", CASES, ids=[f"cuda-{case.name}" for case in CASES])
 
 
 def on_cpu(result: object) -> list[Tensor]:
@@ -54,6 +53,7 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     mask, dense = weight > 0.5, weight.where(weight > 0.5, 0)
     compressed = compress_weight(weight, mask)
     packed = {dtype: pack_sparse_weight(weight.to(dtype), mask, "tile") for dtype in PACKED}
+    rows = pack_sparse_weight(weight, mask, "row")
     return {
         "entropy": lambda: si.entropy(x, bins=16, range=(-3.0, 3.0)),
         "entropy of a range": lambda: si.entropy(x, bins=64, range=(low, high)),
@@ -67,6 +67,7 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
         "masked linear": lambda: masked_linear(x[:16], weight, mask),
         "masked linear by torch": lambda: masked_linear(x, weight, mask),
         "packed linear": lambda: sparse_linear(x[:9], packed[torch.float32], None, 100),
+        "packed linear by rows": lambda: sparse_linear(x[:9], rows, None, 100),
         "packed linear of many samples": lambda: sparse_linear(
             x[:99], packed[torch.bfloat16], None, 100
         ),

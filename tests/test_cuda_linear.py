@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not (ON_CUDA or EMULATED), reason="no CUDA devic
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 0.02, torch.bfloat16: 0.1}
+LAYOUTS = ("row", "tile")
 SHAPES = ((1, 1), (19, 37), (35, 264))
 
 
@@ -83,16 +84,18 @@ def test_masked_weights_see_nothing(batch, special, dtype) -> None:
     back = torch.ops.simmim_ext.masked_linear_input_grad(grad, weight, mask)
     close(back, wanted(grad, weight.t(), mask.t()), dtype)
     if dtype != torch.float64:
-        packed = pack_sparse_weight(weight, mask, "tile")
-        close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
+        for layout in LAYOUTS:
+            packed = pack_sparse_weight(weight, mask, layout)
+            close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_packed_weights(shape, dtype) -> None:
+def test_packed_weights(shape, dtype, layout) -> None:
     for batch in (0, 1, 9, 17, 70):
         x, weight, mask, bias = operands(*shape, batch, dtype)
-        packed = pack_sparse_weight(weight, mask, "tile")
+        packed = pack_sparse_weight(weight, mask, layout)
         assert (packed.dtype, packed.shape[0]) == (dtype, shape[1])
         for added in (bias, None):
             y = sparse_linear(x, packed, added, shape[0])
@@ -108,19 +111,21 @@ def test_packed_weights(shape, dtype) -> None:
 def test_packing_operators_are_registered_on_cuda() -> None:
     x, weight, mask, bias = operands(19, 37, 5, torch.float32)
     ops = torch.ops.simmim_ext
-    torch.library.opcheck(ops.pack_sparse_weight.default, (weight, mask, "tile"))
     torch.library.opcheck(ops.compress_weight.default, (weight, mask))
-    packed = pack_sparse_weight(weight, mask, "tile")
-    torch.library.opcheck(ops.sparse_linear.default, (x, packed, bias, 19))
+    for layout in LAYOUTS:
+        torch.library.opcheck(ops.pack_sparse_weight.default, (weight, mask, layout))
+        packed = pack_sparse_weight(weight, mask, layout)
+        torch.library.opcheck(ops.sparse_linear.default, (x, packed, bias, 19))
 
 
-def test_packed_weights_for_other_sizes() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_weights_for_other_sizes(layout) -> None:
     x, weight, mask, bias = operands(19, 37, 5, torch.float32)
-    with pytest.raises(ValueError, match="layout must be 'tile' on CUDA, got 'gather'"):
+    with pytest.raises(ValueError, match="layout must be 'row' or 'tile' on CUDA, got 'gather'"):
         pack_sparse_weight(weight, mask, "gather")
     with pytest.raises(ValueError, match=r"weight must have at least one element on CUDA"):
-        pack_sparse_weight(weight[:0], mask[:0], "tile")
-    packed = pack_sparse_weight(weight, mask, "tile")
+        pack_sparse_weight(weight[:0], mask[:0], layout)
+    packed = pack_sparse_weight(weight, mask, layout)
     with pytest.raises(ValueError, match=r"with in_features = 37, got \[5, 36\]"):
         sparse_linear(x[:, 1:], packed, None, 19)
     with pytest.raises(ValueError, match="packed must be what pack_sparse_weight returned on CUDA"):
@@ -152,8 +157,9 @@ def test_sparse_linear_layer(dtype, memory, small_layers_too) -> None:
         linear.bias.copy_(bias)
     layer = MaskedLinear.from_linear(linear, mask).to(dtype).to_sparse(memory=memory)
     kernels = {layer.choice.kernel(batch) for batch in (1, 300)}
-    tiles = {"tile", "dense"} if dtype != torch.float64 else {"dense"}
-    assert kernels == ({"compressed"} if memory == "small" else tiles)
+    packed = {"row" if dtype == torch.float32 else "tile", "dense"}
+    fast = packed if dtype != torch.float64 else {"dense"}
+    assert kernels == ({"compressed"} if memory == "small" else fast)
     for batch in (1, 7, 40, 300):
         x = operands(35, 70, batch, dtype)[0]
         y = layer(x)
@@ -176,7 +182,7 @@ def test_stored_form_is_the_same_on_both_devices(dtype) -> None:
         linear.weight.copy_(weight)
     layer = SparseLinear.from_linear(linear, mask)
     on_cpu = SparseLinear.from_linear(linear.cpu(), mask.cpu())
-    assert "tile" in layer.choice.kernels_text()
+    assert "dense from batch" in layer.choice.kernels_text()
     for name, value in layer.state_dict().items():
         assert torch.equal(value.cpu(), on_cpu.state_dict()[name])
     moved = on_cpu.cuda()

@@ -56,6 +56,15 @@ SIMMIM_MMA(BFloat16, "bf16")
 SIMMIM_MMA(Half, "f16")
 #undef SIMMIM_MMA
 
+// Matrices [8, 8] of 16-bit values, transposed: row r of matrix m is the 16 bytes of shared memory
+// that lane 8 m + r points to. Lane 4 g + t gets of each the values g of the rows 2 t and 2 t + 1.
+__device__ __forceinline__ void load_transposed(uint32_t (&matrices)[4], const void* row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(from));
+}
+
 // 16-bit values that follow each other in shared memory.
 class SharedValues {
  public:
@@ -87,6 +96,9 @@ class SharedValues {
   const uint16_t* at_;
 };
 
+inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+  simt::load_transposed(matrices, static_cast<const uint16_t*>(row));
+}
 inline void copy_async_16(void* shared, const void* global) {
   simt::copy_async(shared, global, 16);
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "add_splits.cuh"
 #include "launch.cuh"
 #include "rounding.cuh"
 #include "tile_sums.cuh"
@@ -122,19 +123,6 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-// Adds up what the blocks that share columns left, always in the same order.
-template <typename Stored>
-__global__ void __launch_bounds__(kTileThreads)
-    add_splits_kernel(TileLinearArgs<Stored> args, const float* partial, int64_t splits) {
-  const int64_t outputs = args.batch * args.shape.out_features;
-  const int64_t i = int64_t{blockIdx.x} * kTileThreads + threadIdx.x;
-  if (i >= outputs) return;
-  float sum = 0;
-  for (int64_t split = 0; split < splits; ++split) sum += partial[split * outputs + i];
-  if (args.bias != nullptr) sum += static_cast<float>(args.bias[i % args.shape.out_features]);
-  args.y[i] = rounded<Stored>(sum);
-}
-
 // The tiles of samples that a block takes.
 template <typename Stored>
 int batch_tiles_for(int64_t batch) {
@@ -152,11 +140,8 @@ int launch_product(const TileLinearArgs<Stored>& args, float* scratch, void* str
                            size_t{kTileWarps * kStages<Stored> * kStageBytes<Stored>}, stream, args,
                            plan, partial);
   if (error != cudaSuccess || partial == nullptr) return error;
-  const int64_t outputs = args.batch * args.shape.out_features;
-  const dim3 blocks(static_cast<unsigned>(ceil_div(outputs, kTileThreads)));
-  const float* sums = partial;
-  return launch(add_splits_kernel<Stored>, blocks, dim3(kTileThreads), 0, stream, args, sums,
-                plan.splits);
+  return add_splits<Stored>(partial, plan.splits, args.bias, args.y, args.batch,
+                            args.shape.out_features, stream);
 }
 
 }  // namespace

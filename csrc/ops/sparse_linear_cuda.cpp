@@ -1,7 +1,8 @@
-// Linear layers on packed weights, on CUDA: one layout, "tile".
+// Linear layers on packed weights, on CUDA: the layouts "row" and "tile".
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "../kernels/row_linear.h"
 #include "../kernels/tile_linear.h"
 #include "linear_checks.h"
 #include "linear_cuda.h"
@@ -16,33 +17,60 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr char kPack[] = "pack_sparse_weight";
 constexpr char kLinear[] = "sparse_linear";
 
-// Waits for the device once, for the size. What it returns tells its type by its dtype, and
-// in_features by its first axis: asking the device in each call would wait for it.
+static_assert(kPackedUnit == kRowUnit);
+
+// Each layout's parts: `count` of them take units of kPackedUnit bytes from first_unit on.
+template <typename Count, typename Pack>
+Tensor pack_parts(const Tensor& values, int64_t count, int64_t first_unit, const Count& count_units,
+                  const Pack& pack) {
+  Tensor units = at::empty({count}, values.options().dtype(at::kLong));
+  on_cuda(values,
+          [&](void* stream) { return count_units(units.mutable_data_ptr<int64_t>(), stream); });
+  const Tensor ends = units.cumsum(0);
+  const int64_t bytes = (first_unit + ends[count - 1].item<int64_t>()) * kPackedUnit;
+  const int64_t in_features = values.size(1);
+  const int64_t row_bytes = in_features * static_cast<int64_t>(values.element_size());
+  Tensor packed = at::zeros({in_features, (bytes + row_bytes - 1) / row_bytes}, values.options());
+  on_cuda(packed, [&](void* stream) {
+    return pack(ends.const_data_ptr<int64_t>(), packed.mutable_data_ptr(), stream);
+  });
+  return packed;
+}
+
+// Waits for the device once, for the size. What it returns tells its type by its dtype, in_features
+// by its first axis, and its layout by its axes, of which "row" has a third of length 1: asking the
+// device in each call would wait for it.
 Tensor pack_on_cuda(const Tensor& weight, const Tensor& mask, c10::string_view layout) {
   check_weight(kPack, weight, mask);
-  TORCH_CHECK_VALUE(layout == "tile", kPack, ": layout must be 'tile' on CUDA, got '", layout, "'");
+  TORCH_CHECK_VALUE(layout == "row" || layout == "tile", kPack,
+                    ": layout must be 'row' or 'tile' on CUDA, got '", layout, "'");
   TORCH_CHECK_VALUE(weight.numel() > 0, kPack,
                     ": weight must have at least one element on CUDA, got ", weight.sizes());
   const Tensor values =
       weight.detach().to(is_double(weight) ? at::kFloat : weight.scalar_type()).contiguous();
   const Tensor kept = mask.contiguous();
+  const int64_t item_size = static_cast<int64_t>(values.element_size());
+  if (layout == "row") {
+    const PackedRows shape{weight.size(0), weight.size(1)};
+    const PackRowsArgs args{values.const_data_ptr(), bytes_of(kept), shape, item_size};
+    return pack_parts(
+               values, shape.lists(), shape.first_unit(),
+               [&](int64_t* units, void* stream) {
+                 return count_row_units_cuda(args, units, stream);
+               },
+               [&](const int64_t* ends, void* packed, void* stream) {
+                 return pack_rows_cuda(args, ends, packed, stream);
+               })
+        .unsqueeze(2);
+  }
   const PackedTiles shape{weight.size(0), weight.size(1)};
-  const PackTilesArgs args{values.const_data_ptr(), bytes_of(kept), shape,
-                           static_cast<int64_t>(values.element_size())};
-  Tensor units = at::empty({shape.tiles()}, values.options().dtype(at::kLong));
-  on_cuda(values, [&](void* stream) {
-    return count_tile_units_cuda(args, units.mutable_data_ptr<int64_t>(), stream);
-  });
-  const Tensor ends = units.cumsum(0);
-  const int64_t bytes =
-      (shape.first_unit() + ends[shape.tiles() - 1].item<int64_t>()) * kPackedUnit;
-  const int64_t row_bytes = shape.in_features * args.item_size;
-  Tensor packed =
-      at::zeros({shape.in_features, (bytes + row_bytes - 1) / row_bytes}, values.options());
-  on_cuda(packed, [&](void* stream) {
-    return pack_tiles_cuda(args, ends.const_data_ptr<int64_t>(), packed.mutable_data_ptr(), stream);
-  });
-  return packed;
+  const PackTilesArgs args{values.const_data_ptr(), bytes_of(kept), shape, item_size};
+  return pack_parts(
+      values, shape.tiles(), shape.first_unit(),
+      [&](int64_t* units, void* stream) { return count_tile_units_cuda(args, units, stream); },
+      [&](const int64_t* ends, void* packed, void* stream) {
+        return pack_tiles_cuda(args, ends, packed, stream);
+      });
 }
 
 // x [..., in_features] -> [batch, columns]: whole tiles, aligned, of the packed weight's type.
@@ -55,41 +83,63 @@ Tensor whole_tiles(const Tensor& x, const Tensor& packed, int64_t columns) {
   return aligned ? rows : rows.clone();
 }
 
+Tensor scratch_of(const Tensor& like, int64_t floats) {
+  return at::empty({floats}, like.options().dtype(at::kFloat));
+}
+
 template <typename Stored>
 void run(const TileLinearArgs<Stored>& args, const Tensor& packed) {
-  Tensor scratch;
-  if (const int64_t floats = tile_linear_scratch(args); floats > 0) {
-    scratch = at::empty({floats}, packed.options().dtype(at::kFloat));
-  }
-  float* sums = scratch.defined() ? scratch.mutable_data_ptr<float>() : nullptr;
-  on_cuda(packed, [&](void* stream) { return tile_linear_cuda(args, sums, stream); });
+  const Tensor sums = scratch_of(packed, tile_linear_scratch(args));
+  on_cuda(packed, [&](void* stream) {
+    return tile_linear_cuda(args, sums.mutable_data_ptr<float>(), stream);
+  });
+}
+template <typename Stored>
+void run(const RowLinearArgs<Stored>& args, const Tensor& packed) {
+  const Tensor sums = scratch_of(packed, row_linear_scratch(args));
+  on_cuda(packed, [&](void* stream) {
+    return row_linear_cuda(args, sums.mutable_data_ptr<float>(), stream);
+  });
 }
 
 Tensor sparse_linear_on_cuda(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                              int64_t out_features) {
   const auto dtype = packed.scalar_type();
   TORCH_CHECK_VALUE((dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16) &&
-                        packed.dim() == 2 && packed.is_contiguous(),
+                        (packed.dim() == 2 || (packed.dim() == 3 && packed.size(2) == 1)) &&
+                        packed.is_contiguous(),
                     kLinear, ": packed must be what pack_sparse_weight returned on CUDA, got ",
                     dtype_name(packed), " ", packed.sizes());
   check_sparse_linear(kLinear, x, packed.size(0), bias, out_features);
   TORCH_CHECK_VALUE(x.device() == packed.device(), kLinear, ": x must be on packed's device ",
                     packed.device(), ", got ", x.device());
-  const PackedTiles shape{out_features, packed.size(0)};
-  TORCH_CHECK_VALUE(out_features >= 1 && packed.numel() * packed.element_size() >=
-                                             (shape.first_unit() + shape.tiles()) * kPackedUnit,
-                    kLinear, ": out_features must be as packed, got ", out_features);
+  const bool by_rows = packed.dim() == 3;
+  const PackedTiles tiles{out_features, packed.size(0)};
+  const PackedRows lists{out_features, packed.size(0)};
+  const int64_t least_units = by_rows ? lists.first_unit() : tiles.first_unit() + tiles.tiles();
+  TORCH_CHECK_VALUE(
+      out_features >= 1 && packed.numel() * packed.element_size() >= least_units * kPackedUnit,
+      kLinear, ": out_features must be as packed, got ", out_features);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = out_features;
   Tensor y = at::empty(sizes, packed.options());
-  const Tensor rows = whole_tiles(x, packed, shape.column_tiles() * kPackedColumns);
+  const Tensor rows = whole_tiles(x, packed, tiles.column_tiles() * kPackedColumns);
   const OptionalTensor added =
       bias.has_value() ? OptionalTensor(bias->to(dtype).contiguous()) : std::nullopt;
   with_stored(packed, [&](auto stored) {
     using Stored = decltype(stored);
-    run<Stored>({packed.const_data_ptr(), values_of<Stored>(rows), values_of<Stored>(added),
-                 static_cast<Stored*>(y.mutable_data_ptr()), rows.size(0), shape},
-                packed);
+    const auto* values = values_of<Stored>(rows);
+    const auto* bias_values = values_of<Stored>(added);
+    auto* outputs = static_cast<Stored*>(y.mutable_data_ptr());
+    if (by_rows) {
+      run<Stored>(RowLinearArgs<Stored>{packed.const_data_ptr(), values, bias_values, outputs,
+                                        rows.size(0), rows.size(1), lists},
+                  packed);
+    } else {
+      run<Stored>(TileLinearArgs<Stored>{packed.const_data_ptr(), values, bias_values, outputs,
+                                         rows.size(0), tiles},
+                  packed);
+    }
   });
   return y.to(x.scalar_type());
 }

@@ -29,8 +29,8 @@ class Choice:
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
             Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "gather",
-            "window", "block", "tile" (CUDA's), "compressed" (decompresses block by block:
-            memory="small").
+            "window", "block", "row" and "tile" (CUDA's), "compressed" (decompresses block by
+            block: memory="small").
         reason: why, in words.
         speeds: (batch, how many times as fast as dense float32 the layer should be there), for
             every batch of the speed table; empty where the table was not asked.

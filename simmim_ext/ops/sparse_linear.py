@@ -19,11 +19,13 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
             smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
-            and batches of up to about 8 on AVX-512. On CUDA "tile" alone, for any mask.
+            and batches of up to about 8 on AVX-512. On CUDA, for any mask, "row" for batches of up
+            to 16, and "tile", which is slower there where few weights are kept, for larger ones.
 
     Returns:
-        packed [bytes] uint8, for this build and machine alone; on CUDA [in_features, n] of weight's
-        dtype.
+        packed [bytes] uint8, for this build and machine alone. On CUDA of weight's dtype (float32
+        for float64): "tile" [in_features, n], which takes 1 bit for each weight and its value for
+        each kept one; "row" [in_features, n, 1], 12 bits and the value for each kept one.
 
     Raises:
         TypeError: weight is not floating, or mask not bool.
@@ -59,10 +61,11 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 @register_fake("simmim_ext::pack_sparse_weight")
 def _(weight, mask, layout):  # type: ignore[no-untyped-def]
     size = get_ctx().new_dynamic_size()
-    if layout != "tile":
+    if layout not in ("row", "tile"):
         return mask.new_empty(size, dtype=torch.uint8)
     dtype = torch.float32 if weight.dtype == torch.float64 else weight.dtype
-    return weight.new_empty((weight.shape[1], size), dtype=dtype)
+    shape = (weight.shape[1], size, 1) if layout == "row" else (weight.shape[1], size)
+    return weight.new_empty(shape, dtype=dtype)
 
 
 @register_fake("simmim_ext::sparse_linear")

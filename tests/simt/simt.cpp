@@ -219,6 +219,20 @@ void copy_async_wait(size_t groups) {
   }
 }
 
+void load_transposed(uint32_t (&matrices)[4], const uint16_t* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a matrix row that is not aligned");
+  const size_t first = index_of(*self) - lane();
+  self->deposit = reinterpret_cast<uintptr_t>(row);
+  sync_warp(~0u);
+  if (first + kWarpSize > running) fail("a matrix load by less than a warp");
+  for (int i = 0; i < 8; ++i) {
+    const size_t source = first + i / 2 * 8 + lane() % 4 * 2 + i % 2;
+    const uint32_t value = reinterpret_cast<const uint16_t*>(fibers[source]->deposit)[lane() / 4];
+    matrices[i / 2] = i % 2 == 0 ? value : matrices[i / 2] | value << 16;
+  }
+  sync_warp(~0u);
+}
+
 // Shows this thread's fragment to its warp, whose first fiber is returned.
 static size_t show_fragment(const uint32_t (&fragment)[6]) {
   const size_t first = index_of(*self) - lane();
