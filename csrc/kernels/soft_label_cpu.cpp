@@ -20,7 +20,7 @@ constexpr int64_t kSumsBytes = int64_t{64} << 10;  // of a block of features, in
 
 int64_t features_of_a_block(int32_t bins) {
   constexpr int64_t kRowBytes = kTileClasses * int64_t{sizeof(double)};
-  return std::clamp<int64_t>(kSumsBytes / (bins * kRowBytes), 1, kSoftLabelFeatures);
+  return std::clamp<int64_t>(kSumsBytes / (bins * kRowBytes), 4, kSoftLabelFeatures);
 }
 
 // sums [features, bins, kClasses] of `classes` of the classes, from `first_class` on; 0 beyond.
