@@ -1,5 +1,6 @@
 #include "information.h"
 
+
 #include <algorithm>
 #include <array>
 #include <cmath>
