@@ -58,7 +58,10 @@ kernels = f"CPU kernels only ({without_cuda})" if without_cuda else "CPU and CUD
 print(f"simmim_ext: {kernels}")
 
 sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
-macros = [("SIMMIM_TORCH_VERSION", f'"{torch.__version__}"')]
+macros = [
+    ("SIMMIM_TORCH_VERSION", f'"{torch.__version__}"'),
+    ("AT_PER_OPERATOR_HEADERS", None),  # torch's headers of all operators take most of a build
+]
 flags = {"cxx": ["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]}
 if torch.backends.openmp.is_available():
     # The compiler's alone: linked with another OpenMP, there would be two pools of threads.

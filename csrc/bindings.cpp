@@ -2,7 +2,7 @@
 //
 // Each line binds the operator as torch's dispatcher calls it, without torch.ops' parsing of Python
 // arguments: eager calls still meet fake tensors, autocast, autograd and the device checks.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,7 +1,8 @@
 // Checks and resolves how a batch of features is binned, for every operator that bins values.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>

@@ -1,8 +1,14 @@
 // Linear layers on compressed weights: a bitmap of the kept weights and their values.
 #include "../kernels/compressed_linear.h"
 
-#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/masked_select.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 

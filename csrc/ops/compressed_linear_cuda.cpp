@@ -1,5 +1,7 @@
 // Linear layers on compressed weights, on CUDA.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/masked_select.h>
 #include <torch/library.h>
 
 #include "../kernels/compressed_linear.h"

@@ -1,5 +1,7 @@
 // entropy, marginal_entropy and predictive_information on CUDA.
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../kernels/predictive.h"

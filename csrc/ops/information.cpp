@@ -1,5 +1,7 @@
 #include "information.h"
 
+#include <ATen/TensorOperators.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>

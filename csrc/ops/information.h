@@ -1,7 +1,7 @@
 // What the operators that return information check and parse alike.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <mutex>

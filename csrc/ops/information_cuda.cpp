@@ -2,6 +2,13 @@
 
 #ifdef SIMMIM_WITH_CUDA
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
 #include "../kernels/histogram.h"
 #include "backend.h"
 

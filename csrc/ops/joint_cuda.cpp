@@ -1,5 +1,6 @@
 // Joint counts and pairwise information on CUDA.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../kernels/joint.h"

@@ -1,5 +1,6 @@
 // Information about hard and soft labels on CUDA.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../kernels/label.h"

@@ -1,7 +1,7 @@
 // Argument checks that the linear operators share. Texts: operator, argument, rule, value.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "../kernels/compressed_linear.h"
 #include "backend.h"

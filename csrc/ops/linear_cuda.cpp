@@ -1,6 +1,8 @@
 #include "linear_cuda.h"
 
 #ifdef SIMMIM_WITH_CUDA
+#include <ATen/ops/linear.h>
+
 namespace simmim {
 namespace {
 

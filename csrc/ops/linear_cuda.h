@@ -1,7 +1,7 @@
 // What the linear operators on CUDA have in common.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "../kernels/special_rows.h"
 #include "backend.h"

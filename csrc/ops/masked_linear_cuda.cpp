@@ -1,6 +1,9 @@
 // Products with masked weights on CUDA: torch's own on W*M, and kernels that read W and M once for
 // batches so small that making W*M takes the time.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "../kernels/masked_linear.h"

@@ -1,5 +1,8 @@
 #include "masked_product.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/where.h>
+
 #include "../kernels/masked_linear.h"
 
 namespace simmim {

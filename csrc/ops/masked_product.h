@@ -1,7 +1,7 @@
 // What dense products with masked weights need to be exact.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <functional>
 

@@ -1,6 +1,8 @@
 #include "../kernels/predictive.h"
 
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include "../kernels/entropy.h"

@@ -1,8 +1,9 @@
 // Linear layers on weights that are packed once for one kernel.
 #include "sparse_linear.h"
 
-#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>

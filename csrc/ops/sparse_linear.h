@@ -1,7 +1,7 @@
 // Packed products on float32 tensors that are checked and contiguous; CPU only.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "../kernels/sparse_linear.h"
 

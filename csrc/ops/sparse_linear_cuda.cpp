@@ -1,5 +1,8 @@
 // Linear layers on packed weights, on CUDA: the layouts "row" and "tile".
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../kernels/row_linear.h"
