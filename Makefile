@@ -1,6 +1,8 @@
 # `make demo` and `make test` start from nothing but python3, make and a C++ compiler.
 PYTHON ?= python3
 BIN := .venv/bin
+# A file at a time on each core, in the order of tests/conftest.py.
+CORES := -n auto --dist loadfile --no-loadscope-reorder
 CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*.cpp' 'tests/simt/*.h')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
 
@@ -25,10 +27,10 @@ demo: build  ## the main job: train, compress and compare on real images
 	$(BIN)/simmim demo $(ARGS)
 
 test: build  ## the tests, a few minutes; a file at a time on each core
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(CORES) $(ARGS)
 
 test-all: build  ## with the long ones: kills, architectures, every CPU capability
-	$(BIN)/python -m pytest -n auto --dist loadfile -m '' $(ARGS)
+	$(BIN)/python -m pytest $(CORES) -m '' $(ARGS)
 	@for capability in portable avx2; do \
 	  SIMMIM_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest -q tests/test_ops.py || exit 1; done
 

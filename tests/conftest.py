@@ -12,7 +12,16 @@ import torch
 from simmim_ext import _build  # noqa: F401  (built, or nothing below can work)
 from simmim_ext.ops import _library
 
+# Files that take minutes: first, for where files are shared out over cores the last one to end
+# should be a short one.
+LONGEST = ("test_simt.py", "test_cuda_compile.py", "test_architectures.py", "test_real_models.py")
+
 CAPABILITIES = ("portable", "avx2", "avx512", "amx")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(params=["cpu", "cuda"])
