@@ -156,10 +156,9 @@ def test_sparse_linear_layer(dtype, memory, small_layers_too) -> None:
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
     layer = MaskedLinear.from_linear(linear, mask).to(dtype).to_sparse(memory=memory)
-    kernels = {layer.choice.kernel(batch) for batch in (1, 300)}
-    packed = {"row" if dtype == torch.float32 else "tile", "dense"}
-    fast = packed if dtype != torch.float64 else {"dense"}
-    assert kernels == ({"compressed"} if memory == "small" else fast)
+    kernels = {layer.choice.kernel(batch) for batch in (1, 7, 300)}
+    sparse_kernels = {torch.float32: {"tile", "row"}, torch.float64: set()}.get(dtype, {"tile"})
+    assert kernels == ({"compressed"} if memory == "small" else {*sparse_kernels, "dense"})
     for batch in (1, 7, 40, 300):
         x = operands(35, 70, batch, dtype)[0]
         y = layer(x)
