@@ -4,6 +4,10 @@ From the first layer that lost inputs to the last, each is replaced by the ridge
 the original's pre-activations on the smaller network's own inputs (so that errors upstream are
 corrected downstream, not added up); the last one then by the logistic regression of the
 original's predictions.
+
+A layer without a bias gets one from the BatchNorm behind it, whose running mean is then what suits
+the smaller network. To take running statistics anew from the calibration data does harm: it undoes
+the fit, and where these are not the data of training, all that the network knows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +31,7 @@ from .data import (
 from .layers import Weighted, input_columns, is_convolution, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
+from .norms import norms_behind
 from .recording import Recorder, draw_positions
 from .resume import Resumed
 from .ridge import regression
@@ -75,21 +80,36 @@ def reconstruct(
     lost = [name for name in order if (name, "in") in kept]
     if not lost:
         return student
+    norms = norms_behind(teacher, order, pair.example, forward_fn)
     first = next(i for i, names in enumerate(together) if lost[0] in names)
     for names in together[first:]:
         moments = pair.split_moments({name: kept.get((name, "out")) for name in names})
         for name in names:
-            layer = weighted(student, name)
-            shape = layer.weight.shape
-            weight, bias = regression(layer.weight.flatten(1), layer.bias, *moments[name])
-            layer.weight.data.copy_(weight.view(shape))
-            if layer.bias is not None and bias is not None:
-                layer.bias.data.copy_(bias)
+            _refit(student, name, norms.get(name), moments[name])
     if refit_outputs and order[-1] == output_layer(student, pair.example, order, forward_fn):
         last = student.get_submodule(order[-1])
         assert isinstance(last, nn.Linear)
         refit_to_predictions(last, *pair.features(order[-1]))
     return student
+
+
+def _refit(
+    student: nn.Module, name: str, norm: str | None, moments: tuple[Moments, Moments]
+) -> None:
+    """Makes a layer the regression, whose bias may be that of the BatchNorm behind it."""
+    layer = weighted(student, name)
+    bias = layer.bias
+    if bias is None and norm is not None:
+        bias = layer.weight.new_zeros(len(layer.weight))
+    weight, bias = regression(layer.weight.flatten(1), bias, *moments)
+    layer.weight.data.copy_(weight.view(layer.weight.shape))
+    if layer.bias is not None and bias is not None:
+        layer.bias.data.copy_(bias)
+    elif norm is not None:
+        mean = student.get_submodule(norm).running_mean
+        assert isinstance(mean, Tensor)
+        assert bias is not None
+        mean.sub_(bias)
 
 
 # A batch, calls of layers in the student and in the teacher, the teacher's outputs.

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .answers import PASS_BYTES
 from .data import Batch, ForwardFn, evaluating, forward, to_device
+from .readers import Readers
 from .recording import Recorder
 
 Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
@@ -150,7 +150,7 @@ class Resumed:
                 if isinstance(leaf, Tensor)
             }
             with (
-                _Readers(owners) as readers,
+                Readers(owners) as readers,
                 # A module may read by other functions than torch's.
                 self._replaced({n: readers.watch for n, _ in self._model.named_modules()}),
                 self._replaced(_stubs(seen, copy=False)),
@@ -175,35 +175,6 @@ class Resumed:
                     del attributes["forward"]
                 else:
                     attributes["forward"] = own
-
-
-class _Readers(TorchFunctionMode):
-    """Notes whose tensors come into any function of torch, or into a module that is watched."""
-
-    def __init__(self, owners: Mapping[int, str]) -> None:
-        super().__init__()
-        self._owners = owners
-        self.found: set[str] = set()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self._note((args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A module's forward function that notes what comes into it."""
-
-        def call(*args: Any, **options: Any) -> Any:
-            self._note((args, options))
-            return original(*args, **options)
-
-        return call
-
-    def _note(self, arguments: Any) -> None:
-        for leaf in pytree.tree_leaves(arguments):
-            if id(leaf) in self._owners:
-                self.found.add(self._owners[id(leaf)])
 
 
 def _stubs(outputs: Mapping[str, Any], *, copy: bool = True) -> dict[str, _Wrapper]:

@@ -87,10 +87,46 @@ def cnn(pixels: int, classes: int) -> nn.Module:
     )
 
 
+class Residual(nn.Module):
+    """relu(x' + f(x)) of two 3 x 3 convolutions, each with BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[samples, inputs, side, side] -> [samples, outputs, side / stride, side / stride]."""
+        return functional.relu(self.shortcut(x) + self.body(x))
+
+
+def resnet(pixels: int, classes: int) -> nn.Module:
+    del pixels
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        Residual(16, 32, 2),
+        Residual(32, 64, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+
+
 RECIPES = {
     "mlp": Recipe(mlp, False, {"units": 0.1}, 15, 0.05),
     "lenet": Recipe(lenet, False, {"params": 0.1}, 15, 0.05),
     "cnn": Recipe(cnn, True, {"params": 0.064}, 6, 0.05, 1e-4),
+    "resnet": Recipe(resnet, True, {"params": 0.1}, 6, 0.05, 1e-4),
 }
 _BATCH = 64
 
