@@ -32,7 +32,8 @@ def curves(results: dict[str, Any]) -> Curves:
 
 
 def device(machine: dict[str, Any]) -> str:
-    return f"{machine['cpu']} ({machine['capability']}), torch {machine['torch']}"
+    family = f"family {machine['family']}, " if machine.get("family") else ""
+    return f"{machine['cpu']} ({family}{machine['capability']}), torch {machine['torch']}"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -3,9 +3,9 @@
     python benchmarks/summary.py results/bench.json     # as pytest-benchmark wrote it
     python benchmarks/summary.py                        # the committed figures, drawn anew
 
-writes benchmarks/results/<machine>.json, which is committed, the chart of the crossover beside it,
-and the tables between the README's markers. Only ratios of medians taken in turn are kept: absolute
-times say little of a shared machine.
+writes benchmarks/results/<machine>.json, which is committed, beside it the chart of the crossover
+and the tables, and between the README's markers the tables of the most capable machine. Only ratios
+of medians taken in turn are kept: absolute times say little of a shared machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import crossover
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CHART = RESULTS / "sparse-crossover.svg"
+CAPABILITIES = ("portable", "avx2", "avx512", "amx")
 MARKERS = ("<!-- figures -->", "<!-- end of figures -->")
 
 Figures = dict[str, dict[str, Any]]
@@ -77,6 +77,7 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     return {
         "machine": {
             "cpu": cpu.get("brand_raw", "unknown"),
+            "family": cpu.get("family"),
             "capability": _library.cpu_capability(),
             "threads": 1,
             "torch": torch.__version__,
@@ -86,8 +87,8 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(results: dict[str, Any]) -> str:
-    """What stands between the README's markers."""
+def tables(results: dict[str, Any], folder: str = "") -> str:
+    """One machine's figures in Markdown, whose files are in the folder."""
     figures = results["figures"]
     matrix, used = _matrix(figures)
     linear = {"mlp", "call_overhead", "slowest_cell", "two_threads"}
@@ -98,7 +99,7 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"One thread of {device}; medians of runs in turn, from `make bench`. Every figure is"
-            f" in [{_path(results).name}](benchmarks/results/{_path(results).name}).",
+            f" in [{_path(results).name}]({folder}{_path(results).name}).",
             "",
             "| information | times as fast as | of one read of x |",
             "|---|---|---|",
@@ -113,7 +114,7 @@ def tables(results: dict[str, Any]) -> str:
             f"|---|---|{'---|' * len(COLUMNS)}",
             *matrix,
             "",
-            f"![Speed-up over density on {device}](benchmarks/results/{CHART.name})",
+            f"![Speed-up over density on {device}]({folder}{_path(results, 'svg').name})",
             "",
             "| layers | times as fast as |",
             "|---|---|",
@@ -180,37 +181,45 @@ def _cells(figures: Figures, key: tuple[str, ...]) -> Iterator[tuple[str, float,
             yield name, float(parts[0]), "128"
 
 
-def latest() -> dict[str, Any]:
-    """The committed results that the README shows."""
-    (path,) = RESULTS.glob("cpu-*.json")
-    return json.loads(path.read_text())
+def committed() -> list[dict[str, Any]]:
+    """The results of all machines, the most capable first."""
+    every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    return sorted(every, key=lambda one: -CAPABILITIES.index(one["machine"]["capability"]))
 
 
-def _path(results: dict[str, Any]) -> Path:
+def _path(results: dict[str, Any], kind: str = "json") -> Path:
     cpu, capability = (results["machine"][key] for key in ("cpu", "capability"))
-    return RESULTS / f"cpu-{re.sub('[^a-z0-9]+', '-', cpu.lower()).strip('-')}-{capability}.json"
+    name = re.sub("[^a-z0-9]+", "-", cpu.lower()).strip("-")
+    return RESULTS / f"cpu-{name}-{capability}.{kind}"
 
 
-def write_readme(text: str, results: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
+    """A machine's tables as a file of their own."""
+    return f"# Speed on {crossover.device(results['machine'])}\n\n{tables(results)}\n"
+
+
+def write_readme(text: str, every: list[dict[str, Any]]) -> str:
     """The README with its tables drawn anew."""
     begin, end = MARKERS
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{tables(results)}\n{end}{rest.split(end)[1]}"
+    shown = tables(every[0], "benchmarks/results/")
+    for other in every[1:]:
+        where = f"benchmarks/results/{_path(other, 'md').name}"
+        shown += f"\n\nThe same on [{crossover.device(other['machine'])}]({where})."
+    return f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
 
 
 def main(report: str | None = None) -> None:
-    if report is None:
-        results = latest()
-    else:
+    if report is not None:
         results = condense(json.loads(Path(report).read_text()))
         RESULTS.mkdir(exist_ok=True)
-        for old in RESULTS.glob("cpu-*.json"):
-            old.unlink()
         _path(results).write_text(json.dumps(results, indent=1) + "\n")
-    crossover.draw(results, CHART)
+    for results in committed():
+        crossover.draw(results, _path(results, "svg"))
+        _path(results, "md").write_text(page(results))
+        print(f"wrote {_path(results, '*').relative_to(ROOT)}")
     readme = ROOT / "README.md"
-    readme.write_text(write_readme(readme.read_text(), results))
-    print(f"wrote {_path(results).relative_to(ROOT)}, {CHART.relative_to(ROOT)} and README.md")
+    readme.write_text(write_readme(readme.read_text(), committed()))
 
 
 if __name__ == "__main__":

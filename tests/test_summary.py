@@ -20,7 +20,7 @@ def summary():
 @pytest.fixture
 def sample(summary):
     """The committed figures, with those of every benchmark that there is."""
-    results = copy.deepcopy(summary.latest())
+    results = copy.deepcopy(summary.committed()[0])
     figures = results["figures"]
     for batch in (1, 16, 512):
         figures[f"large_layer[{batch}]"] = {"times_as_fast": {"dense": 4.25}, "note": "element"}
@@ -42,16 +42,23 @@ def sample(summary):
 
 def test_readme_shows_the_committed_figures(summary) -> None:
     text = (ROOT / "README.md").read_text()
-    assert summary.write_readme(text, summary.latest()) == text
-    assert f"benchmarks/results/{summary.CHART.name}" in text
+    every = summary.committed()
+    assert summary.write_readme(text, every) == text
+    assert every[0]["machine"]["capability"] == "avx512"
+    for i, results in enumerate(every):
+        assert summary._path(results, "md").read_text() == summary.page(results)
+        kind = "md" if i else "json"
+        assert f"benchmarks/results/{summary._path(results, kind).name}" in text
 
 
-def test_chart_shows_the_committed_figures(summary) -> None:
-    crossover, results = summary.crossover, summary.latest()
-    assert crossover.drawn(summary.CHART) == crossover.curves(results)
-    words = summary.CHART.read_text()
-    assert crossover.device(results["machine"]) in words
-    assert all(f"batch {batch}" in words for batch in crossover.BATCHES)
+def test_charts_show_the_committed_figures(summary) -> None:
+    crossover = summary.crossover
+    for results in summary.committed():
+        chart = summary._path(results, "svg")
+        assert crossover.drawn(chart) == crossover.curves(results)
+        words = chart.read_text()
+        assert crossover.device(results["machine"]) in words
+        assert all(f"batch {batch}" in words for batch in crossover.BATCHES)
 
 
 def test_every_benchmark_has_its_place(summary, sample) -> None:
