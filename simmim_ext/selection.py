@@ -26,6 +26,9 @@ _TIE = 1e-9
 # Columns that are subtracted from a covariance at a time.
 _PANEL = 64
 
+# The share of a covariance's units that must have been taken before it is copied without them.
+_TAKEN_SHARE = 1 / 8
+
 # Variances below it are none.
 _FLOOR = 1e-300
 
@@ -82,11 +85,13 @@ class ConditionalInformation:
         covariances[1].addmm_(half.T, half, alpha=-1)
         kind = _Conditional if block == 1 else _ConditionalBlocks
         self._given = kind(covariances, block)
+        self._units = columns // block
 
     def gains(self) -> Tensor:
         """[units] nats that each unit would add to those taken; anything for those."""
         alone, given_targets = self._given.logdets()
-        gains: Tensor = 0.5 * (alone - given_targets)
+        gains: Tensor = alone.new_zeros(self._units)
+        gains[self._given.units] = 0.5 * (alone - given_targets)
         return gains
 
     def take_(self, unit: int) -> None:
@@ -98,15 +103,22 @@ class _Conditional:
     """Covariances of units given those taken: Cholesky factorizations, pivot by pivot.
 
     The units' and the units' given the targets go side by side: most steps are too small to take
-    much longer for two.
+    much longer for two. What was taken is left out of the covariances now and then.
 
     Args:
         covariances: [2, columns, columns], positive definite; changed.
         block: columns per unit; 1.
+
+    Attributes:
+        units: [left] of which units the covariances still are, in increasing order.
     """
 
     def __init__(self, covariances: Tensor, block: int) -> None:
         self._covariances, self._block = covariances, block
+        count = covariances.shape[1] // block
+        self.units = torch.arange(count, device=covariances.device)
+        self._places = torch.arange(count)  # of each unit among those that are left
+        self._taken = torch.zeros(count, dtype=torch.bool)  # by place
         # Rows l of which l^T l is still to be subtracted from the covariances: a product of
         # matrices now and then costs a fraction of as many of single rows.
         self._panel = covariances.new_empty(2, max(_PANEL, block), covariances.shape[1])
@@ -114,29 +126,47 @@ class _Conditional:
         self._variances = covariances.diagonal(dim1=1, dim2=2).clone()
 
     def logdets(self) -> Tensor:
-        """[2, units] log-determinants of each unit's covariance given those taken."""
+        """[2, left] log-determinants of each unit's covariance given those taken."""
         return self._variances.clamp(min=_FLOOR).log_()
 
     def take_(self, unit: int) -> None:
         """Conditions on a unit."""
-        row = self._rows(slice(unit, unit + 1))
+        place = int(self._places[unit])
+        row = self._rows(slice(place, place + 1))
         # Of what hardly varies the variance is nothing but a rounding error, of either sign.
-        row *= row[:, :, unit, None].abs().clamp_(min=1e-30).rsqrt_()
+        row *= row[:, :, place, None].abs().clamp_(min=1e-30).rsqrt_()
         self._variances.addcmul_(row[:, 0], row[:, 0], value=-1)
-        self._append_(row)
+        self._append_(row, place)
 
     def _rows(self, own: slice) -> Tensor:
         """[2, block, columns] of the covariances as they are now, of a unit's columns."""
         panel = self._panel[:, : self._used]
         return torch.baddbmm(self._covariances[:, own], panel[:, :, own].mT, panel, alpha=-1)
 
-    def _append_(self, rows: Tensor) -> None:
-        if self._used + rows.shape[1] > self._panel.shape[1]:
+    def _append_(self, rows: Tensor, place: int) -> None:
+        self._panel[:, self._used : self._used + self._block] = rows
+        self._used += self._block
+        self._taken[place] = True
+        if self._used + self._block > self._panel.shape[1]:
+            if int(self._taken.sum()) >= _TAKEN_SHARE * len(self._taken):
+                places = (~self._taken).nonzero().to(self.units.device)
+                self._keep_(places.flatten(), (places * self._block + self._offsets()).flatten())
             panel = self._panel[:, : self._used]
             self._covariances.baddbmm_(panel.mT, panel, alpha=-1)
             self._used = 0
-        self._panel[:, self._used : self._used + rows.shape[1]] = rows
-        self._used += rows.shape[1]
+
+    def _offsets(self) -> Tensor:
+        """[block] of a unit's columns from its first."""
+        return torch.arange(self._block, device=self.units.device)
+
+    def _keep_(self, places: Tensor, columns: Tensor) -> None:
+        """Leaves out the units at all other places, whose columns are all others."""
+        self._covariances = self._covariances[:, columns[:, None], columns]
+        self._variances = self._variances[:, columns]
+        self._panel = self._panel[:, :, columns]
+        self.units = self.units[places]
+        self._places[self.units.cpu()] = torch.arange(len(places))
+        self._taken = torch.zeros(len(places), dtype=torch.bool)
 
 
 class _ConditionalBlocks(_Conditional):
@@ -144,24 +174,29 @@ class _ConditionalBlocks(_Conditional):
 
     def __init__(self, covariances: Tensor, block: int) -> None:
         super().__init__(covariances, block)
-        index = torch.arange(covariances.shape[1], device=covariances.device).view(-1, block)
+        index = self.units[:, None] * block + self._offsets()
         self._within = covariances[:, index[:, :, None], index[:, None, :]].clone()
 
     def logdets(self) -> Tensor:
-        """[2, units] log-determinants of each unit's covariance given those taken."""
+        """[2, left] log-determinants of each unit's covariance given those taken."""
         roots, _ = torch.linalg.cholesky_ex(self._within)
         found: Tensor = 2 * roots.diagonal(dim1=2, dim2=3).clamp(min=_FLOOR).log().sum(-1)
         return found
 
     def take_(self, unit: int) -> None:
         """Conditions on a unit, whose columns are whitened first."""
-        own = slice(unit * self._block, (unit + 1) * self._block)
+        place = int(self._places[unit])
+        own = slice(place * self._block, (place + 1) * self._block)
         rows = self._rows(own)
         root = torch.stack([_root(within) for within in rows[:, :, own]])
         rows = torch.linalg.solve_triangular(root, rows, upper=False)
         blocks = rows.mT.unflatten(1, (-1, self._block))
         self._within -= blocks @ blocks.mT
-        self._append_(rows)
+        self._append_(rows, place)
+
+    def _keep_(self, places: Tensor, columns: Tensor) -> None:
+        self._within = self._within[:, places]
+        super()._keep_(places, columns)
 
 
 def select_units(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from simmim_ext import selection
 from simmim_ext.selection import (
     TARGET_NOISE,
     UNIT_NOISE,
@@ -157,3 +158,21 @@ def test_more_outputs_than_units_need_only_the_directions_in_which_they_vary():
     one, two = select_units([whole], 6), select_units([part], 6)
     assert one.order == two.order
     torch.testing.assert_close(torch.tensor(one.gains), torch.tensor(two.gains), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_units_that_were_left_out_change_nothing(monkeypatch, block):
+    """Many more units than a panel has, so that covariances are copied without those taken."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(900, 200 * block, generator=generator)
+    z = x @ torch.randn(200 * block, 5, generator=generator)
+    moments = [(a.T @ b / len(x)).double() for a, b in ((x, x), (x, z), (z, z))]
+
+    def select():
+        return select_units([ConditionalInformation(*moments, block=block)], 200)
+
+    found = select()
+    monkeypatch.setattr(selection, "_TAKEN_SHARE", 2.0)
+    never = select()
+    assert found.order == never.order
+    assert found.gains == pytest.approx(never.gains, abs=1e-12)
