@@ -89,6 +89,17 @@ def test_masked_weights_see_nothing(batch, special, dtype) -> None:
             close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
 
 
+@pytest.mark.parametrize(("out", "features"), [(2100, 1030), (1, 3_000_000), (0, 5), (5, 0)])
+def test_compressed_weights_are_decompressed_by_blocks(out, features) -> None:
+    x, weight, mask, bias = operands(out, features, 3, torch.float32)
+    bitmap, values = compress_weight(weight, mask)
+    y = compressed_linear(x, bitmap, values, None, bias, out, features)
+    expected = F.linear(x.double(), weight.where(mask, 0).double(), bias.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-2)
+    if values.numel():  # only the device can tell
+        assert compressed_linear(x, bitmap, values[1:], None, bias, out, features).isnan().all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)

@@ -11,6 +11,7 @@ from test_nn import uneven_mask
 from torch import nn
 
 from simmim_ext.nn import MaskedLinear, SparseLinear
+from simmim_ext.ops.compressed_linear import compressed_linear
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
@@ -55,6 +56,15 @@ def test_state_dict_of_another_layer_is_refused() -> None:
     with pytest.raises(RuntimeError, match=text):
         layer.load_state_dict(state)
     assert torch.equal(layer(x), before)
+
+
+def test_values_must_be_as_many_as_the_bits() -> None:
+    bitmap, x = torch.tensor([9, 0]).byte(), torch.rand(2, 4)
+    text = (
+        r"compressed_linear: values must have one entry for each of 2 bits set in bitmap, got \[3"
+    )
+    with pytest.raises(ValueError, match=text):
+        compressed_linear(x, bitmap, torch.zeros(3), None, None, 3, 4)
 
 
 CLONES = {

@@ -201,6 +201,30 @@ LINEAR_BATCHES = (1, 8, 16, 64, 256)
 
 
 @torch.inference_mode()
+def small_linears(measures: dict[str, float]) -> Iterator[Figure]:
+    """The layer that keeps the compressed form only, and decompresses it in each call."""
+    del measures
+    mask = torch.rand(SIZE, SIZE, device="cuda") < 0.2
+    linear = torch.nn.Linear(SIZE, SIZE, bias=False, device="cuda", dtype=torch.bfloat16)
+    layers = [SparseLinear.from_linear(linear, mask, memory="small") for _ in range(WEIGHTS)]
+    dense = [layer.to_dense().weight for layer in layers]
+    for batch in (1, 256):
+        x = torch.randn(batch, SIZE, device="cuda", dtype=torch.bfloat16)
+        torch.testing.assert_close(layers[0](x), F.linear(x, dense[0]), rtol=0.02, atol=0.1)
+        taken = seconds_of_each([lambda x=x, layer=layer: layer(x) for layer in layers])
+        rival = seconds_of_each([lambda x=x, w=w: F.linear(x, w) for w in dense])
+        rate = layers[0].nbytes / taken / 1e9
+        yield (
+            f"SparseLinear, memory='small', bfloat16 {SIZE} x {SIZE}, 80% zeros, batch {batch}",
+            {
+                "ms": taken * 1e3,
+                "rate": f"{rate:.0f} GB/s",
+                "times_as_fast": {"cuBLAS": rival / taken},
+            },
+        )
+
+
+@torch.inference_mode()
 def sparse_linears(measures: dict[str, float]) -> Iterator[Figure]:
     """Every choice of the layer against cuBLAS, and a packed product even where it is not one."""
     worst = (float("inf"), "")
@@ -306,7 +330,15 @@ def masked_linears(measures: dict[str, float]) -> Iterator[Figure]:
 def main(path: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     results: dict[str, Any] = {"measured": measured(), "figures": {}}
-    for workload in (entropies, pairs, sparse_linears, masked_linears, labels, quantiles):
+    for workload in (
+        entropies,
+        pairs,
+        sparse_linears,
+        masked_linears,
+        labels,
+        quantiles,
+        small_linears,
+    ):
         for name, figure in workload(results["measured"]):
             results["figures"][name] = figure
             Path(path).write_text(json.dumps(results, indent=1) + "\n")

@@ -43,9 +43,10 @@ int count_segments_cuda(const uint8_t* bitmap, int64_t weights, int64_t* kept, v
 
 struct DecompressSegmentsArgs {
   const uint8_t* bitmap;
-  const void* values;          // [kept weights], any type of item_size 2, 4 or 8
-  int64_t kept;                // of the values; a bitmap that keeps more reads 0 in their place
-  const int64_t* first_value;  // [segments]: how many are kept before each
+  const void* values;          // [kept], any floating type of item_size 2, 4 or 8
+  int64_t kept;                // how many values there are
+  const int64_t* bits_set;     // of the whole bitmap: all weights are NaN where there are others
+  const int64_t* first_value;  // [segments]: the values before each
   void* weights_out;           // [weights]
   int64_t weights;
   int64_t item_size;  // bytes

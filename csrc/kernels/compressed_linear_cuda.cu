@@ -55,6 +55,8 @@ __global__ void __launch_bounds__(kThreads)
     decompress_segments_kernel(DecompressSegmentsArgs args, int64_t segments) {
   const int lane = threadIdx.x % kWarpLanes;
   const auto* values = static_cast<const Item*>(args.values);
+  const bool fits = *args.bits_set == args.kept;
+  constexpr Item kNan = static_cast<Item>(~Item{0});  // of any floating type
   auto* out = static_cast<Item*>(args.weights_out);
   const int64_t stride = int64_t{gridDim.x} * kWarps;
   for (int64_t segment = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t i = segment * kSegmentWeights + 32 * word + lane;
       const int64_t at = value + __popc(bits & ((1u << lane) - 1));
       const bool kept = bits >> lane & 1;
-      if (i < args.weights) out[i] = kept && at < args.kept ? values[at] : Item{0};
+      if (i < args.weights) out[i] = !fits ? kNan : kept ? values[at] : Item{0};
       value += __popc(bits);
     }
   }

@@ -2,7 +2,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/masked_select.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "../kernels/compressed_linear.h"
 #include "linear_checks.h"
@@ -24,49 +28,108 @@ std::tuple<Tensor, Tensor> compress_on_cuda(const Tensor& weight, const Tensor& 
   return {bitmap, at::masked_select(weight, kept)};
 }
 
-// Waits for the device once, to compare the bits with the values; while a graph is recorded it
-// can't be known, and values that are missing are 0.
-Tensor decompress(const char* op, const Tensor& bitmap, const Tensor& values, int64_t out_features,
-                  int64_t in_features) {
-  const Tensor bits = bitmap.contiguous(), given = values.contiguous();
-  Tensor dense = at::empty({out_features, in_features}, values.options());
-  const int64_t weights = dense.numel();
-  const int64_t segments = (weights + kSegmentWeights - 1) / kSegmentWeights;
-  Tensor kept = at::empty({segments}, values.options().dtype(at::kLong));
-  on_cuda(dense, [&](void* stream) {
-    return count_segments_cuda(bytes_of(bits), weights, kept.mutable_data_ptr<int64_t>(), stream);
-  });
-  const Tensor ends = kept.cumsum(0), first = ends - kept;
-  if (!is_capturing(values)) {
-    check_kept(op, values, segments == 0 ? 0 : ends[segments - 1].item<int64_t>());
+// A weight that is decompressed by blocks of rows. Where its values begin is counted on the device,
+// which nobody waits for.
+class Compressed {
+ public:
+  // rows: of a block, all of them or a multiple of 8, so that it begins with a byte of the bitmap.
+  Compressed(const Tensor& bitmap, const Tensor& values, int64_t out_features, int64_t in_features,
+             int64_t rows)
+      : bitmap_(bitmap.contiguous()),
+        values_(values.contiguous()),
+        out_features_(out_features),
+        in_features_(in_features),
+        rows_(rows),
+        segments_((rows * in_features + kSegmentWeights - 1) / kSegmentWeights) {
+    const Tensor kept = at::zeros({blocks() * segments_}, values.options().dtype(at::kLong));
+    for (int64_t block = 0; block < blocks(); ++block) {
+      int64_t* counts = kept.mutable_data_ptr<int64_t>() + block * segments_;
+      on_cuda(kept, [&](void* stream) {
+        return count_segments_cuda(bytes_of(bits(block)), rows_of(block) * in_features_, counts,
+                                   stream);
+      });
+    }
+    ends_ = kept.cumsum(0);
+    first_ = ends_ - kept;
   }
-  const DecompressSegmentsArgs args{bytes_of(bits),
-                                    given.const_data_ptr(),
-                                    given.numel(),
-                                    first.const_data_ptr<int64_t>(),
-                                    dense.mutable_data_ptr(),
-                                    weights,
-                                    static_cast<int64_t>(values.element_size())};
-  on_cuda(dense, [&](void* stream) { return decompress_segments_cuda(args, stream); });
-  return dense;
-}
 
+  int64_t blocks() const { return (out_features_ + rows_ - 1) / rows_; }
+  int64_t first_row(int64_t block) const { return block * rows_; }
+  int64_t rows_of(int64_t block) const { return std::min(rows_, out_features_ - first_row(block)); }
+  Tensor bits(int64_t block) const {
+    return bitmap_.narrow(0, first_row(block) * in_features_ / 8,
+                          bitmap_bytes(rows_of(block) * in_features_));
+  }
+  // Waits for the device.
+  int64_t kept() const { return ends_.numel() == 0 ? 0 : ends_[-1].item<int64_t>(); }
+
+  // [rows_of(block), in_features], NaN where the bits are not as many as the values.
+  Tensor decompressed(int64_t block) const {
+    const Tensor dense = at::empty({rows_of(block), in_features_}, values_.options());
+    if (dense.numel() == 0) return dense;
+    const DecompressSegmentsArgs args{bytes_of(bits(block)),
+                                      values_.const_data_ptr(),
+                                      values_.numel(),
+                                      ends_.const_data_ptr<int64_t>() + ends_.numel() - 1,
+                                      first_.const_data_ptr<int64_t>() + block * segments_,
+                                      dense.mutable_data_ptr(),
+                                      dense.numel(),
+                                      static_cast<int64_t>(values_.element_size())};
+    on_cuda(dense, [&](void* stream) { return decompress_segments_cuda(args, stream); });
+    return dense;
+  }
+
+ private:
+  Tensor bitmap_, values_;
+  int64_t out_features_, in_features_, rows_, segments_;  // segments: of a block
+  Tensor first_, ends_;  // [blocks * segments]: how many are kept before each, and up to its end
+};
+
+// Waits for the device once, to compare the bits with the values; while a graph is recorded it
+// can't be known, and all weights are NaN if they do not fit.
 Tensor decompress_on_cuda(const Tensor& bitmap, const Tensor& values, int64_t out_features,
                           int64_t in_features) {
-  check_compressed("decompress_weight", bitmap, values, out_features, in_features);
-  return decompress("decompress_weight", bitmap, values, out_features, in_features);
+  constexpr char kDecompress[] = "decompress_weight";
+  check_compressed(kDecompress, bitmap, values, out_features, in_features);
+  const Compressed weight(bitmap, values, out_features, in_features,
+                          std::max<int64_t>(out_features, 1));
+  if (!is_capturing(values)) check_kept(kDecompress, values, weight.kept());
+  return weight.blocks() == 0 ? at::empty({0, in_features}, values.options())
+                              : weight.decompressed(0);
 }
 
+// Rows that are decompressed together, whose weights the L2 cache holds while they are multiplied.
+int64_t rows_of_a_block(const Tensor& values, int64_t out_features, int64_t in_features) {
+  constexpr int64_t kBlockBytes = 8 << 20;
+  const int64_t row_bytes = std::max<int64_t>(in_features * values.element_size(), 1);
+  const int64_t rows = std::max<int64_t>(kBlockBytes / row_bytes / 8 * 8, 8);
+  return std::max<int64_t>(std::min(rows, out_features), 1);
+}
+
+// Never waits for the device: where the bits are not as many as the values, y is NaN.
 Tensor compressed_linear_on_cuda(const Tensor& x, const Tensor& bitmap, const Tensor& values,
                                  const OptionalTensor& weight, const OptionalTensor& bias,
                                  int64_t out_features, int64_t in_features) {
-  constexpr char kLinear[] = "compressed_linear";
-  check_compressed_linear(kLinear, x, bitmap, values, weight, bias, out_features, in_features);
-  const Tensor dense = weight.has_value()
-                           ? weight->contiguous()
-                           : decompress(kLinear, bitmap, values, out_features, in_features);
-  return dense_linear(x.to(values.scalar_type()), dense, bitmap.contiguous(), bias)
-      .to(x.scalar_type());
+  check_compressed_linear("compressed_linear", x, bitmap, values, weight, bias, out_features,
+                          in_features);
+  const Tensor input = x.to(values.scalar_type()).contiguous();
+  if (weight.has_value()) {
+    return dense_linear(input, weight->contiguous(), bitmap.contiguous(), bias).to(x.scalar_type());
+  }
+  const Compressed compressed(bitmap, values, out_features, in_features,
+                              rows_of_a_block(values, out_features, in_features));
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = out_features;
+  Tensor y = at::empty(sizes, values.options());
+  for (int64_t block = 0; block < compressed.blocks(); ++block) {
+    const auto part = [&](const Tensor& of, int64_t axis) {
+      return of.narrow(axis, compressed.first_row(block), compressed.rows_of(block));
+    };
+    const OptionalTensor added = bias.has_value() ? OptionalTensor(part(*bias, 0)) : std::nullopt;
+    part(y, -1).copy_(
+        dense_linear(input, compressed.decompressed(block), compressed.bits(block), added));
+  }
+  return y.to(x.scalar_type());
 }
 
 }  // namespace

@@ -69,11 +69,12 @@ def compressed_linear(
         in_features: size of each input sample.
 
     Returns:
-        y [..., out_features], of x's dtype.
+        y [..., out_features], of x's dtype. On CUDA, where it would take to wait for the device
+        to find out, y is NaN if bitmap has other than len(values) bits set.
 
     Raises:
         TypeError: a dtype does not fit.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit; on the CPU also the number of values.
         NotImplementedError: values or weight require a gradient; train a MaskedLinear.
     """
     return _compressed_linear(x, bitmap, values, weight, bias, out_features, in_features)  # type: ignore[no-any-return]
