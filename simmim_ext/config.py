@@ -35,10 +35,9 @@ class CompressConfig:
     Attributes:
         criterion: how units are picked: "simmim" (conditional information), or a baseline; see
             ``score``.
-        allocation: how the budget is divided between layers: "information" pools I(T; Yhat), and
-            weighs the divergence that a unit saves against its cost where the budget is params,
-            flops or bytes and the criterion "simmim";
-            "score" the criterion's own scores, "uniform" gives equal shares.
+        allocation: how the budget is divided between layers: "information" weighs the divergence
+            that a unit saves against what it costs (criterion "simmim"), or pools I(T; Yhat) (all
+            others); "score" pools the criterion's own scores, "uniform" gives equal shares.
         reconstruct: refit each next layer by ridge regression after units were removed.
         bins: histogram bins of marginal estimates, 2 to 256.
         pair_bins: histogram bins of pairwise estimates, 2 to 256.

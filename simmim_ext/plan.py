@@ -14,7 +14,7 @@ from .data import Batch, ForwardFn
 from .errors import SimMIMError
 from .names import matching
 from .scoring import Scores
-from .unit_costs import SHAPE_BUDGETS, UnitCosts, shape_costs
+from .unit_costs import costs_of
 from .units import UnitGroup
 from .widths import Widths, allocate, allocate_by_loss, rounded, unreachable
 
@@ -55,10 +55,9 @@ def make_plan(
         constraints: see ``compress``; each is a ceiling, and all hold.
         example_inputs: a batch; FLOPs are counted on its first sample, latency is measured on
             all of it.
-        allocation: "information" grows layers by their units' I(T; Yhat), pooled over layers;
-            under a budget in params, flops or bytes, with scores of "simmim", by the divergence
-            that a unit saves for its cost. "score" grows them by the scores themselves, "uniform"
-            by equal shares.
+        allocation: "information" grows layers by the divergence that a unit saves for its cost,
+            with scores of "simmim", and by their units' I(T; Yhat), pooled over layers, with all
+            others. "score" grows them by the scores themselves, "uniform" by equal shares.
         round_to: widths are multiples of it (or whole layers).
         forward_fn: as in ``score``.
 
@@ -88,10 +87,9 @@ def make_plan(
         return all(costs.of(name, whole) <= limit for name, limit in ceilings.items())
 
     options: dict[str, Any] = {"round_to": round_to, "fill": "latency" not in limits}
-    priced = [name for name in SHAPE_BUDGETS if name in limits]
-    by_loss = allocation == "information" and priced and scores.divergence
+    by_loss = allocation == "information" and limits and scores.divergence
     if by_loss:
-        shares = {name: ceilings[name] / costs.original(name) for name in priced}
+        shares = {name: ceilings[name] / costs.original(name) for name in limits}
         prices, seems_to_fit = _prices(model, scores, own, shares, example_inputs, forward_fn)
         losses = {name: scores.divergence[name] for name in free}
 
@@ -159,10 +157,7 @@ def _prices(
         own: widths that are settled.
         shares: budget -> the fraction of the original's that is allowed.
     """
-    costs = [
-        UnitCosts(model, scores.groups, shape_costs(name, model, example, forward_fn))
-        for name in shares
-    ]
+    costs = [costs_of(name, model, scores.groups, example, forward_fn) for name in shares]
     whole = {group.name: group.units for group in scores.groups}
     limits = [share * cost.of(whole) for share, cost in zip(shares.values(), costs, strict=True)]
 

@@ -17,9 +17,6 @@ from .recording import Recorder
 from .units import UnitGroup
 from .widths import Widths
 
-# Budgets that shapes tell about.
-SHAPE_BUDGETS = ("params", "flops", "bytes")
-
 
 @dataclass(frozen=True)
 class _Term:
@@ -61,6 +58,32 @@ class UnitCosts:
         """What one more unit of each group would add."""
         now = self.of(widths)
         return {name: self.of(widths | {name: width + 1}) - now for name, width in widths.items()}
+
+
+class UnitCount:
+    """The number of units, as a cost of the same interface."""
+
+    def of(self, widths: Widths) -> float:
+        """How many there are."""
+        return float(sum(widths.values()))
+
+    def of_another_unit(self, widths: Widths) -> dict[str, float]:
+        """One, whichever it is."""
+        return dict.fromkeys(widths, 1.0)
+
+
+def costs_of(
+    budget: str,
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    batch: Batch,
+    forward_fn: ForwardFn | None = None,
+) -> UnitCosts | UnitCount:
+    """What a budget counts, by widths. Latency is taken to go with the operations."""
+    if budget == "units":
+        return UnitCount()
+    counted = "flops" if budget == "latency" else budget
+    return UnitCosts(model, groups, shape_costs(counted, model, batch, forward_fn))
 
 
 def shape_costs(

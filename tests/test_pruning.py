@@ -76,7 +76,13 @@ def test_latency_is_within_reach_or_refused():
     model = mlp(inputs=256, hidden=2048)
     x = [torch.randn(64, 256)]
     scores = score(model, x, criterion="magnitude_l2")
-    result = prune(model, scores, constraints={"latency": 0.6})
+    for left in (2, 1, 0):  # a busy machine may not measure twice alike
+        try:
+            result = prune(model, scores, constraints={"latency": 0.6})
+            break
+        except SimMIMError:
+            if not left:
+                raise
     assert 1 < result.model[0].out_features < 2048
     with pytest.raises(SimMIMError, match=r"latency=0.0001 cannot be met"):
         prune(model, scores, constraints={"latency": 0.0001})

@@ -33,7 +33,8 @@ def test_costs_are_those_of_the_model_built(name, budget):
 
 
 @pytest.mark.filterwarnings("ignore:score. .* samples are few")
-def test_a_budget_of_parameters_is_spent_where_they_save_most():
+@pytest.mark.parametrize(("budget", "share"), [("params", 0.3), ("units", 0.5)])
+def test_a_budget_is_spent_where_it_saves_most(budget, share):
     model, _ = case("cnn")
     data = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(5)).split(100)
     scores = score(model, data, config=CompressConfig(seed=1))
@@ -43,9 +44,12 @@ def test_a_budget_of_parameters_is_spent_where_they_save_most():
         assert (values.diff() <= 1e-12).all()
 
     def predicted(allocation):
-        plan = make_plan(model, scores, {"params": 0.3}, data[0], allocation=allocation)
+        plan = make_plan(model, scores, {budget: share}, data[0], allocation=allocation)
         built, _ = remove_units(model, scores.groups, plan.kept)
-        assert count_params(built) <= 0.3 * count_params(model)
+        if budget == "params":
+            assert count_params(built) <= share * count_params(model)
+        else:
+            assert sum(one["after"] for one in plan.layers) == int(share * (6 + 8 + 9))
         return sum(float(scores.divergence[one["name"]][one["after"]]) for one in plan.layers)
 
     assert predicted("information") < predicted("uniform")
