@@ -11,7 +11,7 @@ from .arguments import check_model, check_options
 from .assessment import assess, versions
 from .config import CompressConfig
 from .conversion import prepared, restored
-from .data import Batch, ForwardFn, gather, split, take
+from .data import Batch, ForwardFn, gather, seeded, split, take
 from .errors import SimMIMError
 from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
@@ -90,7 +90,8 @@ def prune(
     held_out: list[Batch] = []
     noise: float | None = None
     if calibration is not None:
-        fit, held_out = split(gather(calibration, config.calibration_samples))
+        with seeded(config.seed):
+            fit, held_out = split(gather(calibration, config.calibration_samples))
         resolved = resolve_output(output, model, fit[0], forward_fn)
         noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
         if config.reconstruct:

@@ -12,7 +12,7 @@ from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
 from .criteria import CRITERIA, unit_information
-from .data import Batch, ForwardFn, batches, device_of, take
+from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
 from .graph import trace_units
 from .names import names_of
@@ -73,7 +73,7 @@ def score(
     Args:
         model: the network; it is not changed.
         calibration: a re-iterable of batches, without need of labels; about 1,000 samples or
-            more.
+            more, of which the first ``config.calibration_samples`` are kept in memory.
         example_inputs: a batch to trace the model with; default the first of calibration.
         criterion: "simmim" (information about the next layer's pre-activations given the units
             already kept, in the metric of the model's predictions); from histograms "entropy",
@@ -102,29 +102,31 @@ def score(
         raise ValueError(
             f"score: criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}"
         )
-    first = next(iter(batches(calibration, device=device_of(model), name="calibration")))
-    if example_inputs is None:
-        example_inputs = first
-    ignored = names_of(model, ignored_layers)
+    device, ignored = device_of(model), names_of(model, ignored_layers)
     model, _ = prepared(model, ignored)
-    output = resolve_output(output, model, first, forward_fn)
-    noise = None if output == "classes" else noise_variance(model, calibration, forward_fn)
-    groups = trace_units(
-        model,
-        take(example_inputs, slice(0, 1)),
-        ignored_layers=ignored,
-        forward_fn=forward_fn,
-    )
-    return score_groups(
-        model,
-        groups,
-        calibration,
-        criterion=criterion,
-        config=config,
-        example=example_inputs,
-        noise=noise,
-        forward_fn=forward_fn,
-    )
+    with seeded(config.seed, device=device):
+        samples = gather(calibration, config.calibration_samples)
+        first = next(batches(samples, device=device))
+        if example_inputs is None:
+            example_inputs = first
+        output = resolve_output(output, model, first, forward_fn)
+        noise = None if output == "classes" else noise_variance(model, samples, forward_fn)
+        groups = trace_units(
+            model,
+            take(example_inputs, slice(0, 1)),
+            ignored_layers=ignored,
+            forward_fn=forward_fn,
+        )
+        return score_groups(
+            model,
+            groups,
+            samples,
+            criterion=criterion,
+            config=config,
+            example=example_inputs,
+            noise=noise,
+            forward_fn=forward_fn,
+        )
 
 
 def score_groups(

@@ -8,6 +8,7 @@ from torch import nn
 from simmim_ext import CompressConfig, Scores, SimMIMError, entropy, mutual_information, score
 from simmim_ext.config import CRITERIA as NAMES
 from simmim_ext.criteria import CRITERIA, metric_root
+from simmim_ext.data import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
 
@@ -140,6 +141,28 @@ def test_limits_samples_and_warns_of_few():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score(model, data("mlp", 1000))
+
+
+def shuffled(samples=200):
+    return torch.utils.data.DataLoader(torch.cat(data("mlp", samples)), batch_size=64, shuffle=True)
+
+
+def test_a_shuffling_loader_is_read_once_and_alike_each_time(monkeypatch):
+    model = nn.Sequential(mlp(outputs=9), nn.ReLU(), nn.Linear(9, 4))
+    with seeded(0):
+        samples = list(shuffled())
+    expected = score(model, samples)
+    monkeypatch.setattr("simmim_ext.collect.PASS_BYTES", 1)  # a pass for each layer
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    found = score(model, shuffled())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found.order == expected.order
+    assert list(found) == ["0.0", "0.2"]
+    for name in found:
+        torch.testing.assert_close(found.information[name], expected.information[name])
+    torch.manual_seed(2)
+    assert score(model, shuffled()).order == found.order
 
 
 def test_bad_arguments_and_models_are_refused():
