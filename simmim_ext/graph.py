@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
 from .grouping import group_of, in_own_layers
 from .layers import (
+    axis_size,
     is_convolution,
     is_grouped,
     is_supported,
     kept_together,
     parameter_axis,
+    place_of,
     unsupported_reason,
 )
 from .names import names_of
@@ -84,7 +87,16 @@ def trace_units(
             "time_limit"
         ) from error
     order = [name for name, _ in model.named_modules()]
-    return tuple(sorted(groups, key=lambda group: order.index(group.name)))
+    groups = sorted(groups, key=lambda group: order.index(group.name))
+    return tuple(_sized(group, model) for group in groups)
+
+
+def _sized(group: UnitGroup, model: nn.Module) -> UnitGroup:
+    """The group with the sizes that its members' axes have in the model."""
+    members = (
+        replace(m, size=axis_size(place_of(model, m.module, m.axis), m.axis)) for m in group.members
+    )
+    return replace(group, members=tuple(members))
 
 
 def _trace(

@@ -111,6 +111,21 @@ def kept_together(module: nn.Module) -> int:
     return module.out_channels // module.groups if is_grouped(module) else 1
 
 
+def place_of(model: nn.Module, name: str, axis: Axis) -> nn.Module | nn.Parameter:
+    """The layer of that name, or for a dimension the parameter.
+
+    Raises:
+        AttributeError: the model has none.
+        TypeError: it is a layer without such an axis.
+    """
+    if axis.isdigit():
+        return model.get_parameter(name)
+    module = model.get_submodule(name)
+    if axis not in ("out", "in") or not is_supported(module):
+        raise TypeError(f"{name!r} is no layer with an axis {axis!r}")
+    return module
+
+
 def axis_size(target: nn.Module | Tensor, axis: Axis) -> int:
     """Channels along an axis of a supported layer, or of a parameter."""
     if isinstance(target, Tensor):

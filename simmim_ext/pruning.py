@@ -14,6 +14,7 @@ from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
 from .errors import SimMIMError
 from .graph import trace_units
+from .layers import axis_size, place_of
 from .measure import count_bytes, count_flops, count_params
 from .names import names_of
 from .outputs import noise_variance, resolve_output
@@ -24,6 +25,7 @@ from .removal import History, check_mask_equivalence, remove_units
 from .result import CompressionResult
 from .scoring import Scores
 from .storage import signature_of
+from .units import UnitGroup
 
 
 def prune(
@@ -181,9 +183,24 @@ def _fitting(
                 f"prune: scores must hold {group.units} finite values for {group.name!r}, got "
                 f"{given}; score this model, or put the layer in ignored_layers"
             )
+        _check_sizes(model, group)
     if not groups:
         raise SimMIMError("prune: the model has no units that can be removed")
     return dataclasses.replace(scores, groups=groups)
+
+
+def _check_sizes(model: nn.Module, group: UnitGroup) -> None:
+    """Raises unless the group's layers have the channels with which they were scored."""
+    for member in group.members:
+        try:
+            found = str(axis_size(place_of(model, member.module, member.axis), member.axis))
+        except (AttributeError, IndexError, TypeError):
+            found = "none"
+        if found != str(member.size):
+            raise SimMIMError(
+                f"prune: scores are of another model, whose {member.module!r} has {member.size} "
+                f"channels on axis {member.axis!r}, and this one's has {found}; score this model"
+            )
 
 
 def _from_mapping(

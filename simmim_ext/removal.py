@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .conversion import convert_
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .layers import Axis, axis_size, is_channel_norm, is_supported, shrink
+from .layers import Axis, axis_size, is_channel_norm, place_of, shrink
 from .sharing import shared_parameters
 from .standin import running
 from .storage import set_submodule
@@ -67,7 +67,7 @@ def remove_units(
             lost.update(index for index, unit in pairs if unit not in chosen[group.name])
     history: History = []
     for (name, axis), lost in removed.items():
-        size = axis_size(_place(model, name, axis), axis)
+        size = axis_size(place_of(model, name, axis), axis)
         if max(lost, default=0) >= size:
             raise SimMIMError(
                 f"remove_units: axis {axis!r} of {name!r} has {size} channels, the groups were "
@@ -131,7 +131,7 @@ def _set_attribute(model: nn.Module, step: Mapping[str, Any]) -> None:
 def _shrink(model: nn.Module, step: Mapping[str, Any]) -> None:
     name, axis, size, kept = (step[key] for key in ("module", "axis", "size", "kept"))
     try:
-        place = _place(model, name, axis)
+        place = place_of(model, name, axis)
         found = axis_size(place, axis)
     except (AttributeError, IndexError, TypeError) as error:
         raise SimMIMError(
@@ -153,16 +153,6 @@ def _shrink(model: nn.Module, step: Mapping[str, Any]) -> None:
     else:
         values = place.detach().index_select(int(axis), torch.tensor(kept, device=place.device))
         set_submodule(model, name, nn.Parameter(values, requires_grad=place.requires_grad))
-
-
-def _place(model: nn.Module, name: str, axis: Axis) -> nn.Module | nn.Parameter:
-    """The layer of that name, or for a dimension the parameter."""
-    if axis.isdigit():
-        return model.get_parameter(name)
-    module = model.get_submodule(name)
-    if axis not in ("out", "in") or not is_supported(module):
-        raise TypeError(f"{name!r} is no layer with an axis {axis!r}")
-    return module
 
 
 def _tie(model: nn.Module, names: Sequence[str]) -> None:
@@ -205,7 +195,7 @@ def check_mask_equivalence(
         for step in history:
             if "kept" in step:
                 gone = sorted(set(range(step["size"])) - set(step["kept"]))
-                _zero(_place(masked, step["module"], step["axis"]), step["axis"], gone)
+                _zero(place_of(masked, step["module"], step["axis"]), step["axis"], gone)
     expected = _fixed_outputs(masked, whole, batch, forward_fn)
     copy = deepcopy(pruned)
     with running(copy) as names:

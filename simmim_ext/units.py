@@ -22,12 +22,14 @@ class Member:
         indices: the channels of that axis that belong to the group, in increasing order.
         units: the unit that each of them belongs to; after a flatten, a channel's unit repeats
             once for each pixel, and a head has all of its channels.
+        size: all channels of that axis, the group's or not, in the model that was traced.
     """
 
     module: str
     axis: Axis
     indices: tuple[int, ...]
     units: tuple[int, ...]
+    size: int = 0
 
 
 @dataclass(frozen=True)

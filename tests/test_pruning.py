@@ -190,8 +190,20 @@ def test_refusals():
         prune(model, scores, constraints={"units": 0.3}, round_to=4)
     with pytest.raises(SimMIMError, match="no units that can be removed"):
         prune(model, scores, constraints={"units": 3}, ignored_layers=["0"])
-    with pytest.raises(SimMIMError, match="traced on a model with more"):
-        prune(mlp(hidden=6), scores, constraints={"units": 3})
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda: mlp(hidden=6), "'0' has 10 channels on axis 'out', and this one's has 6"),
+        (lambda: mlp(hidden=14), "'0' has 10 channels on axis 'out', and this one's has 14"),
+        (lambda: nn.Sequential(nn.Linear(12, 10), nn.ReLU()), "'2' .* 'in', .* has none"),
+    ],
+)
+def test_scores_of_another_model_are_refused(other, text):
+    _, scores = scored("mlp")
+    with pytest.raises(SimMIMError, match=f"prune: scores are of another model, whose {text}"):
+        prune(other(), scores, constraints={"units": 3})
 
 
 def test_widths_are_multiples():
