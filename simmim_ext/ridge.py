@@ -12,6 +12,10 @@ from .moments import Moments
 # Ridges to choose from, as shares of the inputs' mean variance.
 SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
+# The least ridge, as a share of E|x|^2: rounding leaves inputs that do not vary a covariance of
+# about 1e-16 of it in any direction, with negative eigenvalues as well.
+_ROUNDING = 1e-12
+
 
 def regression(
     weight: Tensor, bias: Tensor | None, seen: Moments, held_out: Moments
@@ -46,7 +50,8 @@ def _fitted(
     else:
         xx, xz, _ = moments.covariances()
     damped = xx.clone()
-    damped.diagonal().add_(share * xx.diagonal().mean().clamp(min=1e-30))
+    least = _ROUNDING * (moments.xx.trace() / moments.samples).clamp(min=1e-18)
+    damped.diagonal().add_((share * xx.diagonal().mean()).clamp(min=least))
     change = torch.cholesky_solve(xz - xx @ weight.T, torch.linalg.cholesky(damped))
     weight = weight + change.T
     if bias is not None:

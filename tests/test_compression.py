@@ -199,6 +199,15 @@ def test_values_and_embeddings(x):
     assert result.report["fidelity"]["cosine"] > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_samples_that_are_all_alike(x):
+    config = CompressConfig(epochs=0)
+    result = compress(
+        network(), calibration=[x[:1]] * 50, constraints={"units": 0.5}, config=config
+    )
+    assert result.report["fidelity"]["kl"] < 1e-9  # the biases alone do it
+
+
 def test_a_forward_fn_and_keyword_inputs(x):
     class Keywords(nn.Module):
         def __init__(self):

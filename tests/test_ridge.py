@@ -60,3 +60,17 @@ def test_what_no_fit_betters_stays_and_nothing_held_out_changes_nothing():
     assert torch.equal(bias.float(), start[1])
     weight, _ = ridge.regression(*start, moments(x, z), Moments.zeros(20, 3))
     assert torch.equal(weight.float(), true)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.5, 1e4])
+def test_inputs_that_do_not_vary_leave_the_fit_to_the_bias(scale):
+    generator = torch.Generator().manual_seed(0)
+    x = scale * torch.rand(1, 300, generator=generator).expand(200, 300)
+    true = torch.randn(3, 300, generator=generator)
+    z = x @ true.T + 1 + torch.randn(200, 3, generator=generator)
+    parts = moments(x[:150], z[:150]), moments(x[150:], z[150:])
+    weight, bias = ridge.regression(true, torch.zeros(3), *parts)
+    changed = x[0].double() @ (weight - true).T
+    assert changed.abs().max() < 1e-3 * z.abs().max()
+    predicted = x[0].double() @ weight.T + bias
+    torch.testing.assert_close(predicted, z.double().mean(0))
