@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .config import CompressConfig
+from .data import samples_of
 from .errors import SimMIMError
 
 
@@ -65,6 +66,25 @@ def check_device(caller: str, device: torch.device) -> None:
             f"{caller}: config.device is {str(device)!r}, which cannot be used here ({reason}); "
             "choose another, or None for the model's own"
         ) from error
+
+
+def check_example(caller: str, example_inputs: Any) -> None:
+    """Raises SimMIMError where example inputs are given and hold no sample."""
+    if example_inputs is not None and samples_of(example_inputs) == 0:
+        raise SimMIMError(
+            f"{caller}: example_inputs must hold at least one sample, got a batch of 0; give a "
+            "batch of the model's inputs, or None for the first of the data"
+        )
+
+
+def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
+    """Raises SimMIMError where epochs are asked for and all parameters are frozen."""
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    if epochs > 0 and flags and not any(flags):
+        raise SimMIMError(
+            f"{caller}: config.epochs is {epochs}, and no parameter of the model requires a "
+            "gradient; call model.requires_grad_(True), or set epochs=0 to distil nothing"
+        )
 
 
 def as_path(caller: str, folder: str | PathLike[str], argument: str = "folder") -> Path:

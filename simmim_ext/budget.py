@@ -1,6 +1,7 @@
 """What a budget may say: of the whole model, and of single layers."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from .config import CompressConfig
@@ -8,6 +9,17 @@ from .granularity import Granularity
 from .widths import check_constraints
 
 PER_LAYER = "per_layer"
+
+
+def plain_numbers(constraints: Any) -> Any:
+    """The constraints with Python's numbers for those of numpy and others, which are no JSON."""
+    if isinstance(constraints, Mapping):
+        return {name: plain_numbers(value) for name, value in constraints.items()}
+    if isinstance(constraints, bool):
+        return constraints
+    if isinstance(constraints, Integral):
+        return int(constraints)
+    return float(constraints) if isinstance(constraints, Real) else constraints
 
 
 def check_budget(

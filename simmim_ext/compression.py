@@ -7,9 +7,15 @@ from os import PathLike
 import torch
 from torch import nn
 
-from .arguments import as_path, check_model, check_options
+from .arguments import (
+    as_path,
+    check_example,
+    check_model,
+    check_options,
+    check_trainable,
+)
 from .assessment import assess, versions
-from .budget import check_budget
+from .budget import check_budget, plain_numbers
 from .checkpoint import Checkpoint, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
@@ -86,9 +92,12 @@ def compress(
     """
     check_model("compress", model)
     check_options("compress", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    check_example("compress", example_inputs)
+    check_trainable("compress", model, config.epochs)
     if checkpoint_dir is not None:
         checkpoint_dir = as_path("compress", checkpoint_dir, "checkpoint_dir")
     parsed = Granularity.parse(granularity)
+    constraints = plain_numbers(constraints)
     check_budget(parsed, constraints, config, round_to)
     check_output(output)
     for name, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):

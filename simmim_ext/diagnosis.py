@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_model, check_options
+from .arguments import check_example, check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -132,6 +132,7 @@ def diagnose(
     """
     check_model("diagnose", model)
     check_options("diagnose", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    check_example("diagnose", example_inputs)
     config = config or CompressConfig()
     device = device_of(model)
     ignored = names_of(model, ignored_layers)

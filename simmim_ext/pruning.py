@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_model, check_options
+from .arguments import check_example, check_model, check_options
 from .assessment import assess, versions
+from .budget import plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
@@ -70,12 +71,14 @@ def prune(
     """
     check_model("prune", model)
     check_options("prune", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    check_example("prune", example_inputs)
     if not isinstance(scores, Mapping):
         raise TypeError(
             "prune: scores must be what score() returned, or a mapping of layer name to [units], "
             f"got {type(scores).__name__}"
         )
     config = config or CompressConfig()
+    constraints = plain_numbers(constraints)
     ignored = names_of(model, ignored_layers)
     original = model
     model, converted = prepared(model, ignored)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_model, check_options
+from .arguments import check_example, check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -96,6 +96,7 @@ def score(
     """
     check_model("score", model)
     check_options("score", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
+    check_example("score", example_inputs)
     config = config or CompressConfig()
     criterion = criterion or config.criterion
     if criterion not in CRITERIA:

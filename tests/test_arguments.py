@@ -109,6 +109,39 @@ def test_other_arguments_of_another_kind(call, text) -> None:
         call()
 
 
+@pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
+def test_example_inputs_without_a_sample(caller) -> None:
+    text = f"{caller}: example_inputs must hold at least one sample, got a batch of 0; give"
+    with pytest.raises(SimMIMError, match=f"^{text}"):
+        if caller == "prune":
+            simmim_ext.prune(MODEL, {}, constraints=HALF, example_inputs=X[:0])
+        elif caller == "compress":
+            compress(example_inputs=X[:0])
+        else:
+            getattr(simmim_ext, caller)(MODEL, DATA, example_inputs=X[:0])
+
+
+class Untouched(list):
+    def __iter__(self):
+        raise AssertionError("work has begun")
+
+
+def test_nothing_to_train_is_told_before_any_work() -> None:
+    frozen = network().requires_grad_(False)
+    text = (
+        "compress: config.epochs is 10, and no parameter of the model requires a gradient; call "
+        "model.requires_grad_(True), or set epochs=0"
+    )
+    with pytest.raises(SimMIMError, match="^" + re.escape(text)):
+        compress(frozen, Untouched(DATA))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_a_frozen_model_without_epochs() -> None:
+    result = compress(network().requires_grad_(False), config=CompressConfig(epochs=0))
+    assert result.model[0].out_features == 4
+
+
 def fails(model: nn.Module, batch: object) -> torch.Tensor:
     raise ZeroDivisionError("no\nway")
 

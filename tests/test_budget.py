@@ -1,5 +1,9 @@
 """Budgets: layers with a width of their own, and latency that is met or refused."""
 
+import json
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from architectures import architecture
@@ -7,6 +11,7 @@ from models import mlp
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
+from simmim_ext.budget import plain_numbers
 from simmim_ext.names import matching
 from simmim_ext.schedule import budgets
 
@@ -42,6 +47,40 @@ def test_layers_with_a_width_of_their_own(constraints, options, expected):
     assert widths(result) == expected
     assert result.report["constraints"] == constraints
     assert result.model[0].out_features == expected["0"]
+
+
+def test_numbers_of_other_kinds_become_pythons():
+    given = {"units": np.float32(0.5), "per_layer": {"0": np.int64(10), "2": Fraction(1, 4)}}
+    found = plain_numbers(given)
+    assert found == {"units": 0.5, "per_layer": {"0": 10, "2": 0.25}}
+    assert json.dumps(found) == json.dumps({"units": 0.5, "per_layer": {"0": 10, "2": 0.25}})
+    assert plain_numbers({"units": True})["units"] is True
+    assert plain_numbers(None) is None
+
+
+@pytest.mark.parametrize(
+    ("granularity", "constraints", "expected"),
+    [
+        ("unit", {"units": np.int64(20), "per_layer": {"0": np.float32(0.25)}}, {"0": 10, "2": 10}),
+        ("weight", {"per_layer": {"0": np.float32(0.75)}}, {"0": 120, "2": 800, "4": 80}),
+    ],
+)
+def test_numpys_numbers_serve_compress(granularity, constraints, expected):
+    result = compress(
+        network(), calibration=[X], constraints=constraints, granularity=granularity, config=CONFIG
+    )
+    assert widths(result) == expected
+    assert json.loads(json.dumps(result.report))["constraints"] == constraints
+
+
+def test_numpys_numbers_serve_prune():
+    model = network()
+    result = prune(model, score(model, [X]), constraints={"units": np.int64(20)})
+    assert sum(widths(result).values()) == 20
+    assert json.loads(json.dumps(result.report))["constraints"] == {"units": 20}
+    for value in (np.bool_(True), torch.tensor(0.5)):
+        with pytest.raises(ValueError, match=r"units must be a fraction kept .* got "):
+            prune(model, score(model, [X]), constraints={"units": value})
 
 
 @pytest.mark.parametrize("schedule", ["iterative", "cubic"])
