@@ -87,8 +87,9 @@ def _torch_pruning_group(model: nn.Module, group: UnitGroup) -> Any:
 def _set_gradients(model: nn.Module, setting: Setting) -> None:
     """Accumulates the loss's gradient over the calibration samples."""
     _clear_gradients(model)
+    generator = _generator(setting)
     for batch in _batches(setting):
-        _backward(model, batch, setting)
+        _backward(model, batch, setting, generator)
 
 
 def _set_squared_gradients(model: nn.Module, setting: Setting) -> None:
@@ -99,11 +100,11 @@ def _set_squared_gradients(model: nn.Module, setting: Setting) -> None:
     _clear_gradients(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in parameters]
-    seen = 0
+    seen, generator = 0, _generator(setting)
     for batch in _batches(setting, limit=_HESSIAN_SAMPLES):
         for i in range(samples_of(batch)):
             model.zero_grad(set_to_none=True)
-            _backward(model, take(batch, slice(i, i + 1)), setting)
+            _backward(model, take(batch, slice(i, i + 1)), setting, generator)
             for square, parameter in zip(total, parameters, strict=True):
                 if parameter.grad is not None:
                     square.addcmul_(parameter.grad, parameter.grad)
@@ -118,13 +119,21 @@ def _clear_gradients(model: nn.Module) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def _backward(model: nn.Module, batch: Batch, setting: Setting) -> None:
-    """Adds the gradient of the batch's loss, with labels or with what the model predicts."""
+def _generator(setting: Setting) -> torch.Generator:
+    return torch.Generator(device_of(setting.model)).manual_seed(setting.config.seed)
+
+
+def _backward(model: nn.Module, batch: Batch, setting: Setting, generator: torch.Generator) -> None:
+    """Adds the gradient of the batch's loss, with labels or with what the model predicts.
+
+    Values are drawn from the prediction with the generator.
+    """
     with evaluating(model), torch.enable_grad():
         outputs = forward(model, batch, setting.forward_fn).float()
         labels = labels_of(batch)
         if setting.predictions.noise is not None:
-            loss = (outputs - outputs.detach() - torch.randn_like(outputs)).square().sum()
+            drawn = torch.randn(outputs.shape, generator=generator, device=outputs.device)
+            loss = (outputs - outputs.detach() - drawn).square().sum()
         else:
             fits = labels is not None and labels.shape == outputs.shape[:1]
             target = labels.long() if fits and labels is not None else outputs.argmax(1)

@@ -6,7 +6,9 @@ from architectures import architecture
 from models import mlp
 from torch.nn import functional
 
-from simmim_ext import score
+from simmim_ext import CompressConfig, score
+from simmim_ext.graph import trace_units
+from simmim_ext.scoring import score_groups
 
 
 @pytest.mark.filterwarnings("ignore:score. ")
@@ -30,6 +32,23 @@ def test_hessian_is_the_mean_squared_gradient_over_all_samples():
     found = scores["0"]
     torch.testing.assert_close(found / found.mean(), expected / expected.mean(), rtol=1e-4, atol=0)
     assert model[0].weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_values_are_drawn_from_the_seed_and_not_from_the_callers_state(criterion):
+    model, x = mlp(outputs=2), torch.randn(40, 12)
+    groups = trace_units(model, x[:1])
+
+    def scores(seed):
+        config = CompressConfig(seed=seed)
+        return score_groups(model, groups, [x], criterion=criterion, config=config, noise=0.1)["0"]
+
+    before = torch.get_rng_state()
+    first = scores(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(scores(3), first)
+    assert not torch.equal(scores(4), first)
 
 
 @pytest.mark.filterwarnings("ignore:score. ")
