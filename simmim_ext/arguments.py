@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .config import CompressConfig
-from .data import samples_of
+from .data import device_of, samples_of
 from .errors import SimMIMError
 
 
@@ -53,10 +53,10 @@ def check_options(
             f"got {ignored_layers!r}"
         )
     if config is not None and config.device is not None:
-        check_device(caller, torch.device(config.device))
+        _check_usable(caller, torch.device(config.device))
 
 
-def check_device(caller: str, device: torch.device) -> None:
+def _check_usable(caller: str, device: torch.device) -> None:
     """Raises SimMIMError unless tensors can be made on the device."""
     try:
         torch.empty(1, device=device)
@@ -66,6 +66,20 @@ def check_device(caller: str, device: torch.device) -> None:
             f"{caller}: config.device is {str(device)!r}, which cannot be used here ({reason}); "
             "choose another, or None for the model's own"
         ) from error
+
+
+def check_device(caller: str, model: nn.Module, config: CompressConfig) -> None:
+    """Raises ValueError where ``config.device`` is set and is not the model's."""
+    if config.device is None:
+        return
+    wanted, found = torch.device(config.device), device_of(model)
+    alike = wanted.index is None or found.index in (None, wanted.index)
+    if wanted.type != found.type or not alike:
+        raise ValueError(
+            f"{caller}: config.device is {str(wanted)!r}, and {caller} computes where the model "
+            f"is, on {str(found)!r}; move the model with model.to({str(wanted)!r}), or leave "
+            "device at None"
+        )
 
 
 def check_example(caller: str, example_inputs: Any) -> None:

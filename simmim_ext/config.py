@@ -53,7 +53,8 @@ class CompressConfig:
         steps: number of pruning steps; 1 for "one-shot".
         calibration_samples: most calibration samples that are used.
         seed: seed of everything random.
-        device: where to compute; None is the model's device.
+        device: where ``compress`` computes; None is the model's device. All others compute where
+            the model is, and take no other device.
         amp: distil under bfloat16 autocast.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -128,12 +128,14 @@ def diagnose(
         config: bins, range, samples and seed.
 
     Raises:
+        ValueError: a ``config.device`` that the model is not on.
         SimMIMError: the data or the model can't serve, or it has no units.
     """
     check_model("diagnose", model)
     check_options("diagnose", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     check_example("diagnose", example_inputs)
     config = config or CompressConfig()
+    check_device("diagnose", model, config)
     device = device_of(model)
     ignored = names_of(model, ignored_layers)
     model, _ = prepared(model, ignored)

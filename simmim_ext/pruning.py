@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options
 from .assessment import assess, versions
 from .budget import plain_numbers
 from .config import CompressConfig
@@ -65,7 +65,8 @@ def prune(
         The smaller model, its report and history; "fidelity" is None without calibration.
 
     Raises:
-        ValueError: a constraint or an option that is none.
+        ValueError: a constraint or an option that is none, or a ``config.device`` that the model
+            is not on.
         SimMIMError: scores that do not fit the model, a budget that cannot be met, or a removal
             that would change more than the removed units.
     """
@@ -78,6 +79,7 @@ def prune(
             f"got {type(scores).__name__}"
         )
     config = config or CompressConfig()
+    check_device("prune", model, config)
     constraints = plain_numbers(constraints)
     ignored = names_of(model, ignored_layers)
     original = model

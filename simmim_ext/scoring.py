@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -90,7 +90,7 @@ def score(
         The scores of all layers.
 
     Raises:
-        ValueError: an unknown criterion.
+        ValueError: an unknown criterion, or a ``config.device`` that the model is not on.
         SimMIMError: nothing can be pruned, a score is not finite, or the calibration data or the
             model do not serve.
     """
@@ -98,6 +98,7 @@ def score(
     check_options("score", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     check_example("score", example_inputs)
     config = config or CompressConfig()
+    check_device("score", model, config)
     criterion = criterion or config.criterion
     if criterion not in CRITERIA:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The workflow's functions, given what they can't take: one error each, nothing changed."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import simmim_ext
 from simmim_ext import CompressConfig, SimMIMError
+from simmim_ext.arguments import check_device
 
 HALF = {"units": 0.5}
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -107,6 +109,38 @@ def test_device_that_is_not_there() -> None:
 def test_other_arguments_of_another_kind(call, text) -> None:
     with pytest.raises(TypeError, match="^" + re.escape(text)):
         call()
+
+
+@pytest.mark.parametrize("caller", ["score", "diagnose", "prune"])
+def test_device_that_the_model_is_not_on(caller) -> None:
+    text = (
+        f"{caller}: config.device is 'meta', and {caller} computes where the model is, on 'cpu'; "
+        "move the model with model.to('meta'), or leave device at None"
+    )
+    config = CompressConfig(device="meta")
+    with pytest.raises(ValueError, match="^" + re.escape(text)):
+        if caller == "prune":
+            simmim_ext.prune(MODEL, {}, constraints=HALF, config=config)
+        else:
+            getattr(simmim_ext, caller)(MODEL, DATA, config=config)
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "fine"),
+    [
+        (None, "cuda:1", True),
+        ("cpu", "cpu", True),
+        ("cpu:0", "cpu", True),
+        ("cuda", "cuda:1", True),
+        ("cuda:1", "cuda:1", True),
+        ("cuda:0", "cuda:1", False),
+        ("cuda", "cpu", False),
+    ],
+)
+def test_devices_that_are_alike(device, model, fine, monkeypatch) -> None:
+    monkeypatch.setattr("simmim_ext.arguments.device_of", lambda _: torch.device(model))
+    with nullcontext() if fine else pytest.raises(ValueError, match="score: config.device is"):
+        check_device("score", MODEL, CompressConfig(device=device))
 
 
 @pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
