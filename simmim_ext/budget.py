@@ -6,7 +6,7 @@ from typing import Any
 
 from .config import CompressConfig
 from .granularity import Granularity
-from .widths import check_constraints
+from .widths import check_constraints, is_count
 
 PER_LAYER = "per_layer"
 
@@ -61,8 +61,7 @@ def split_budget(
         return check_constraints(constraints), {}
     own = _per_layer(constraints)
     for pattern, value in own.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 1
-        if not whole and not (_is_number(value) and 0 < value <= 1):
+        if not is_count(value) and not (_is_number(value) and 0 < value <= 1):
             raise ValueError(
                 f"constraints: per_layer[{pattern!r}] must be a fraction of units kept in (0, 1] "
                 f"or an integer greater than 1, got {value!r}"

@@ -16,7 +16,7 @@ from .names import matching
 from .scoring import Scores
 from .unit_costs import costs_of
 from .units import UnitGroup
-from .widths import Widths, allocate, allocate_by_loss, rounded, unreachable
+from .widths import Widths, allocate, allocate_by_loss, is_count, rounded, unreachable
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def make_plan(
     scores, needed = _guarded(scores)
     costs = Costs(model, scores, example_inputs, forward_fn)
     ceilings = {
-        name: value if isinstance(value, int) and value > 1 else value * costs.original(name)
+        name: value if is_count(value) else value * costs.original(name)
         for name, value in limits.items()
     }
     own = own_widths(scores.groups, per_layer, round_to)
@@ -133,7 +133,7 @@ def own_widths(
     units = {group.name: group.units for group in groups}
     widths = {}
     for name, value in own_values(groups, per_layer).items():
-        count = value if isinstance(value, int) and value > 1 else int(value * units[name] + 1e-9)
+        count = int(value) if is_count(value) else int(value * units[name] + 1e-9)
         if count > units[name]:
             raise SimMIMError(
                 f"constraints: per_layer asks for {count} units of {name!r}, which has "

@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .errors import SimMIMError
+from .widths import Count, is_count
+
 Constraints = Mapping[str, Any]
+
+# A fraction of a count may be a whole number but for rounding.
+_EPSILON = 1e-9
 
 
 def budgets(
@@ -12,20 +18,26 @@ def budgets(
     """The constraints of every step; the last step's are the ones asked for.
 
     "iterative" keeps the same share of what is left in every step; "cubic" removes most in the
-    first ones: kept_i = kept + (1 - kept) (1 - i / steps)^3 (Zhu & Gupta, 2017). Steps before the
-    last are counts, since each prunes what the step before it left.
+    first ones: kept_i = kept + (1 - kept) (1 - i / steps)^3 (Zhu & Gupta, 2017). All are counts,
+    since each step prunes what the step before it left.
 
     Args:
         constraints: name -> fraction or count, or a dict of such by layer.
         originals: name -> count of the original model, for several steps; or by layer.
         schedule: "one-shot", "iterative" or "cubic".
         steps: number of steps.
+
+    Raises:
+        ValueError: several steps to a latency.
+        SimMIMError: several steps to a fraction of the whole that is less than one.
     """
     if steps > 1 and "latency" in constraints:
         raise ValueError(
             f'compress: a latency budget needs schedule="one-shot", got {schedule!r}: how much '
             "faster a step before the last should be is not known; give flops as well"
         )
+    if steps > 1:
+        _check_not_none(constraints, originals)
     return [
         {
             name: _budget(value, originals[name], schedule, step / steps)
@@ -43,12 +55,23 @@ def epochs_of_steps(epochs: int, steps: int) -> list[int]:
     return [share] * (steps - 1) + [epochs - share * (steps - 1)]
 
 
+def _check_not_none(constraints: Constraints, originals: Mapping[str, Any]) -> None:
+    for name, value in constraints.items():
+        if isinstance(value, Mapping) or is_count(value):
+            continue
+        if value * originals[name] + _EPSILON < 1:
+            raise SimMIMError(
+                f"constraints: {name}={value} cannot be met: of {originals[name]:g} it leaves less "
+                "than 1; raise the budget"
+            )
+
+
 def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
     if isinstance(value, Mapping):
         return {
             layer: _budget(own, original[layer], schedule, done) for layer, own in value.items()
         }
-    kept = value / original if isinstance(value, int) and value > 1 else float(value)
+    kept = value / original if is_count(value) else float(value)
     kept = kept**done if schedule == "iterative" else kept + (1 - kept) * (1 - done) ** 3
-    # An integer of 1 would be read as the fraction 1.
-    return max(int(kept * original + 1e-9), 2)
+    # A layer keeps at least one unit, and two before the last step: a single one is no group.
+    return Count(max(int(kept * original + _EPSILON), 1 if done == 1 else 2))

@@ -17,6 +17,16 @@ _FRACTIONS_ONLY = ("latency",)
 _PRICE_ROUNDS = 12
 
 
+class Count(int):
+    """A number of units, parameters or the like, whatever it is: a plain 1 is a fraction."""
+
+
+def is_count(value: Any) -> bool:
+    """Whether a constraint's value is a number of things, and not a fraction of them."""
+    plain = isinstance(value, int) and not isinstance(value, bool) and value > 1
+    return plain or isinstance(value, Count)
+
+
 def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
     """The constraints as given, or an error that says what they must be.
 
@@ -31,8 +41,7 @@ def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
     for name, value in constraints.items():
         if name not in BUDGETS:
             raise ValueError(f"constraints: {name!r} is none of {', '.join(BUDGETS)}")
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 1
-        if whole and name not in _FRACTIONS_ONLY:
+        if is_count(value) and name not in _FRACTIONS_ONLY:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             counts = "" if name in _FRACTIONS_ONLY else " or an integer greater than 1"

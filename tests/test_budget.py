@@ -96,6 +96,24 @@ def test_steps_of_a_layers_own_budget():
     assert steps == [{"per_layer": {"a": 200}}, {"per_layer": {"a": 100}}]
 
 
+@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
+@pytest.mark.parametrize("constraints", [{"units": 1 / 49}, {"per_layer": {"0": 1 / 49}}])
+def test_schedules_lead_down_to_a_single_unit(constraints, schedule):
+    config = CompressConfig(epochs=0, schedule=schedule, steps=4)
+    result = compress(mlp(hidden=49), calibration=[X], constraints=constraints, config=config)
+    assert widths(result) == {"0": 1}
+
+
+def test_a_schedule_goes_no_further_than_one_step_would():
+    per_layer = {"a": 0.01, "b": 2, "c": 1}
+    originals = {"units": 96, "per_layer": {"a": 32, "b": 32, "c": 32}}
+    steps = budgets({"units": 0.05, "per_layer": per_layer}, originals, "iterative", 3)
+    assert steps[-1] == {"units": 4, "per_layer": {"a": 1, "b": 2, "c": 32}}
+    assert steps[1]["per_layer"]["a"] == 2
+    with pytest.raises(SimMIMError, match=r"units=0.01 cannot be met: of 96 it leaves less than 1"):
+        budgets({"units": 0.01}, originals, "iterative", 2)
+
+
 def test_a_group_goes_by_every_layer_that_makes_its_units():
     model, data = architecture("resnet")
     scores = score(model, data)
