@@ -16,7 +16,7 @@ from .arguments import (
 )
 from .assessment import assess, versions
 from .budget import check_budget, plain_numbers
-from .checkpoint import Checkpoint, identity_of
+from .checkpoint import Checkpoint, answers_of, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
@@ -80,7 +80,8 @@ def compress(
         config: everything else.
         checkpoint_dir: folder that keeps the state of the run; the same call goes on from there
             after a kill and ends with the same model, if the loaders are deterministic or draw
-            from torch's global generator.
+            from torch's global generator. A call that differs is refused, but ``train`` is not
+            looked at: give the same.
         progress: show progress where standard error is a terminal.
 
     Returns:
@@ -134,8 +135,12 @@ def compress(
             "ignored_layers": sorted(ignored),
             "round_to": round_to,
         }
-        identity = "" if checkpoint_dir is None else identity_of(teacher, samples, settings)
-        student, state = run.go(Checkpoint(checkpoint_dir, identity))
+        checkpoint = Checkpoint(None, "", torch.empty(0))
+        if checkpoint_dir is not None:
+            identity = identity_of(teacher, [*samples, example], settings)
+            answers = answers_of(teacher, samples[0], forward_fn)
+            checkpoint = Checkpoint(checkpoint_dir, identity, answers)
+        student, state = run.go(checkpoint)
         student, back = restored(student, teacher, converted)
         with stage(state.stages, "compare", progress):
             figures = assess(

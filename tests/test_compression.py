@@ -356,6 +356,9 @@ def test_another_runs_state_is_refused(trained, x, tmp_path):
         {"constraints": {"units": 0.4}},
         {"calibration": [x + 1]},
         {"config": CompressConfig(epochs=3)},
+        {"example_inputs": x[:3]},
+        {"forward_fn": lambda model, batch: model(batch)[:, :3]},
+        {"forward_fn": lambda model, batch: 2 * model(batch)},
     ]
     for change in changes:
         with pytest.raises(SimMIMError, match=r"holds the state of a run with another model"):
@@ -365,6 +368,16 @@ def test_another_runs_state_is_refused(trained, x, tmp_path):
     next(tmp_path.glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(SimMIMError, match=r"checkpoint_dir: .* or delete .* to start again"):
         compress(trained, **settings, checkpoint_dir=tmp_path)
+
+
+def test_a_run_goes_on_where_the_teacher_rounds_otherwise(trained, x, tmp_path):
+    def rounds(by):
+        return lambda model, batch: model(batch)[:, :3] * (1 + by)
+
+    settings = {"calibration": [x], "constraints": {"units": 0.5}, "checkpoint_dir": tmp_path}
+    first = compress(trained, **settings, config=CONFIG, forward_fn=rounds(0))
+    again = compress(trained, **settings, config=CONFIG, forward_fn=rounds(1e-5))
+    assert same(weights(first.model), weights(again.model))
 
 
 # Saving -----------------------------------------------------------------------------------------
