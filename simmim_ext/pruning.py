@@ -28,6 +28,9 @@ from .scoring import Scores
 from .storage import signature_of
 from .units import UnitGroup
 
+# What they were scored on is not known here.
+_HELD_OUT = "calibration samples that reconstruction did not see"
+
 
 def prune(
     model: nn.Module,
@@ -52,7 +55,8 @@ def prune(
         constraints: "units", "params", "flops", "bytes" or "latency" to a fraction kept in
             (0, 1] or, for counts, an integer > 1. Each is a ceiling.
         calibration: batches on which the layers behind removed units are refitted (unless
-            ``config.reconstruct`` is False) and the models compared; without it neither is done.
+            ``config.reconstruct`` is False) and, on a fifth that this leaves out, the models
+            compared; without it neither is done. Where ``score`` saw them, it saw that fifth too.
         example_inputs: a batch; default the one that was scored with.
         ignored_layers: layers, their names or patterns of names, that keep their outputs.
         round_to: widths become multiples of it, or stay whole.
@@ -123,7 +127,7 @@ def prune(
             student,
             held_out,
             scores.example,
-            name="held-out calibration samples",
+            name=_HELD_OUT,
             noise=noise,
             forward_fn=forward_fn,
             seed=config.seed,

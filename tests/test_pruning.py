@@ -109,7 +109,7 @@ def test_caller_and_scores_are_untouched_and_report_is_json():
     report = json.loads(json.dumps(result.report))
     assert set(report) >= {"teacher", "student", "fidelity", "layers", "config", "versions"}
     assert report["student"]["params"] < report["teacher"]["params"]
-    assert report["fidelity"]["data"] == "held-out calibration samples"
+    assert report["fidelity"]["data"] == "calibration samples that reconstruction did not see"
     for layer in report["layers"]:
         assert 0 < layer["information"] <= 1
 
