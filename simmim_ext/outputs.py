@@ -38,7 +38,8 @@ def resolve_output(
     """What "auto" stands for with this model: "classes", "values" or "embeddings".
 
     Pooled hidden states are embeddings; integer labels mean classes and floating ones values;
-    without labels a single output is a value and several are classes.
+    without labels a single output is a value and several are classes. With ``forward_fn`` labels
+    are not looked at, since any item of a batch may be an input of it.
 
     Raises:
         SimMIMError: the outputs should be logits and are probabilities already.
@@ -57,7 +58,7 @@ def resolve_output(
             outputs = forward(model, batch, forward_fn)
     finally:
         handle.remove()
-    labels = labels_of(batch)
+    labels = labels_of(batch) if forward_fn is None else None
     if output == "auto":
         if pooled:
             output = "embeddings"

@@ -155,6 +155,13 @@ def test_auto_output_follows_labels_and_shape(batch, model, expected):
     assert resolve_output("auto", model, batch) == expected
 
 
+@pytest.mark.parametrize(("outputs", "expected"), [(4, "classes"), (1, "values")])
+def test_auto_output_with_a_forward_fn_follows_shape_alone(outputs, expected):
+    batch = (torch.randn(5, 4), torch.rand(5, 4))  # both may be inputs of it
+    found = resolve_output("auto", Column(0), batch, lambda model, b: (b[0] + b[1])[:, :outputs])
+    assert found == expected
+
+
 def test_outputs_that_cannot_serve_say_what_to_do():
     with pytest.raises(ValueError, match=r"output must be one of auto, classes, .* got 'text'"):
         resolve_output("text", Column(0), torch.randn(5, 4))
