@@ -1,12 +1,15 @@
 """Joint counts by carry-save addition: what small inputs do not reach."""
 
+import re
+
 import pytest
 import torch
 from information_reference import joint_histogram as reference
 from torch import Tensor
 
 from simmim_ext import Discretized, joint_entropy, mutual_information
-from simmim_ext.ops.joint import joint_histogram
+from simmim_ext.ops import entropy as entropy_ops
+from simmim_ext.ops.joint import joint_histogram, joint_information
 
 
 def codes(features: int, samples: int, bins: int, missing: float = 0.0) -> Tensor:
@@ -69,3 +72,33 @@ def test_counts_where_one_bin_is_fullest(share, cpu_capability) -> None:
     x[:, torch.rand(1003, generator=torch.Generator().manual_seed(0)) < share] = 0
     x[5, 7] = 255
     assert torch.equal(joint_histogram(x, y, 8, 8, ""), reference(x, y, 8, 8))
+
+
+@pytest.mark.parametrize("features", [7, 16])
+def test_no_samples_count_nowhere(features) -> None:
+    torch.full((1 << 16,), 7)  # memory that is not 0, to be had again
+    empty = torch.empty(features, 0, dtype=torch.uint8)
+    assert not joint_histogram(empty, empty, 8, 8).any()
+    labels = torch.empty(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="x must have at least 2 valid samples"):
+        mutual_information(torch.empty(0, 3), labels, range=(0.0, 1.0))
+    none = Discretized(torch.empty(0, 0, dtype=torch.uint8), 4)
+    assert mutual_information(none, labels).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        (torch.ones(1, 1, 2, 300).long(), "counts must have between 1 and 256 bins, got [1, 1, 2"),
+        (torch.ones(1, 1, 0, 2).long(), "counts must have between 1 and 256 bins, got [1, 1, 0"),
+        (torch.tensor([[[[-(10**13), 10**13], [5, 5]]]]), "counts must not be negative, got -1000"),
+    ],
+)
+def test_counts_that_are_none(counts, text) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        joint_information(counts, "mutual_information")
+    if counts.shape[-1] == 2 and counts.shape[-2]:
+        with pytest.raises(ValueError, match=re.escape(text)):
+            entropy_ops.entropy(counts)
+    with pytest.raises(ValueError, match=re.escape("with bins >= 1, got [3, 0]")):
+        entropy_ops.entropy(torch.zeros(3, 0).long())

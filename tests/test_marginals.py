@@ -1,10 +1,13 @@
 """Marginal counts where the fast ways of counting end: at values out of range, and at edges."""
 
+import re
+
 import pytest
 import torch
+from inputs import normal
 from torch import Tensor
 
-from simmim_ext import entropy
+from simmim_ext import discretize, entropy
 from simmim_ext.ops.histogram import histogram
 
 
@@ -67,3 +70,40 @@ def test_widths_that_fill_no_vector(features: int, cpu_capability: str) -> None:
             for bins in (16, 40, 100):
                 counts = histogram(given, bins, low, high)
                 assert torch.equal(counts, counts_of(given, bins, low, high))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("samples", [511, 512, 513, 1024])
+def test_the_range_of_a_few_long_columns(samples: int, dtype: torch.dtype, cpu_capability) -> None:
+    """Columns that lie one after the other are read as rows of 512, of which none may be left."""
+    x = normal(samples, 3).to(dtype).t().contiguous().t()
+    assert x.stride() == (1, samples)
+    for call in (entropy, lambda x: discretize(x, bins=7).codes.double()):
+        assert torch.equal(call(x), call(x.contiguous()))
+
+
+@pytest.mark.parametrize("edges", ["shared", "of each feature"])
+@pytest.mark.parametrize(
+    ("values", "low", "high", "text"),
+    [
+        ([0.0, 0.07, 0.1], 0.0, 0.1, "must lie in range [0, 0.1], got 0.10000000149011612 in"),
+        ([0.7, 0.8], 0.7, 1.0, "must lie in range [0.7, 1], got 0.69999998807907104 in feature 1"),
+        ([0.7, 1.5], 0.5, 1.0, "must lie in range [0.5, 1], got 1.5 in feature 1"),
+    ],
+)
+def test_what_is_outside_by_less_than_a_float32_can_tell(values, low, high, text, edges) -> None:
+    x = torch.tensor(values)[:, None].expand(-1, 2).clone()
+    x[:, 0] = 0.75 * low + 0.25 * high
+    bins = torch.linspace(low, high, 3, dtype=torch.float64)
+    if edges != "shared":
+        bins = bins.expand(2, -1)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        discretize(x, bins=bins)
+    kept = discretize(x, bins=bins, outliers="drop").codes
+    assert (kept == 255).sum() == 1
+
+
+def test_half_precision_outside_of_a_range() -> None:
+    x = torch.tensor([[0.0], [0.1]], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"range \[0, 0.1\], got 0.100098"):
+        discretize(x, bins=2, range=(0.0, 0.1))

@@ -36,7 +36,7 @@ void pack_bits_cpu(const PackBitsArgs& args, int64_t begin, int64_t end) {
   for (int64_t byte = begin; byte < end; ++byte) {
     const int64_t count = std::min<int64_t>(args.weights - 8 * byte, 8);
     unsigned bits = 0;
-    for (int64_t i = 0; i < count; ++i) bits |= args.mask[8 * byte + i] << i;
+    for (int64_t i = 0; i < count; ++i) bits |= (args.mask[8 * byte + i] != 0) << i;
     args.bitmap[byte] = static_cast<uint8_t>(bits);
   }
 }

@@ -42,7 +42,8 @@ inline const SmallLogs kSmallLogs;
 #endif
 SIMMIM_HD double log_of(int64_t n) {
 #if !defined(__CUDA_ARCH__)
-  if (n < SmallLogs::kSize) return kSmallLogs.of[n];
+  // What is negative is no count, but must not be read for either.
+  if (static_cast<uint64_t>(n) < SmallLogs::kSize) return kSmallLogs.of[n];
 #endif
   return log(static_cast<double>(n));
 }
@@ -74,7 +75,8 @@ SIMMIM_HD int64_t compute_term(const EntropyTerms& terms, int64_t count) {
 }
 
 SIMMIM_HD int64_t term(const EntropyTerms& terms, int64_t count) {
-  return count < terms.table_size ? terms.table[count] : compute_term(terms, count);
+  const bool tabulated = static_cast<uint64_t>(count) < static_cast<uint64_t>(terms.table_size);
+  return tabulated ? terms.table[count] : compute_term(terms, count);
 }
 
 // Terms for up to `samples` samples. The scale makes N ln N take 50 bits: a sum stays far from

@@ -13,7 +13,7 @@ void mask_weight(const MaskWeightArgs& args, int64_t begin, int64_t end) {
   const Bits* weight = static_cast<const Bits*>(args.weight);
   Bits* masked = static_cast<Bits*>(args.masked);
   for (int64_t i = begin; i < end; ++i) {
-    masked[i] = weight[i] & static_cast<Bits>(-static_cast<Bits>(args.mask[i]));
+    masked[i] = weight[i] & static_cast<Bits>(-static_cast<Bits>(args.mask[i] != 0));
   }
 }
 
@@ -112,7 +112,7 @@ int64_t count_mask_cpu(const uint8_t* mask, int64_t begin, int64_t end) {
   int64_t kept = 0;
   for (; begin < end; begin += kBlock) {
     uint8_t here = 0;
-    for (int64_t i = begin; i < std::min(begin + kBlock, end); ++i) here += mask[i];
+    for (int64_t i = begin; i < std::min(begin + kBlock, end); ++i) here += mask[i] != 0;
     kept += here;
   }
   return kept;

@@ -53,5 +53,6 @@ void widen_range_by(const Strip<Stored>& strip, Compute* low, Compute* high) {
 
 template <typename Stored, typename Compute = compute_t<Stored>>
 void widen_range(const Strip<Stored>& strip, bool finite, Compute* low, Compute* high) {
+  if (strip.columns == 0) return;
   finite ? widen_range_by<true>(strip, low, high) : widen_range_by<false>(strip, low, high);
 }

@@ -40,10 +40,10 @@ struct Tile {
     for (int64_t line = 0; line < (transposed ? columns : rows); ++line) {
       const uint8_t* kept = mask + line * stride;
       if (transposed) {
-        for (int64_t i = 0; i < rows; ++i) counts[i] += kept[i];
+        for (int64_t i = 0; i < rows; ++i) counts[i] += kept[i] != 0;
       } else {
         uint8_t sum = 0;
-        for (int64_t i = 0; i < columns; ++i) sum += kept[i];
+        for (int64_t i = 0; i < columns; ++i) sum += kept[i] != 0;
         counts[line] = sum;
       }
     }

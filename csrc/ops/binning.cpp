@@ -4,12 +4,17 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/minimum.h>
+#include <ATen/ops/nextafter.h>
 #include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <cmath>
+#include <iomanip>
 #include <limits>
+#include <sstream>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -88,6 +93,24 @@ std::pair<at::Tensor, at::Tensor> shared_range(const at::Tensor& x,
     return bound;
   };
   return {filled(range.first), filled(range.second)};
+}
+
+// Bounds [features] in the type that x is compared in, rounded up (towards 1) or down (-1), so that
+// what is beyond one of them is beyond the bound itself.
+at::Tensor inward(const at::Tensor& bounds, const at::Tensor& x, double towards) {
+  const at::Tensor near = bounds.to(compute_dtype(x)), exact = near.to(at::kDouble);
+  const at::Tensor wrong = towards > 0 ? exact < bounds : exact > bounds;
+  const double infinity = std::numeric_limits<double>::infinity();
+  return at::where(wrong, near.nextafter(at::full_like(near, towards * infinity)), near);
+}
+
+// A value in so many digits that it does not look like another.
+std::string told_apart(double value, double other) {
+  const std::string text = c10::str(value);
+  if (text != c10::str(other)) return text;
+  std::ostringstream exact;
+  exact << std::setprecision(17) << value;
+  return exact.str();
 }
 
 int64_t first_of(const at::Tensor& flags) { return flags.nonzero().flatten()[0].item<int64_t>(); }
@@ -247,19 +270,24 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
                     " has infinity in feature ", first_of(infinite),
                     "; pass outliers='drop' or 'clip'");
   if (!binning.low.defined() && !binning.edges.defined()) return;
-  const at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
-  const at::Tensor high =
-      binning.edges.defined() ? binning.edges.select(-1, request.bins) : binning.high;
-  const at::Tensor outside = x.lt(low).logical_or_(x.gt(high)).any(0);
-  if (!outside.any().item<bool>()) return;
+  at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
+  at::Tensor high = binning.edges.defined() ? binning.edges.select(-1, request.bins) : binning.high;
+  low = low.expand({x.size(1)});
+  high = high.expand({x.size(1)});
+  const at::Tensor outside = x.lt(inward(low, x, 1)).logical_or_(x.gt(inward(high, x, -1))).any(0);
+  if (!outside.any().item<bool>()) {
+    TORCH_INTERNAL_ASSERT(request.omit_nan, caller, ": a sample was not counted");
+    return;
+  }
   const int64_t feature = first_of(outside);
-  const auto bound = [&](const at::Tensor& b) { return (b.dim() ? b[feature] : b).item<double>(); };
-  const at::Tensor column = x.select(1, feature);
+  const auto bound = [&](const at::Tensor& b) { return b[feature].item<double>(); };
+  const at::Tensor column = x.select(1, feature).to(at::kDouble);
   const at::Tensor values =
       column.masked_select(column.lt(bound(low)).logical_or_(column.gt(bound(high))));
-  TORCH_CHECK_VALUE(false, caller, ": ", request.argument, " must lie in range [", bound(low), ", ",
-                    bound(high), "], got ", values[0].item<double>(), " in feature ", feature,
-                    "; widen range, or pass outliers='drop' or 'clip'");
+  const double least = bound(low), most = bound(high), value = values[0].item<double>();
+  TORCH_CHECK_VALUE(false, caller, ": ", request.argument, " must lie in range [", least, ", ",
+                    most, "], got ", told_apart(value, value < least ? least : most),
+                    " in feature ", feature, "; widen range, or pass outliers='drop' or 'clip'");
 }
 
 }  // namespace simmim

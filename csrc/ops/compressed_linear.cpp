@@ -20,6 +20,7 @@
 #include "linear_checks.h"
 #include "masked_product.h"
 #include "parallel.h"
+#include "transforms.h"
 
 namespace simmim {
 namespace {
@@ -128,7 +129,7 @@ Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const Optiona
   const int64_t row_bytes = std::max<int64_t>(weight.in_features * weight.values.element_size(), 1);
   const int64_t rows = std::max<int64_t>(kBlockBytes / row_bytes, 16);
   const std::vector<int64_t> first = weight.first_values(kLinear, rows);
-  const Tensor inputs = x.reshape({-1, weight.in_features});
+  const Tensor inputs = x.reshape({batch_of(x), weight.in_features});
   Tensor y = at::empty({inputs.size(0), weight.out_features}, x.options());
   Tensor scratch =
       at::empty({std::min(rows, weight.out_features), weight.in_features}, weight.values.options());
@@ -200,7 +201,8 @@ struct Linear : torch::autograd::Function<Linear> {
                       .to(grads[0].scalar_type());
     }
     if (bias_edge >= 0 && context->needs_input_grad(bias_edge)) {
-      result[4] = grads[0].reshape({-1, out_features}).sum(0).to(values.scalar_type());
+      result[4] =
+          grads[0].reshape({batch_of(grads[0]), out_features}).sum(0).to(values.scalar_type());
     }
     return result;
   }
@@ -212,8 +214,13 @@ Tensor linear_autograd(const Tensor& x, const Tensor& bitmap, const Tensor& valu
   TORCH_CHECK_NOT_IMPLEMENTED(
       !values.requires_grad() && !(weight.has_value() && weight->requires_grad()), kLinear,
       ": values and weight must not require a gradient; train a MaskedLinear");
-  if (at::GradMode::is_enabled() &&
-      (x.requires_grad() || (bias.has_value() && bias->requires_grad()))) {
+  const bool recorded = at::GradMode::is_enabled() &&
+                        (x.requires_grad() || (bias.has_value() && bias->requires_grad()));
+  if (has_tangent(x) || has_tangent(bias) || (recorded && is_transformed())) {
+    const Tensor full = decompress_weight(bitmap, values, out_features, in_features);
+    return at::linear(x.to(values.scalar_type()), full, bias).to(x.scalar_type());
+  }
+  if (recorded) {
     return Linear::apply(x, bitmap, values, weight, bias, out_features, in_features);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;

@@ -15,8 +15,14 @@ namespace simmim {
 void check_counts(const at::Tensor& counts, const std::string& caller) {
   TORCH_CHECK_TYPE(counts.scalar_type() == at::kLong, caller, ": counts must be int64, got ",
                    counts.scalar_type());
-  TORCH_CHECK_VALUE(counts.dim() >= 1, caller,
-                    ": counts must have shape [..., bins], got a scalar");
+  TORCH_CHECK_VALUE(counts.dim() >= 1 && counts.size(-1) >= 1, caller,
+                    ": counts must have shape [..., bins] with bins >= 1, got ", counts.sizes());
+}
+
+void check_not_negative(const int64_t* counts, int64_t size, const std::string& caller) {
+  int64_t least = 0;
+  for (int64_t i = 0; i < size; ++i) least = std::min(least, counts[i]);
+  TORCH_CHECK_VALUE(least >= 0, caller, ": counts must not be negative, got ", least);
 }
 
 namespace {
@@ -43,7 +49,8 @@ at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::op
   const std::string caller(caller_view);
   check_counts(counts, caller);
   const at::Tensor table = counts.contiguous();
-  const int64_t bins = table.size(-1), features = bins > 0 ? table.numel() / bins : 0;
+  check_not_negative(table.const_data_ptr<int64_t>(), table.numel(), caller);
+  const int64_t bins = table.size(-1), features = table.numel() / bins;
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
   entropy_on_cpu(

@@ -18,7 +18,7 @@ at::Tensor entropy_on_cuda(const at::Tensor& counts, c10::string_view estimator,
   const std::string caller(caller_view);
   check_counts(counts, caller);
   const at::Tensor table = counts.contiguous();
-  const int64_t bins = table.size(-1), features = bins > 0 ? table.numel() / bins : 0;
+  const int64_t bins = table.size(-1), features = table.numel() / bins;
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
   const EntropyArgs args{table.const_data_ptr<int64_t>(),

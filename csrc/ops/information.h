@@ -45,6 +45,7 @@ void check_few_samples(int64_t samples, const std::string& caller);
 
 // Raises unless counts is int64 [..., bins], or [x_features, y_features, x_bins, y_bins].
 void check_counts(const at::Tensor& counts, const std::string& caller);
+void check_not_negative(const int64_t* counts, int64_t size, const std::string& caller);
 void check_joint_counts(const at::Tensor& counts, const std::string& caller);
 
 // Counts [features, bins] of codes. Raises unless codes is uint8 [features, samples] below bins (or

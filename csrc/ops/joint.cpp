@@ -15,6 +15,10 @@ void check_joint_counts(const at::Tensor& counts, const std::string& caller) {
   TORCH_CHECK_VALUE(counts.dim() == 4, caller,
                     ": counts must have shape [x_features, y_features, x_bins, y_bins], got ",
                     counts.sizes());
+  for (const int64_t axis : {2, 3}) {
+    TORCH_CHECK_VALUE(counts.size(axis) >= 1 && counts.size(axis) <= 256, caller,
+                      ": counts must have between 1 and 256 bins, got ", counts.sizes());
+  }
 }
 
 namespace {
@@ -28,6 +32,7 @@ at::Tensor joint_histogram(const at::Tensor& x, const at::Tensor& y, int64_t x_b
   const at::Tensor x_codes = x.contiguous(), y_codes = y.contiguous();
   at::Tensor counts =
       at::empty({x.size(0), y.size(0), x_bins, y_bins}, x.options().dtype(at::kLong));
+  if (x.size(1) == 0) return counts.zero_();
   const JointHistogramArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
                                 counts.mutable_data_ptr<int64_t>()};
   for_each_pair_block(args.codes, /*symmetric=*/false, /*groups=*/1,
@@ -91,9 +96,11 @@ at::Tensor joint_information(const at::Tensor& counts, c10::string_view quantity
                                   parse_information(quantity, kind, normalized, base, caller),
                                   result.mutable_data_ptr<float>()};
   FirstIndex too_few;
-  for_each_feature_range(
-      args.pairs, counts.size(2) * counts.size(3),
-      [&](int64_t begin, int64_t end) { too_few.report(joint_information_cpu(args, begin, end)); });
+  const int64_t cells = counts.size(2) * counts.size(3);
+  for_each_feature_range(args.pairs, cells, [&](int64_t begin, int64_t end) {
+    check_not_negative(args.counts + begin * cells, (end - begin) * cells, caller);
+    too_few.report(joint_information_cpu(args, begin, end));
+  });
   check_shared_samples(too_few.get(), counts.size(1), caller);
   return result;
 }

@@ -87,7 +87,7 @@ at::Tensor information_of_values(const at::Tensor& x, const BinningRequest& requ
                                  const ResolvedBinning& binning, const LabelGroups& groups,
                                  LabelInformationArgs args) {
   at::Tensor result = at::empty({x.size(1)}, x.options().dtype(at::kFloat));
-  const int64_t cells = args.groups * args.bins;
+  const int64_t cells = std::max<int64_t>(args.groups, 1) * args.bins;  // no samples, no groups
   const int64_t width = std::min(x.size(1), std::max(kNarrowest, kCounts / cells));
   std::vector<int64_t> counts, marginals;
   for (int64_t first = 0; first < x.size(1); first += width) {
@@ -150,7 +150,7 @@ at::Tensor information_of_codes(const at::Tensor& codes, const LabelGroups& grou
       group_of[groups.order[i]] = static_cast<uint8_t>(group);
     }
   }
-  args.feature_stride = args.groups * args.bins;
+  args.feature_stride = std::max<int64_t>(args.groups, 1) * args.bins;
   args.group_stride = args.bins;
   const int64_t width_at_once = std::max(kNarrowest, kCounts / args.feature_stride);
   std::vector<int64_t> counts(std::min(features, width_at_once) * args.feature_stride);

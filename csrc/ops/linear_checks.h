@@ -12,6 +12,11 @@ inline std::string dtype_name(const at::Tensor& t) {
   return std::string(c10::getDtypeNames(t.scalar_type()).first);
 }
 
+// Samples of x [..., features].
+inline int64_t batch_of(const at::Tensor& x) {
+  return c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+}
+
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
   TORCH_CHECK_TYPE(
@@ -104,7 +109,11 @@ inline void check_compressed(const char* op, const at::Tensor& bitmap, const at:
   TORCH_CHECK_VALUE(out_features >= 0 && in_features >= 0, op,
                     ": out_features and in_features must not be negative, got ", out_features,
                     " and ", in_features);
-  const int64_t bytes = bitmap_bytes(out_features * in_features);
+  int64_t weights = 0;
+  TORCH_CHECK_VALUE(!__builtin_mul_overflow(out_features, in_features, &weights), op,
+                    ": out_features * in_features must be below 2^63, got ", out_features, " and ",
+                    in_features);
+  const int64_t bytes = bitmap_bytes(weights);
   TORCH_CHECK_VALUE(bitmap.dim() == 1 && bitmap.size(0) == bytes, op,
                     ": bitmap must have shape [ceil(out_features * in_features / 8)] = [", bytes,
                     "], got ", bitmap.sizes());

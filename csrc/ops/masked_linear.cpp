@@ -13,7 +13,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -22,6 +24,7 @@
 #include "masked_product.h"
 #include "parallel.h"
 #include "sparse_linear.h"
+#include "transforms.h"
 
 namespace simmim {
 namespace {
@@ -101,10 +104,6 @@ Tensor transposed(const Tensor& t) {
   return result;
 }
 
-int64_t batch_of(const Tensor& x) {
-  return c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
-}
-
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                    const OptionalTensor& bias) {
   check_masked_linear(kForward, x, weight, mask, bias);
@@ -137,7 +136,7 @@ Tensor input_grad_cpu(const Tensor& grad, const Tensor& weight, const Tensor& ma
 Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) {
   check_masked_weight_grad(kWeightGrad, grad, x, mask);
   const int64_t out_features = mask.size(0), in_features = mask.size(1);
-  const int64_t batch = grad.numel() / std::max<int64_t>(out_features, 1);
+  const int64_t batch = batch_of(grad);
   const Tensor grad_rows = grad.reshape({batch, out_features}).contiguous();
   const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
   const Tensor keep = mask.contiguous();
@@ -180,7 +179,7 @@ struct Forward : Function<Forward> {
     if (context->needs_input_grad(0)) result[0] = masked_linear_input_grad(grad, weight, mask);
     if (context->needs_input_grad(1)) result[1] = masked_linear_weight_grad(grad, x, mask);
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(3)) {
-      result[3] = grad.reshape({-1, weight.size(0)}).sum(0);
+      result[3] = grad.reshape({batch_of(grad), weight.size(0)}).sum(0);
     }
     return result;
   }
@@ -223,26 +222,40 @@ struct WeightGrad : Function<WeightGrad> {
 bool requires_grad(const OptionalTensor& t) { return t.has_value() && t->requires_grad(); }
 
 // Without a gradient to record, the operator is called as it is: recording costs microseconds.
-template <typename Recorded, typename Op, typename... Tensors>
-Tensor record(Op op, const Tensors&... tensors) {
-  if (at::GradMode::is_enabled() && (requires_grad(tensors) || ...)) {
-    return Recorded::apply(tensors...);
-  }
+template <typename Recorded, typename Op, typename Composed, typename... Tensors>
+Tensor record(Op op, Composed composed, const Tensors&... tensors) {
+  const bool recorded = at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+  if ((has_tangent(tensors) || ...) || (recorded && is_transformed())) return composed(tensors...);
+  if (recorded) return Recorded::apply(tensors...);
   const Guard guard;
   return op(tensors...);
 }
 
+Tensor forward_composed(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                        const OptionalTensor& bias) {
+  return at::linear(x, at::where(mask, weight, 0), bias);
+}
+
 Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& mask,
                         const OptionalTensor& bias) {
-  return record<Forward>(masked_linear, x, weight, mask, bias);
+  return record<Forward>(masked_linear, forward_composed, x, weight, mask, bias);
+}
+
+Tensor input_grad_composed(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
+  return at::matmul(grad, at::where(mask, weight, 0));
 }
 
 Tensor input_grad_autograd(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
-  return record<InputGrad>(masked_linear_input_grad, grad, weight, mask);
+  return record<InputGrad>(masked_linear_input_grad, input_grad_composed, grad, weight, mask);
+}
+
+Tensor weight_grad_composed(const Tensor& grad, const Tensor& x, const Tensor& mask) {
+  const Tensor grad_rows = grad.reshape({batch_of(grad), mask.size(0)});
+  return at::where(mask, at::mm(grad_rows.t(), x.reshape({batch_of(x), mask.size(1)})), 0);
 }
 
 Tensor weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& mask) {
-  return record<WeightGrad>(masked_linear_weight_grad, grad, x, mask);
+  return record<WeightGrad>(masked_linear_weight_grad, weight_grad_composed, grad, x, mask);
 }
 
 // --------------------------------------------------------------------------------------- autocast

@@ -24,10 +24,6 @@ Tensor masked(const Tensor& values, const Tensor& mask) {
   return at::where(mask, values.contiguous(), 0);
 }
 
-int64_t batch_of(const Tensor& x) {
-  return c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
-}
-
 Tensor masked_linear_on_cuda(const Tensor& x, const Tensor& weight, const Tensor& mask,
                              const OptionalTensor& bias) {
   check_masked_linear("masked_linear", x, weight, mask, bias);

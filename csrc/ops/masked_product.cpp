@@ -4,6 +4,7 @@
 #include <ATen/ops/where.h>
 
 #include "../kernels/masked_linear.h"
+#include "interrupt.h"
 
 namespace simmim {
 namespace {
@@ -35,14 +36,20 @@ void recompute_special_rows(at::Tensor& y, const at::Tensor& x,
                             const std::function<at::Tensor()>& mask,
                             const std::optional<at::Tensor>& bias) {
   if (all_finite(y)) return;
-  const at::Tensor kept = mask(), kept_weight = weight();
-  const at::Tensor inputs = x.reshape({-1, x.size(-1)});
-  at::Tensor outputs = y.view({-1, y.size(-1)});
-  for (int64_t row = 0; row < inputs.size(0); ++row) {
+  // Products of less than float32 may overflow where their sum does not.
+  const auto wide = [](const at::Tensor& t) {
+    return t.scalar_type() == at::kDouble ? t : t.to(at::kFloat);
+  };
+  const at::Tensor kept = mask(), kept_weight = wide(weight());
+  const int64_t batch = y.numel() / y.size(-1);  // y is not empty: something in it is not finite
+  const at::Tensor inputs = x.reshape({batch, x.size(-1)});
+  at::Tensor outputs = y.view({batch, y.size(-1)});
+  for (int64_t row = 0; row < batch; ++row) {
+    check_interrupt();
     const at::Tensor input = inputs[row];
     if (input.isfinite().all().item<bool>()) continue;  // y overflowed, or a kept weight is special
-    const at::Tensor sums = at::where(kept, kept_weight * input, 0).sum(1);
-    outputs[row].copy_(bias.has_value() ? sums + *bias : sums);
+    const at::Tensor sums = at::where(kept, kept_weight * wide(input), 0).sum(1);
+    outputs[row].copy_(bias.has_value() ? sums + wide(*bias) : sums);
   }
 }
 

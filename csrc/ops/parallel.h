@@ -12,7 +12,8 @@
 
 namespace simmim {
 
-// What all threads of a call may take for their work, besides arguments and results.
+// What all threads of parallel_tasks may take for their work. Besides it a call has its arguments
+// and results, and some have a copy of an argument in another type or order.
 constexpr int64_t kMostScratch = int64_t{64} << 20;
 
 // A process that was forked has none of the pool's threads, and would wait for them forever.

@@ -12,6 +12,7 @@
 #include "backend.h"
 #include "linear_checks.h"
 #include "parallel.h"
+#include "transforms.h"
 
 namespace simmim {
 namespace {
@@ -140,8 +141,9 @@ Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor
 Tensor linear_autograd(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                        int64_t out_features) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !at::GradMode::is_enabled() ||
-          !(x.requires_grad() || (bias.has_value() && bias->requires_grad())),
+      !has_tangent(x) && !has_tangent(bias) &&
+          (!at::GradMode::is_enabled() ||
+           !(x.requires_grad() || (bias.has_value() && bias->requires_grad()))),
       kLinear, ": has no gradient; use compressed_linear, or torch.no_grad()");
   const at::AutoDispatchBelowADInplaceOrView guard;
   return sparse_linear(x, packed, bias, out_features);
@@ -183,7 +185,7 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
                               x.const_data_ptr<float>(),
                               bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
                               y.mutable_data_ptr<float>(),
-                              c10::multiply_integers(x.sizes().slice(0, x.dim() - 1)),
+                              batch_of(x),
                               0};
   constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
   const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;

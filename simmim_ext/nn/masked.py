@@ -63,11 +63,10 @@ class MaskedLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialises weight and bias as ``nn.Linear`` does."""
-        if self.weight.numel() == 0:
-            return
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.weight.numel() > 0:
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features)
+            bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
             nn.init.uniform_(self.bias, -bound, bound)
 
     @classmethod

@@ -17,7 +17,9 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     kept weights NaN and infinity propagate as in ``torch.nn.functional.linear``.
 
     Differentiable in x, weight and bias any number of times; the gradient of a masked weight is
-    exactly 0. Under autocast it computes in the lower precision, as ``linear`` does.
+    exactly 0. Under autocast it computes in the lower precision, as ``linear`` does. Where
+    ``torch.func`` or forward-mode AD takes derivatives it is ``linear(x, W*M, b)``, for which a
+    masked weight times an infinity of x is NaN.
 
     Args:
         x: [..., in_features] float32, float64, float16 or bfloat16.

@@ -1,0 +1,134 @@
+"""The linear operators where other tests do not look: transforms, odd masks, empty layers."""
+
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+from simmim_ext.nn import MaskedLinear, SparseLinear, masked_linear
+from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear, decompress_weight
+from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
+
+# torch's own derivatives of linear compile something by it.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+GENERATOR = torch.Generator().manual_seed(0)
+X, WEIGHT = (torch.randn(shape, generator=GENERATOR) for shape in ((3, 4), (2, 4)))
+MASK = torch.rand(2, 4, generator=GENERATOR) < 0.6
+
+
+def masked(x: Tensor, weight: Tensor) -> Tensor:
+    return masked_linear(x, weight, MASK)
+
+
+def compressed(x: Tensor, weight: Tensor) -> Tensor:
+    return compressed_linear(x, *compress_weight(WEIGHT, MASK), None, None, 2, 4)
+
+
+def reference(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight.where(MASK, 0))
+
+
+Function = Callable[[Tensor, Tensor], Tensor]
+TRANSFORMS = {
+    "jvp": lambda f: jvp(lambda x: f(x, WEIGHT), (X,), (X.sin(),))[1],
+    "jacfwd": lambda f: jacfwd(f)(X, WEIGHT),
+    "jacrev": lambda f: jacrev(f)(X, WEIGHT),
+    "grad": lambda f: grad(lambda x: f(x, WEIGHT).square().sum())(X),
+    "vmap of grad": lambda f: vmap(grad(lambda x: f(x, WEIGHT).square().sum()))(X),
+    "of the weight": lambda f: jvp(lambda w: f(X, w), (WEIGHT,), (WEIGHT.cos(),))[1],
+    "Hessian": lambda f: jacfwd(jacrev(lambda w: f(X, w).square().sum()))(WEIGHT),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("function", [masked, compressed])
+def test_transforms_of_torch_func(name: str, function: Function) -> None:
+    if function is compressed and name in ("of the weight", "Hessian"):
+        return  # it is not a function of a weight
+    torch.testing.assert_close(TRANSFORMS[name](function), TRANSFORMS[name](reference))
+
+
+def test_gradients_under_transforms() -> None:
+    """The two products that are gradients, and their own derivatives."""
+    ops = torch.ops.simmim_ext
+    y = torch.randn(3, 2, generator=GENERATOR)
+    for op, plain in (
+        (lambda g: ops.masked_linear_input_grad(g, WEIGHT, MASK), lambda g: g @ (WEIGHT * MASK)),
+        (lambda g: ops.masked_linear_weight_grad(g, X, MASK), lambda g: (g.T @ X) * MASK),
+    ):
+        torch.testing.assert_close(jacfwd(op)(y), jacfwd(plain)(y))
+        torch.testing.assert_close(jacrev(op)(y), jacrev(plain)(y))
+
+
+def test_forward_mode() -> None:
+    layer = SparseLinear.from_linear(torch.nn.Linear(512, 512), torch.rand(512, 512) < 0.05)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(X, X.sin())
+        for function in (masked, compressed):
+            tangent = forward_ad.unpack_dual(function(dual, WEIGHT)).tangent
+            torch.testing.assert_close(tangent, reference(X.sin(), WEIGHT))
+        assert layer.choice.kernel(3) != "dense"
+        x = torch.randn(3, 512)
+        with pytest.raises(NotImplementedError, match="sparse_linear: has no gradient"):
+            layer(forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize("byte", [2, 128, 255])
+def test_masks_whose_bytes_are_others_than_1(byte: int, cpu_capability: str) -> None:
+    """As torch takes them: they come from viewing uint8 as bool."""
+    generator = torch.Generator().manual_seed(byte)
+    weight, x = torch.randn(70, 300, generator=generator), torch.randn(40, 300, generator=generator)
+    kept = torch.rand(70, 300, generator=generator) < 0.1
+    odd = (kept * torch.tensor(byte, dtype=torch.uint8)).view(torch.bool)
+    expected = F.linear(x, weight.where(kept, 0))
+    for layout in ("element", "gather", "window"):
+        packed = pack_sparse_weight(weight, odd, layout)
+        assert torch.equal(packed, pack_sparse_weight(weight, kept, layout))
+        torch.testing.assert_close(sparse_linear(x, packed, None, 70), expected, rtol=0, atol=1e-4)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        y = masked_linear(x.to(dtype), weight.to(dtype), odd)
+        assert torch.equal(y, masked_linear(x.to(dtype), weight.to(dtype), kept))
+    bitmap, values = compress_weight(weight, odd)
+    assert torch.equal(decompress_weight(bitmap, values, 70, 300), weight.where(kept, 0))
+    y = torch.randn(40, 70)
+    products = torch.ops.simmim_ext
+    for mask in (odd, kept):
+        weight_grad = products.masked_linear_weight_grad(y, x, mask)
+        torch.testing.assert_close(weight_grad, (y.T @ x) * kept, rtol=0, atol=1e-4)
+        input_grad = products.masked_linear_input_grad(y, weight, mask)
+        torch.testing.assert_close(input_grad, y @ weight.where(kept, 0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("features", "out"), [(3, 0), (0, 2), (0, 0)])
+@pytest.mark.parametrize("shape", [(5,), (2, 0), ()])
+def test_layers_without_inputs_or_outputs(features: int, out: int, shape: tuple[int, ...]) -> None:
+    layer = MaskedLinear(features, out)
+    with torch.no_grad():
+        layer.bias += math.inf  # for which rows are looked at again
+    x = torch.randn(*shape, features, requires_grad=True)
+    expected = layer.bias.expand(*shape, out)
+    small = SparseLinear.from_linear(layer, memory="small")
+    for made in (layer, small):
+        assert torch.equal(made(x), expected)
+    layer(x).sum().backward()
+    assert layer.bias.grad.tolist() == [math.prod(shape)] * out
+    small(x).sum().backward()
+
+
+def test_float16_rows_with_infinity_are_added_up_in_float32() -> None:
+    x, weight = torch.tensor([[math.inf, 300, 300]]).half(), torch.tensor([[1, 300, -300.0]]).half()
+    mask = torch.tensor([[False, True, True]])
+    assert masked_linear(x, weight, mask).tolist() == [[0.0]]
+
+
+def test_sizes_whose_product_is_no_int64() -> None:
+    text = "decompress_weight: out_features * in_features must be below 2^63, got 4294967296 and"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        decompress_weight(torch.empty(0).byte(), torch.empty(0), 2**32, 2**32)
