@@ -3,9 +3,9 @@ import torch
 from models import case, mlp, snapshot
 from torch import nn
 
-from simmim_ext import SimMIMError
+from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.elimination import surviving
-from simmim_ext.nn import MaskedLinear
+from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate
 from simmim_ext.weights import prune_weights
 
 DATA = torch.randn(400, 12, generator=torch.Generator().manual_seed(5)).split(100)
@@ -114,3 +114,39 @@ def test_inputs_that_say_nothing_are_no_obstacle():
     tiny = [torch.randn(400, 12) * 1e-12]
     sparse, _ = prune_weights(model, tiny, sparsity=0.5, samples=400)
     assert zeros(sparse) == 80
+
+
+class Repeated(nn.Module):
+    """One layer under three names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        again = nn.Linear(12, 12)
+        self.body, self.head = nn.ModuleList([again, again, again]), nn.Linear(12, 4)
+
+    def forward(self, x):
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def test_a_layer_of_several_names_is_sparse_under_all(tmp_path):
+    result = compress(
+        Repeated(),
+        calibration=DATA,
+        constraints={"sparsity": 0.5},
+        granularity="weight",
+        config=CompressConfig(epochs=0),
+    )
+    assert isinstance(result.model.body[0], MaskedLinear)
+    assert result.model.body[0] is result.model.body[1] is result.model.body[2]
+    before, after = (result.report[who]["params"] for who in ("teacher", "student"))
+    assert (before, after) == (12 * 12 + 12 * 4 + 16, (12 * 12 + 12 * 4) // 2 + 16)
+    result.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", Repeated())
+    assert loaded.body[0] is loaded.body[2]
+    assert torch.equal(loaded(DATA[0]), result.model(DATA[0]))
+    fast = accelerate(result.model)
+    assert isinstance(fast.body[2], SparseLinear)
+    assert torch.allclose(fast(DATA[0]), result.model(DATA[0]), atol=1e-5)
