@@ -2,6 +2,7 @@ import pytest
 import torch
 from models import case, mlp, snapshot
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.elimination import surviving
@@ -70,6 +71,20 @@ def test_convolutions_stay_dense_and_are_reported():
     dense = {layer["name"]: layer["dense"] for layer in layers}
     assert dense == {"features.0": True, "features.4": True, "hidden": False, "head": False}
     assert torch.equal(sparse.features[0].weight, model.features[0].weight)
+
+
+def test_tied_and_subclassed_layers_stay_dense_and_are_reported():
+    class Own(nn.Linear):
+        pass
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), Own(12, 12), nn.Linear(12, 4))
+    model[1].weight = model[0].weight
+    parametrizations.orthogonal(model.append(nn.Linear(4, 4))[4])
+    _, layers = prune_weights(model, DATA, sparsity=0.5, samples=400)
+    assert [layer["dense"] for layer in layers] == [True, True, True, False, True]
+    assert [layer["name"] for layer in layers] == ["0", "1", "2", "3", "4"]
+    assert [layer["after"] for layer in layers] == [144, 144, 144, 24, 16]
 
 
 def test_ignored_layers_stay_dense():
