@@ -214,6 +214,11 @@ def test_export_and_compile() -> None:
     assert torch.equal(grad, layer.weight.grad)
 
 
+def test_fx_traces_the_layer() -> None:
+    model, x = torch.nn.Sequential(make_layer(), torch.nn.ReLU()), torch.randn(3, 21)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_concurrent_calls() -> None:
     layer, x = make_layer(200, 300), torch.randn(64, 300)
     with torch.no_grad():
