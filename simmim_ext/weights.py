@@ -195,7 +195,7 @@ def _eliminate(
     inverse = torch.linalg.inv(damped)
     full = granularity.blocks((inverse @ xz).T.float()).flatten(2)
     # Inputs that fill up the last block are independent of all others and say nothing.
-    padded = torch.eye(full.shape[2])
+    padded = torch.eye(full.shape[2], dtype=full.dtype)
     padded[:inputs, :inputs] = inverse
     weight = torch.zeros(outputs, inputs, dtype=torch.float64)
     mask = torch.zeros(outputs, inputs, dtype=torch.bool)

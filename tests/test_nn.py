@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simmim_ext.nn import MaskedLinear, accelerate, masked_linear, strip
+from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, masked_linear, strip
 
 
 def uneven_mask(out_features: int, in_features: int, density: float = 0.2) -> torch.Tensor:
@@ -285,6 +285,16 @@ def test_from_linear_rejects_other_layers() -> None:
             lambda: MaskedLinear(3, "4"),
             ValueError,
             "MaskedLinear: out_features must be an int of at least 0, got '4'",
+        ),
+        (
+            lambda: SparseLinear(2.5, 3),
+            ValueError,
+            "SparseLinear: in_features must be an int of at least 0, got 2.5",
+        ),
+        (
+            lambda: SparseLinear(3, -1),
+            ValueError,
+            "SparseLinear: out_features must be an int of at least 0, got -1",
         ),
         (
             lambda: accelerate("model"),

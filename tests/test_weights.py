@@ -6,6 +6,7 @@ from torch.nn.utils import parametrizations
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.elimination import surviving
+from simmim_ext.granularity import Granularity
 from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate
 from simmim_ext.weights import prune_weights
 
@@ -165,3 +166,23 @@ def test_a_layer_of_several_names_is_sparse_under_all(tmp_path):
     fast = accelerate(result.model)
     assert isinstance(fast.body[2], SparseLinear)
     assert torch.allclose(fast(DATA[0]), result.model(DATA[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "block:2x3"])
+def test_the_default_dtype_does_not_matter(granularity):
+    torch.manual_seed(0)
+    model = mlp(hidden=30)
+
+    def masks():
+        sparse, _ = prune_weights(
+            model, DATA, sparsity=0.5, samples=400, granularity=Granularity.parse(granularity)
+        )
+        return sparse[0].mask, sparse[2].mask
+
+    expected = masks()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = masks()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))

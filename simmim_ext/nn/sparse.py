@@ -15,7 +15,7 @@ from ..ops.compressed_linear import compress_weight, compressed_linear, decompre
 from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
 from .choice import Choice, choose
 from .choice_cuda import choose_on_cuda
-from .masked import MaskedLinear, check_mask
+from .masked import MaskedLinear, check_mask, check_sizes
 from .pattern import Pattern, recognise
 
 MEMORY = ("fast", "small")
@@ -77,6 +77,7 @@ class SparseLinear(nn.Module):
         memory: str = "fast",
     ) -> None:
         super().__init__()
+        check_sizes("SparseLinear", in_features=in_features, out_features=out_features)
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPES:
             raise TypeError(f"SparseLinear: dtype must be one of {DTYPES}, got {dtype}")
