@@ -10,6 +10,9 @@ from .widths import check_constraints, is_count
 
 PER_LAYER = "per_layer"
 
+# Settings that say how units are removed; weights are removed in one way.
+_OF_UNITS = ("criterion", "allocation", "reconstruct")
+
 
 def plain_numbers(constraints: Any) -> Any:
     """The constraints with Python's numbers for those of numpy and others, which are no JSON."""
@@ -25,7 +28,7 @@ def plain_numbers(constraints: Any) -> Any:
 def check_budget(
     granularity: Granularity, constraints: Mapping[str, Any], config: CompressConfig, round_to: int
 ) -> None:
-    """Raises ValueError where the constraints, or round_to, are none for that granularity."""
+    """Raises ValueError where the constraints, config or round_to suit no such granularity."""
     check_round_to(round_to)
     if granularity.name == "unit":
         split_budget(constraints)
@@ -40,6 +43,13 @@ def check_budget(
             f"compress: round_to is for units, and granularity={granularity.name!r} has none; "
             f"leave it at 1, got {round_to!r}"
         )
+    for name in _OF_UNITS:
+        value, default = getattr(config, name), getattr(CompressConfig, name)
+        if value != default:
+            raise ValueError(
+                f"compress: {name} is for units, and granularity={granularity.name!r} has none; "
+                f"leave it at {default!r}, got {value!r}"
+            )
     _check_sparsity(granularity, constraints)
 
 

@@ -38,7 +38,8 @@ class CompressConfig:
         allocation: how the budget is divided between layers: "information" weighs the divergence
             that a unit saves against what it costs (criterion "simmim"), or pools I(T; Yhat) (all
             others); "score" pools the criterion's own scores, "uniform" gives equal shares.
-        reconstruct: refit each next layer by ridge regression after units were removed.
+        reconstruct: refit each next layer by ridge regression after units were removed. With a
+            granularity of weights, criterion, allocation and this must stay at their defaults.
         bins: histogram bins of marginal estimates, 2 to 256.
         pair_bins: histogram bins of pairwise estimates, 2 to 256.
         shared_range: one histogram range for a whole layer, which keeps the units' scale.

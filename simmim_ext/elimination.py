@@ -63,7 +63,9 @@ def _costs(weight: Tensor, inverses: Tensor, alive: Tensor, columns: int) -> Ten
     stripes, rows, width = weight.shape
     blocks = width // columns
     own = inverses.view(stripes, blocks, columns, blocks, columns).diagonal(dim1=1, dim2=3)
-    own = torch.where(alive[..., None, None], own.movedim(-1, 1), torch.eye(columns))
+    own = torch.where(
+        alive[..., None, None], own.movedim(-1, 1), torch.eye(columns, dtype=own.dtype)
+    )
     values = weight.view(stripes, rows, blocks, columns).permute(0, 2, 3, 1)
     lost: Tensor = values * torch.linalg.solve(own, values)
     return lost.sum((2, 3))
@@ -85,7 +87,7 @@ def _remove(weight: Tensor, inverses: Tensor, gone: Tensor, active: Tensor) -> N
     block = across.gather(1, gone[:, :, None].expand(-1, -1, gone.shape[1]))
     # Columns that a stripe does not take are decoupled: identity in the block, zero across.
     both = active[:, :, None] & active[:, None, :]
-    block = torch.where(both, block, torch.eye(gone.shape[1]))
+    block = torch.where(both, block, torch.eye(gone.shape[1], dtype=block.dtype))
     across = across * active[:, None, :]
     solved = torch.linalg.solve(block, across.mT)
     places = gone[:, None, :].expand(-1, rows, -1)

@@ -239,11 +239,16 @@ def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
     A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
     """
     tied = tied_parameters(model)
-    names = [
+    return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, Weighted) and not is_grouped(module) and name not in tied
+        for name in weighted_in_order(model, batch, forward_fn)
+        if not is_grouped(model.get_submodule(name)) and name not in tied
     ]
+
+
+def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
+    """All Linear and convolution layers that run, in the order in which they first do."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Weighted)]
     order: list[str] = []
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda *_, n=name: order.append(n))

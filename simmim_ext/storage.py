@@ -99,9 +99,15 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module | nn.Parameter) -> None:
-    """Replaces the submodule, or parameter, of that dotted name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Replaces the submodule of that dotted name at all names that it has, or the parameter."""
+    if isinstance(module, nn.Parameter):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+        return
+    old = model.get_submodule(name)
+    places = [(p, c) for p in model.modules() for c, found in p._modules.items() if found is old]
+    for place, child in places:
+        setattr(place, child, module)
 
 
 def signature_of(model: nn.Module) -> dict[str, list[int]]:

@@ -20,7 +20,14 @@ from .layers import weighted
 from .moments import Moments
 from .names import matching
 from .nn import MaskedLinear
-from .reconstruction import RIDGE, Pair, layers_in_order, output_layer, refit_to_predictions
+from .reconstruction import (
+    RIDGE,
+    Pair,
+    layers_in_order,
+    output_layer,
+    refit_to_predictions,
+    weighted_in_order,
+)
 from .storage import set_submodule
 
 # Elements of the inverse matrices that stripes are worked on with at a time.
@@ -64,8 +71,10 @@ def prune_weights(
         forward_fn: as in ``score``.
 
     Returns:
-        The sparse model, and for each layer its name, "before" and "after" (weights), and for
-        convolutions and ignored layers "dense" true.
+        The sparse model, and for each layer that runs its name, "before" and "after" (weights), and
+        "dense", which is true where the layer stayed as it was: convolutions, ignored layers, those
+        that share a parameter with another (tied weights), those of a class that is not nn.Linear
+        itself (a subclass, or parametrized), and those that per_layer or the sparsity leave whole.
 
     Raises:
         SimMIMError: the model has no Linear layer to remove weights from, one does not fit the
@@ -75,8 +84,10 @@ def prune_weights(
         raise ValueError(f"prune_weights: sparsity must be in (0, 1), got {sparsity!r}")
     student = deepcopy(model)
     pair = Pair(student, deepcopy(model), data, samples, seed, forward_fn)
-    order = layers_in_order(model, pair.example, forward_fn)
-    linear = [n for n in order if type(weighted(model, n)) is nn.Linear and n not in ignored_layers]
+    fitted = layers_in_order(model, pair.example, forward_fn)
+    linear = [
+        n for n in fitted if type(weighted(model, n)) is nn.Linear and n not in ignored_layers
+    ]
     if not linear:
         raise SimMIMError("prune_weights: the model has no Linear layer to remove weights from")
     weights = {name: weighted(model, name).weight.detach() for name in linear}
@@ -102,7 +113,8 @@ def prune_weights(
         masked = student.get_submodule(last)
         assert isinstance(masked, MaskedLinear)
         refit_to_predictions(masked, *pair.features(last), mask=masked.mask)
-    return student, [_described(model, name, masks) for name in order]
+    names = weighted_in_order(model, pair.example, forward_fn)
+    return student, [_described(model, name, masks) for name in names]
 
 
 def _counts(
@@ -183,7 +195,7 @@ def _eliminate(
     inverse = torch.linalg.inv(damped)
     full = granularity.blocks((inverse @ xz).T.float()).flatten(2)
     # Inputs that fill up the last block are independent of all others and say nothing.
-    padded = torch.eye(full.shape[2])
+    padded = torch.eye(full.shape[2], dtype=full.dtype)
     padded[:inputs, :inputs] = inverse
     weight = torch.zeros(outputs, inputs, dtype=torch.float64)
     mask = torch.zeros(outputs, inputs, dtype=torch.bool)

@@ -98,3 +98,17 @@ def test_hooks_are_not_lost_silently() -> None:
     text = "accelerate: layer 'shared' must not have hooks, which the new layer would lose"
     with pytest.raises(ValueError, match=text):
         accelerate(model)
+
+
+@pytest.mark.parametrize("own", [nn.Parameter(torch.ones(3)), nn.ReLU(), 9.81, None])
+def test_a_models_own_acceleration_is_not_overwritten(own) -> None:
+    model = Network()
+    model.acceleration = own
+    text = "accelerate: model must have no attribute 'acceleration', .* got one of type "
+    with pytest.raises(ValueError, match=f"^{text}{type(own).__name__}; rename it$"):
+        accelerate(model)
+
+
+def test_a_fast_model_is_accelerated_again() -> None:
+    fast = accelerate(Network())
+    assert accelerate(fast).acceleration.layers == {}

@@ -229,3 +229,27 @@ def test_refusals():
         compress(mlp(), **settings, config=config)
     with pytest.raises(ValueError, match=r"round_to is for units, and granularity='2:4' has none"):
         compress(mlp(), **settings, round_to=8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "default"),
+    [
+        ({"criterion": "magnitude_l1"}, "simmim"),
+        ({"allocation": "uniform"}, "information"),
+        ({"reconstruct": False}, True),
+    ],
+)
+def test_settings_of_units_are_refused_for_weights(setting, default):
+    [(name, value)] = setting.items()
+    text = (
+        f"compress: {name} is for units, and granularity='weight' has none; leave it at "
+        f"{default!r}, got {value!r}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        compress(
+            mlp(),
+            calibration=DATA,
+            constraints={"sparsity": 0.5},
+            granularity="weight",
+            config=CompressConfig(**setting),
+        )

@@ -45,6 +45,14 @@ def test_flops_are_those_of_one_sample():
     assert conv.training
 
 
+def test_a_layer_of_several_names_counts_once_and_computes_each_time():
+    mask = torch.eye(6) > 0
+    layer = MaskedLinear.from_linear(nn.Linear(6, 6), mask)
+    net = nn.Sequential(layer, nn.ReLU(), layer)
+    assert count_params(net) == 6 + 6
+    assert count_flops(net, torch.rand(2, 6)) == 2 * 2 * 6
+
+
 def test_bytes_are_those_on_disk():
     assert count_bytes(tied()) == 4 * 48
     assert count_bytes(masked()) == 4 * (8 + 4) + 3

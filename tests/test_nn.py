@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simmim_ext.nn import MaskedLinear, accelerate, masked_linear, strip
+from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, masked_linear, strip
 
 
 def uneven_mask(out_features: int, in_features: int, density: float = 0.2) -> torch.Tensor:
@@ -147,13 +147,39 @@ def test_from_linear_copies() -> None:
     layer = MaskedLinear.from_linear(linear, mask)
     mask.logical_not_()
     assert torch.equal(layer.mask, uneven_mask(9, 21))
-    assert torch.equal(layer.weight, linear.weight)
+    assert torch.equal(layer.weight, linear.weight.where(layer.mask, 0))
+    assert list(layer.state_dict()) == ["weight", "mask"]
     assert layer.weight.data_ptr() != linear.weight.data_ptr()
     assert layer.bias is None
     assert not layer.training
     assert not layer.weight.requires_grad
     again = MaskedLinear.from_linear(layer, layer.mask)
     assert torch.equal(again(torch.ones(21)), layer(torch.ones(21)))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_makes_masked_weights_zero(assign) -> None:
+    layer, mask = MaskedLinear(21, 9), uneven_mask(9, 21)
+    state = {**layer.state_dict(), "mask": mask}
+    state = {name: value.clone() for name, value in state.items()}
+    before = copy.deepcopy(state)
+    layer.load_state_dict(state, assign=assign)
+    assert torch.equal(layer.weight, before["weight"].where(mask, 0))
+    assert isinstance(layer.weight, torch.nn.Parameter)
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("layer", ["linear1", "linear2"])
+def test_torchs_fused_transformer_path_heeds_the_mask(layer) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    linear, x = getattr(model, layer), torch.randn(2, 5, 16)
+    setattr(model, layer, MaskedLinear.from_linear(linear, uneven_mask(*linear.weight.shape)))
+    expected = strip(model)(x)
+    for other in (model, accelerate(model)):
+        torch.testing.assert_close(other(x), expected)
+        with torch.no_grad():  # takes the fused path, which reads the weight itself
+            torch.testing.assert_close(other(x), expected)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -186,6 +212,11 @@ def test_export_and_compile() -> None:
     layer.zero_grad()
     layer(x).sum().backward()
     assert torch.equal(grad, layer.weight.grad)
+
+
+def test_fx_traces_the_layer() -> None:
+    model, x = torch.nn.Sequential(make_layer(), torch.nn.ReLU()), torch.randn(3, 21)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 def test_concurrent_calls() -> None:
@@ -254,6 +285,16 @@ def test_from_linear_rejects_other_layers() -> None:
             lambda: MaskedLinear(3, "4"),
             ValueError,
             "MaskedLinear: out_features must be an int of at least 0, got '4'",
+        ),
+        (
+            lambda: SparseLinear(2.5, 3),
+            ValueError,
+            "SparseLinear: in_features must be an int of at least 0, got 2.5",
+        ),
+        (
+            lambda: SparseLinear(3, -1),
+            ValueError,
+            "SparseLinear: out_features must be an int of at least 0, got -1",
         ),
         (
             lambda: accelerate("model"),

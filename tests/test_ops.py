@@ -85,6 +85,23 @@ def test_compiles(case: Case) -> None:
 
 
 @by_name
+def test_is_traced_by_fx(case: Case) -> None:
+    arguments = next(iter(case.arguments("cpu")))
+    places = [i for i, argument in enumerate(arguments) if isinstance(argument, Tensor)]
+
+    class Traced(torch.nn.Module):
+        def forward(self, tensors):
+            given = list(arguments)
+            for place, i in enumerate(places):
+                given[i] = tensors[place]
+            return case.op(*given)
+
+    tensors = [arguments[i] for i in places]
+    traced = torch.fx.symbolic_trace(Traced())
+    assert_same(case, traced(tensors), case.op(*arguments))
+
+
+@by_name
 def test_bad_input(case: Case, device: str) -> None:
     assert case.bad
     for make, error, text in case.bad:

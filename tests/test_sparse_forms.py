@@ -145,3 +145,35 @@ def test_compiles_whole(mask) -> None:
     torch.testing.assert_close(
         x.grad, layer.to_dense().weight.sum(0).expand(3, -1), rtol=1e-4, atol=1e-4
     )
+
+
+class ReadsDtype(torch.nn.Module):
+    """As T5's feed-forward layers do."""
+
+    def __init__(self, layer: SparseLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.to(self.layer.weight.dtype))
+
+
+@pytest.mark.parametrize("memory", ["fast", "small"])
+def test_weight_is_the_dense_one_and_read_only(memory) -> None:
+    layer = make(40, 30, memory=memory)
+    assert torch.equal(layer.weight, layer.to_dense().weight)
+    assert layer.weight is not layer.weight
+    assert list(layer.parameters()) == []
+    assert set(layer.state_dict()) == {"bitmap", "values", "bias"}
+    for value in (torch.zeros(40, 30), torch.nn.Parameter(torch.zeros(40, 30))):
+        with pytest.raises((AttributeError, KeyError), match="weight"):
+            layer.weight = value
+    assert copy.deepcopy(layer).weight.equal(layer.weight)
+
+
+def test_whoever_reads_the_weight_can_be_compiled_and_exported() -> None:
+    model, x = ReadsDtype(make(40, 30)), torch.randn(3, 30)
+    expected = model(x)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)

@@ -2,10 +2,12 @@ import pytest
 import torch
 from models import case, mlp, snapshot
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from simmim_ext import SimMIMError
+from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.elimination import surviving
-from simmim_ext.nn import MaskedLinear
+from simmim_ext.granularity import Granularity
+from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate
 from simmim_ext.weights import prune_weights
 
 DATA = torch.randn(400, 12, generator=torch.Generator().manual_seed(5)).split(100)
@@ -72,6 +74,20 @@ def test_convolutions_stay_dense_and_are_reported():
     assert torch.equal(sparse.features[0].weight, model.features[0].weight)
 
 
+def test_tied_and_subclassed_layers_stay_dense_and_are_reported():
+    class Own(nn.Linear):
+        pass
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), Own(12, 12), nn.Linear(12, 4))
+    model[1].weight = model[0].weight
+    parametrizations.orthogonal(model.append(nn.Linear(4, 4))[4])
+    _, layers = prune_weights(model, DATA, sparsity=0.5, samples=400)
+    assert [layer["dense"] for layer in layers] == [True, True, True, False, True]
+    assert [layer["name"] for layer in layers] == ["0", "1", "2", "3", "4"]
+    assert [layer["after"] for layer in layers] == [144, 144, 144, 24, 16]
+
+
 def test_ignored_layers_stay_dense():
     model = mlp()
     sparse, layers = prune_weights(
@@ -114,3 +130,59 @@ def test_inputs_that_say_nothing_are_no_obstacle():
     tiny = [torch.randn(400, 12) * 1e-12]
     sparse, _ = prune_weights(model, tiny, sparsity=0.5, samples=400)
     assert zeros(sparse) == 80
+
+
+class Repeated(nn.Module):
+    """One layer under three names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        again = nn.Linear(12, 12)
+        self.body, self.head = nn.ModuleList([again, again, again]), nn.Linear(12, 4)
+
+    def forward(self, x):
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def test_a_layer_of_several_names_is_sparse_under_all(tmp_path):
+    result = compress(
+        Repeated(),
+        calibration=DATA,
+        constraints={"sparsity": 0.5},
+        granularity="weight",
+        config=CompressConfig(epochs=0),
+    )
+    assert isinstance(result.model.body[0], MaskedLinear)
+    assert result.model.body[0] is result.model.body[1] is result.model.body[2]
+    before, after = (result.report[who]["params"] for who in ("teacher", "student"))
+    assert (before, after) == (12 * 12 + 12 * 4 + 16, (12 * 12 + 12 * 4) // 2 + 16)
+    result.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", Repeated())
+    assert loaded.body[0] is loaded.body[2]
+    assert torch.equal(loaded(DATA[0]), result.model(DATA[0]))
+    fast = accelerate(result.model)
+    assert isinstance(fast.body[2], SparseLinear)
+    assert torch.allclose(fast(DATA[0]), result.model(DATA[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "block:2x3"])
+def test_the_default_dtype_does_not_matter(granularity):
+    torch.manual_seed(0)
+    model = mlp(hidden=30)
+
+    def masks():
+        sparse, _ = prune_weights(
+            model, DATA, sparsity=0.5, samples=400, granularity=Granularity.parse(granularity)
+        )
+        return sparse[0].mask, sparse[2].mask
+
+    expected = masks()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = masks()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))

@@ -77,8 +77,15 @@ def accelerate(
         memory: "fast" or "small"; see ``SparseLinear``.
 
     Raises:
-        ValueError: a masked layer has hooks, which the new one would lose.
+        ValueError: a masked layer has hooks, which the new one would lose, or the model has an
+            ``acceleration`` of its own.
     """
+    own = getattr(model, "acceleration", Acceleration({}))
+    if not isinstance(own, Acceleration):  # one of ours is replaced
+        raise ValueError(
+            "accelerate: model must have no attribute 'acceleration', which the new model says its"
+            f" choices in, got one of type {type(own).__name__}; rename it"
+        )
     layers: dict[str, Choice] = {}
 
     def convert(name: str, layer: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ class MaskedLinear(nn.Module):
     It is ``nn.Linear`` with a buffer more: the same parameter names and initialisation, so a
     ``Linear``'s optimiser settings and checkpoints carry over.
 
+    `from_linear` and ``load_state_dict`` make masked weights 0, and no gradient moves them: what
+    reads ``weight`` itself, as the fused path of torch's transformer layers does, sees W*M.
+
     Args:
         in_features: size of each input sample.
         out_features: size of each output sample.
@@ -31,7 +34,8 @@ class MaskedLinear(nn.Module):
         weight: Parameter [out_features, in_features].
         bias: Parameter [out_features], or None.
         mask: bool buffer [out_features, in_features], True where a weight is kept; all True at
-            first. Assign in place (``layer.mask.copy_(...)``) to change it.
+            first. Assign in place (``layer.mask.copy_(...)``) to change it, and where something
+            else reads ``weight``, ``layer.weight.data.masked_fill_(~layer.mask, 0)`` after it.
     """
 
     weight: nn.Parameter
@@ -47,9 +51,7 @@ class MaskedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(size, int) or size < 0:
-                raise ValueError(f"MaskedLinear: {name} must be an int of at least 0, got {size!r}")
+        check_sizes("MaskedLinear", in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         shape = (out_features, in_features)
@@ -71,7 +73,7 @@ class MaskedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear | MaskedLinear, mask: Tensor) -> MaskedLinear:
-        """A masked layer with copies of `linear`'s weight and bias.
+        """A masked layer with copies of `linear`'s weight and bias, masked weights 0.
 
         Args:
             linear: the layer to copy; it stays as it is.
@@ -90,9 +92,10 @@ class MaskedLinear(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight = _copy(linear.weight)
+        mask = mask.detach().to(linear.weight.device, copy=True)
+        layer.weight = _masked(linear.weight, mask)
         layer.register_parameter("bias", None if linear.bias is None else _copy(linear.bias))
-        layer.register_buffer("mask", mask.detach().to(linear.weight.device, copy=True))
+        layer.register_buffer("mask", mask)
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,9 +111,7 @@ class MaskedLinear(nn.Module):
     def to_dense(self) -> nn.Linear:
         """The same layer as a plain ``nn.Linear``, its masked weights 0."""
         linear = nn.Linear(self.in_features, self.out_features, device="meta")
-        linear.weight = nn.Parameter(
-            self.weight.detach().where(self.mask, 0), self.weight.requires_grad
-        )
+        linear.weight = _masked(self.weight, self.mask)
         linear.register_parameter("bias", None if self.bias is None else _copy(self.bias))
         return linear.train(self.training)
 
@@ -120,6 +121,24 @@ class MaskedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features},"
             f" bias={self.bias is not None}, density={density(self.mask):.3g}"
         )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+        if self.mask.device != self.weight.device:
+            return  # one of them is still on the meta device
+        if metadata.get("assign_to_params_buffers", False):  # the weight is the caller's own
+            self.weight = _masked(self.weight, self.mask)
+        else:
+            self.weight.data.masked_fill_(~self.mask, 0)
+
+
+def check_sizes(caller: str, **sizes: object) -> None:
+    """Raises ValueError unless every size is an int of at least 0."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"{caller}: {name} must be an int of at least 0, got {size!r}")
 
 
 def check_mask(caller: str, mask: Tensor, weight: Tensor) -> None:
@@ -136,6 +155,10 @@ def check_mask(caller: str, mask: Tensor, weight: Tensor) -> None:
 def density(mask: Tensor) -> float:
     """The share of the weights that is kept, in 0..1; 0 for a mask without elements."""
     return mask.count_nonzero().item() / mask.numel() if mask.numel() else 0.0
+
+
+def _masked(weight: Tensor, mask: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().where(mask, 0), requires_grad=weight.requires_grad)
 
 
 def _copy(parameter: Tensor) -> nn.Parameter:

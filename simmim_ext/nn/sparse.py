@@ -15,7 +15,7 @@ from ..ops.compressed_linear import compress_weight, compressed_linear, decompre
 from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
 from .choice import Choice, choose
 from .choice_cuda import choose_on_cuda
-from .masked import MaskedLinear, check_mask
+from .masked import MaskedLinear, check_mask, check_sizes
 from .pattern import Pattern, recognise
 
 MEMORY = ("fast", "small")
@@ -60,6 +60,7 @@ class SparseLinear(nn.Module):
         bitmap: uint8 buffer [ceil(out_features * in_features / 8)].
         values: buffer [kept weights].
         bias: buffer [out_features], or None.
+        weight: the dense weight, made from bitmap and values in each read.
     """
 
     bitmap: Tensor
@@ -76,6 +77,7 @@ class SparseLinear(nn.Module):
         memory: str = "fast",
     ) -> None:
         super().__init__()
+        check_sizes("SparseLinear", in_features=in_features, out_features=out_features)
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPES:
             raise TypeError(f"SparseLinear: dtype must be one of {DTYPES}, got {dtype}")
@@ -160,6 +162,18 @@ class SparseLinear(nn.Module):
             self.in_features,
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight [out_features, in_features], masked weights 0, decompressed.
+
+        It cannot be assigned, and is made anew in each read, which takes longer than a call of the
+        layer. A model that reads it in each call (torch's fused transformer path reads both feed-
+        forward layers', T5 its ``wo``'s) is right, but gains nothing by that layer being sparse.
+        """
+        if torch.compiler.is_exporting():
+            return self._weight_exported()
+        return self._decompressed(self.values)
+
     def to_dense(self) -> nn.Linear:
         """The same layer as a plain ``nn.Linear``, its masked weights 0."""
         linear = nn.Linear(
@@ -218,13 +232,15 @@ class SparseLinear(nn.Module):
 
     def _forward_exported(self, x: Tensor) -> Tensor:
         """The same in standard operators, for runtimes that lack this library's."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self._weight_exported().to(x.dtype), bias)
+
+    def _weight_exported(self) -> Tensor:
         lanes = torch.arange(8, dtype=torch.uint8, device=self.bitmap.device)
         bits = self.bitmap.unsqueeze(1) >> lanes
         shape = self.out_features, self.in_features
         mask = (bits & 1).flatten()[: shape[0] * shape[1]].bool().view(shape)
-        weight = self.values.new_zeros(shape).masked_scatter(mask, self.values)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias)
+        return self.values.new_zeros(shape).masked_scatter(mask, self.values)
 
     def _pack(self, choice: Choice | None = None) -> None:
         """Chooses the kernels, unless told, and makes what they need from the compressed form."""

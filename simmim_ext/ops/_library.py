@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function
 
 from .. import _build
 
@@ -34,8 +35,9 @@ _KINDS: dict[str, tuple[Any, str]] = {
 def operator(name: str) -> Callable[..., Any]:
     """The compiled operator ``simmim_ext::name``, positional arguments only.
 
-    Eager calls go through the direct binding; torch.compile and torch.export, which cannot see
-    into it, get the registered operator.
+    Eager calls go through the direct binding; torch.compile, torch.export and whoever else follows
+    calls by ``__torch_function__`` (torch.fx's proxies) cannot see into it, and get the registered
+    operator.
     """
     eager = getattr(_C, name)
     traced = getattr(torch.ops.simmim_ext, name)
@@ -46,6 +48,8 @@ def operator(name: str) -> Callable[..., Any]:
         try:
             return eager(*args)
         except TypeError:
+            if has_torch_function(args):
+                return traced(*args)
             _check_types(name, args)
             raise
 
