@@ -23,6 +23,7 @@ from .errors import SimMIMError
 from .gathering import Gatherer
 from .gram import CHUNK
 from .layers import weighted
+from .memory_format import fastest_format
 from .moments import Moments
 from .units import Member, UnitGroup
 
@@ -118,6 +119,9 @@ def collect(
         network = deepcopy(model)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    if device_of(network).type == "cpu":
+        few = next(iter(batches(data, device=device_of(network), limit=2, name="calibration")))
+        network = fastest_format(network, few, forward_fn)
     passes = list(_passes(network, groups, samples, moments))
 
     def run(part: Sequence[UnitGroup]) -> tuple[Predictions, Iterator[GroupStatistics]]:
