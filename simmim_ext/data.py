@@ -35,7 +35,10 @@ def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def labels_of(batch: Batch) -> Tensor | None:
-    """The batch's labels [samples, ...], or None where it carries none."""
+    """The batch's labels [samples, ...] as they come, or None where it carries none.
+
+    ``labels.class_labels`` and ``labels.value_labels`` arrange them as the outputs are.
+    """
     if isinstance(batch, Mapping):
         found = [batch[key] for key in _LABEL_KEYS if key in batch]
     elif isinstance(batch, list | tuple):

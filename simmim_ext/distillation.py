@@ -27,6 +27,7 @@ from .data import (
     seeded,
 )
 from .errors import SimMIMError
+from .labels import NO_LABEL, class_labels, value_labels
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
 from .storage import Json, restore_tensors, tensors_of
@@ -247,23 +248,37 @@ class Distillation:
         return loss, len(student)
 
     def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
-        labels = labels_of(batch)
-        if labels is None or labels.shape[0] != len(student):
-            raise SimMIMError(
-                f"distill: label_weight={self._config.label_weight} needs one label for each of "
-                f"the {len(student)} samples of a batch, got "
-                f"{'none' if labels is None else labels.shape[0]}; set label_weight=0 or give "
-                "(inputs, labels)"
-            )
-        if self._noise is None:
-            if labels.max() >= student.shape[1]:
-                raise SimMIMError(
-                    f"distill: labels must be below the {student.shape[1]} classes of the outputs "
-                    f"(or -100, none), got {labels.max().item()}; correct the data, or set "
-                    "label_weight=0"
+        if self._noise is not None:
+            values = value_labels(batch, student)
+            if values is None:
+                raise self._label_error(batch, f"labels of the outputs' shape {[*student.shape]}")
+            return kl_per_sample(values, student, noise=self._noise).mean()
+        labels = class_labels(batch, len(student))
+        if labels is None:
+            shares = value_labels(batch, student)
+            if shares is None:
+                each = (
+                    f"one label for each of the {len(student)} samples of a batch, a whole number"
                 )
-            return functional.cross_entropy(student, labels)
-        return kl_per_sample(labels.reshape(student.shape), student, noise=self._noise).mean()
+                raise self._label_error(batch, each)
+            return functional.cross_entropy(student, shares)
+        if labels.max() >= student.shape[1]:
+            raise SimMIMError(
+                f"distill: labels must be below the {student.shape[1]} classes of the outputs "
+                f"(or negative, none), got {labels.max().item()}; correct the data, or set "
+                "label_weight=0"
+            )
+        # The mean over no label at all would be NaN.
+        total = functional.cross_entropy(student, labels, reduction="sum", ignore_index=NO_LABEL)
+        return total / (labels >= 0).sum().clamp(min=1)
+
+    def _label_error(self, batch: Batch, wanted: str) -> SimMIMError:
+        labels = labels_of(batch)
+        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
+        return SimMIMError(
+            f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
+            "label_weight=0 or give (inputs, labels)"
+        )
 
 
 def gram(features: Tensor) -> Tensor:

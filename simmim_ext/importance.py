@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .collect import GroupStatistics
-from .data import Batch, batches, device_of, evaluating, forward, labels_of, samples_of, take
+from .data import Batch, batches, device_of, evaluating, forward, samples_of, take
 from .errors import SimMIMError
+from .labels import NO_LABEL, class_labels
 from .ranking import Ranking, Setting, by_score
 from .units import UnitGroup
 
@@ -122,13 +123,12 @@ def _backward(model: nn.Module, batch: Batch, setting: Setting) -> None:
     """Adds the gradient of the batch's loss, with labels or with what the model predicts."""
     with evaluating(model), torch.enable_grad():
         outputs = forward(model, batch, setting.forward_fn).float()
-        labels = labels_of(batch)
+        labels = class_labels(batch, len(outputs))
         if setting.predictions.noise is not None:
             loss = (outputs - outputs.detach() - torch.randn_like(outputs)).square().sum()
         else:
-            fits = labels is not None and labels.shape == outputs.shape[:1]
-            target = labels.long() if fits and labels is not None else outputs.argmax(1)
-            loss = F.cross_entropy(outputs, target, reduction="sum")
+            target = outputs.argmax(1) if labels is None else labels
+            loss = F.cross_entropy(outputs, target, reduction="sum", ignore_index=NO_LABEL)
         loss.backward()  # type: ignore[no-untyped-call]
 
 

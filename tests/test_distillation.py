@@ -113,6 +113,51 @@ def test_regression_and_labels_and_gram(teacher, x):
     assert distill(mlp(8), teacher, data, config=half)[0][0].weight.dtype == torch.float32
 
 
+def labelled_loss(student, teacher, labels, x, **options):
+    config = CompressConfig(epochs=1, label_weight=1.0)
+    data = [(x[: len(labels)], labels)]
+    return distill(student, teacher, data, config=config, **options)[1][0]["loss"]
+
+
+def test_class_labels_of_every_kind_mean_the_same(teacher, x):
+    student, labels = mlp(8, seed=1), torch.arange(40) % 2
+    expected = labelled_loss(student, teacher, labels, x)
+    one_hot = nn.functional.one_hot(labels, 5).float()
+    for kind in (labels.int(), labels.bool(), labels.float(), labels[:, None], one_hot):
+        found = labelled_loss(student, teacher, kind, x, output="classes")
+        assert found == pytest.approx(expected)
+
+
+def test_samples_without_a_label_have_no_label_loss(teacher, x):
+    student, labels = mlp(8, seed=1), torch.arange(40) % 5
+    labels[10:] = -1
+    config = CompressConfig(epochs=1)
+    plain = distill(student, teacher, [x[:40]], config=config)[1][0]["loss"]
+    known = nn.functional.cross_entropy(student(x[:10]), labels[:10]).item()
+    assert labelled_loss(student, teacher, labels, x) == pytest.approx(plain + known)
+    none = torch.full_like(labels, -100)
+    assert labelled_loss(student, teacher, none, x) == pytest.approx(plain)
+
+
+def test_labels_of_tokens_are_learnt(teacher):
+    tokens, y = torch.randn(8, 7, 8), torch.randint(5, (8, 7))
+    mask = torch.ones(8, 7)
+    mask[:4, 5:] = 0
+
+    class Padded(nn.Sequential):
+        def forward(self, x, attention_mask=None):
+            return super().forward(x)
+
+    def loss(**batch):
+        config = CompressConfig(epochs=1, label_weight=1.0)
+        pair = Padded(*mlp(8)), Padded(*teacher)
+        return distill(*pair, [{"x": tokens, **batch}], config=config)[1][0]["loss"]
+
+    assert loss(labels=y) > 0
+    none = y.where(mask.bool(), -100)
+    assert loss(labels=y, attention_mask=mask) == loss(labels=none, attention_mask=mask)
+
+
 def test_gram_is_the_row_normalised_similarity_of_tung_and_mori():
     features = torch.randn(6, 3, 2)
     flat = features.flatten(1)
@@ -137,6 +182,8 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
         distill(student, teacher, [])
     with pytest.raises(SimMIMError, match=r"label_weight=1.0 needs one label for each of the 512"):
         distill(student, teacher, [x], config=CompressConfig(label_weight=1.0))
+    with pytest.raises(SimMIMError, match=r"label_weight=1.0 needs labels of the outputs' shape"):
+        labelled_loss(student, teacher, torch.rand(40, 4), x)
     with pytest.raises(SimMIMError, match=r"the loss became nan in epoch 1, step 1; lower"):
         distill(student, teacher, [x * float("nan")])
     with pytest.raises(SimMIMError, match=r"no parameter of the student requires a gradient"):
