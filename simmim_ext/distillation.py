@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from .data import (
 )
 from .errors import SimMIMError
 from .labels import NO_LABEL, class_labels, value_labels
+from .nn import MaskedLinear
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
 from .storage import Json, restore_tensors, tensors_of
@@ -49,8 +50,8 @@ def distill(
 
     The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule;
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
-    taken at the input of the last nn.Linear. For "values" and "embeddings" the KL is that of
-    Gaussian outputs.
+    taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
+    that of Gaussian outputs.
 
     Args:
         student: the model to train; it is not changed.
@@ -219,14 +220,12 @@ class Distillation:
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         """The loss of a batch, a scalar, and the number of its samples."""
         config = self._config
-        features: list[Tensor] = []
-        with (
-            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp),
-            _last_features(self._teacher, self.student, features, config.gram_weight > 0),
-        ):
-            with torch.no_grad():
+        compared = config.gram_weight > 0
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
+            with torch.no_grad(), _last_input(self._teacher, compared) as told:
                 teacher = forward(self._teacher, batch, self._forward_fn)
-            student = forward(self.student, batch, self._forward_fn)
+            with _last_input(self.student, compared) as learnt:
+                student = forward(self.student, batch, self._forward_fn)
         if teacher.shape != student.shape:
             raise SimMIMError(
                 "distill: student must have as many outputs as teacher, got "
@@ -242,9 +241,8 @@ class Distillation:
             loss = kl_per_sample(teacher, student, noise=self._noise).mean()
         if config.label_weight > 0:
             loss = loss + config.label_weight * self._label_loss(student, batch)
-        if config.gram_weight > 0:
-            similarity = gram(features[1]) - gram(features[0])
-            loss = loss + config.gram_weight * similarity.square().mean()
+        if compared:
+            loss = loss + config.gram_weight * _gram_loss(told, learnt)
         return loss, len(student)
 
     def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
@@ -281,6 +279,17 @@ class Distillation:
         )
 
 
+def _gram_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """Of what ``_last_input`` kept of the models."""
+    for role, kept in (("teacher", teacher), ("student", student)):
+        if not kept:
+            raise SimMIMError(
+                "distill: gram_weight needs an nn.Linear or MaskedLinear, at whose input samples "
+                f"are compared, and the {role} runs none; set gram_weight=0"
+            )
+    return (gram(student[0]) - gram(teacher[0])).square().mean()
+
+
 def gram(features: Tensor) -> Tensor:
     """Similarities of the batch's samples [samples, samples], each row of unit length."""
     rows = features.flatten(1).float()
@@ -288,26 +297,23 @@ def gram(features: Tensor) -> Tensor:
 
 
 @contextmanager
-def _last_features(
-    teacher: nn.Module, student: nn.Module, features: list[Tensor], wanted: bool
-) -> Iterator[None]:
-    """Collects the input of each model's last nn.Linear while the block runs, if wanted."""
-    if not wanted:
-        yield
-        return
-    handles = []
-    for model in (teacher, student):
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not layers:
-            raise SimMIMError(
-                "distill: gram_weight needs an nn.Linear, at whose input samples are compared, and "
-                "the model has none; set gram_weight=0"
-            )
-        handles.append(
-            layers[-1].register_forward_pre_hook(lambda layer, args: features.append(args[0]))
-        )
+def _last_input(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Keeps the input of the linear layer that runs last in the block, in a list of one, if wanted.
+
+    It is the last to run and not the last by order of definition, which need not run as a module.
+    """
+    kept: list[Tensor] = []
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept[:] = args[:1]
+
+    handles = [
+        layer.register_forward_pre_hook(keep)
+        for layer in model.modules()
+        if wanted and isinstance(layer, nn.Linear | MaskedLinear)
+    ]
     try:
-        yield
+        yield kept
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from torch import nn
 from simmim_ext import CompressConfig, SimMIMError, distill
 from simmim_ext.data import Shuffled
 from simmim_ext.distillation import Distillation, gram
+from simmim_ext.nn import MaskedLinear
 from simmim_ext.outputs import kl_per_sample
 
 CONFIG = CompressConfig(epochs=4, lr=3e-2)
@@ -166,6 +167,37 @@ def test_gram_is_the_row_normalised_similarity_of_tung_and_mori():
     torch.testing.assert_close(gram(features), expected)
 
 
+def gram_loss(student, teacher, x):
+    """What the Gram term adds to the loss of the first step."""
+    plain, similar = (
+        distill(student, teacher, [x], config=CompressConfig(epochs=1, gram_weight=weight))
+        for weight in (0.0, 1.0)
+    )
+    return similar[1][0]["loss"] - plain[1][0]["loss"]
+
+
+def test_gram_compares_the_same_layer_of_a_masked_student(teacher, x):
+    student = copy.deepcopy(teacher)
+    mask = torch.rand(5, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    student[2] = MaskedLinear.from_linear(student[2], mask)
+    assert gram_loss(student, teacher, x) == pytest.approx(0, abs=1e-6)
+    student[0] = MaskedLinear.from_linear(student[0], torch.eye(64, 8).bool())
+    expected = (gram(student[:2](x)) - gram(teacher[:2](x))).square().mean().item()
+    assert gram_loss(student, teacher, x) == pytest.approx(expected, rel=1e-3)
+
+
+def test_gram_takes_each_models_own_last_call_of_a_layer_that_runs_twice(teacher, x):
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + super().forward(-x)
+
+    student = mlp(8, seed=1)
+    expected = (gram(student[:2](-x)) - gram(teacher[:2](-x))).square().mean().item()
+    assert expected > 1e-5
+    found = gram_loss(Twice(*student), Twice(*teacher), x)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_zero_epochs_train_nothing(teacher, x):
     student = mlp(8)
     trained, history = distill(student, teacher, [x], config=CompressConfig(epochs=0))
@@ -189,7 +221,7 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
     with pytest.raises(SimMIMError, match=r"no parameter of the student requires a gradient"):
         distill(student.requires_grad_(False), teacher, [x])
     conv = nn.Sequential(nn.Conv1d(8, 5, 1), nn.Flatten())
-    with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear"):
+    with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear .* teacher runs none"):
         distill(conv, conv, [x[..., None]], config=CompressConfig(gram_weight=1.0))
 
 
