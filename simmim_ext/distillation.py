@@ -181,11 +181,17 @@ class Distillation:
                 self._optimizer.step()
                 total += value * rows
                 samples += rows
+        if samples == 0:
+            raise SimMIMError(
+                f"distill: every batch of epoch {self.epoch + 1} has one sample, on which the "
+                "student's BatchNorm layers cannot be trained; give batches of 2 samples or more, "
+                "or set epochs=0"
+            )
         self.epoch += 1
         self.history.append(
             {
                 "epoch": self.epoch,
-                "loss": total / max(samples, 1),
+                "loss": total / samples,
                 "lr": lr,
                 "seconds": time.perf_counter() - begin,
             }

@@ -98,6 +98,12 @@ def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
     assert not same(weights(trained), weights(mlp(8, norm=True)))
 
 
+def test_batches_of_one_sample_cannot_train_batch_norm(teacher, x):
+    with pytest.raises(SimMIMError, match=r"every batch of epoch 1 has one sample.* 2 samples or"):
+        distill(mlp(8, norm=True), teacher, x[:5].split(1), config=CONFIG)
+    assert distill(mlp(8), teacher, x[:5].split(1), config=CONFIG)[1][0]["loss"] > 0
+
+
 def test_regression_and_labels_and_gram(teacher, x):
     y = teacher(x).detach().argmax(1)
     data = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
