@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,8 +133,7 @@ class Distillation:
         self._device = device_of(student)
         self._noise = noise
         with seeded(config.seed):
-            # Not every loader knows its length, and the cosine needs it.
-            self.steps = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+            self.steps = _count_batches(data)
         if state is not None:
             # Before the optimizer, since a restored layer may be another object.
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
@@ -283,6 +282,14 @@ class Distillation:
             f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
             "label_weight=0 or give (inputs, labels)"
         )
+
+
+def _count_batches(data: Iterable[Batch]) -> int:
+    """Batches in a pass over the data, which the cosine needs and not every loader knows."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # Also from a DataLoader, of a dataset without a length.
+        return sum(1 for _ in data)
 
 
 def _gram_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:

@@ -98,6 +98,18 @@ def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
     assert not same(weights(trained), weights(mlp(8, norm=True)))
 
 
+def test_a_loader_over_an_iterable_dataset_is_counted(teacher, x):
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(x[:40])
+
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=16)
+    assert Distillation(mlp(8), teacher, loader, config=CONFIG).steps == 3
+    found = distill(mlp(8, seed=1), teacher, loader, config=CONFIG)[1]
+    expected = distill(mlp(8, seed=1), teacher, x[:40].split(16), config=CONFIG)[1]
+    assert [row["loss"] for row in found] == [row["loss"] for row in expected]
+
+
 def test_batches_of_one_sample_cannot_train_batch_norm(teacher, x):
     with pytest.raises(SimMIMError, match=r"every batch of epoch 1 has one sample.* 2 samples or"):
         distill(mlp(8, norm=True), teacher, x[:5].split(1), config=CONFIG)
