@@ -69,7 +69,7 @@ def distill(
 
     Raises:
         SimMIMError: the data is empty or read-once, the loss stops being finite, nothing in the
-            student can be trained.
+            student can be trained, or it is float16.
     """
     for argument, model in (("student", student), ("teacher", teacher)):
         check_model("distill", model, argument)
@@ -138,12 +138,7 @@ class Distillation:
             # Before the optimizer, since a restored layer may be another object.
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
             restore_tensors(student, weights, state[1]["student"])
-        trainable = [p for p in student.parameters() if p.requires_grad]
-        if not trainable and config.epochs > 0:
-            raise SimMIMError(
-                "distill: no parameter of the student requires a gradient; call "
-                "student.requires_grad_(True), or set epochs=0"
-            )
+        trainable = trained_by(student, config.epochs)
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
         if state is not None:
             self._restore_progress(*state)
@@ -282,6 +277,26 @@ class Distillation:
             f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
             "label_weight=0 or give (inputs, labels)"
         )
+
+
+def trained_by(student: nn.Module, epochs: int) -> list[nn.Parameter]:
+    """The parameters that so many epochs train.
+
+    Raises:
+        SimMIMError: there is none, or one is float16, if epochs > 0.
+    """
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    if epochs > 0 and not trainable:
+        raise SimMIMError(
+            "distill: no parameter of the student requires a gradient; call "
+            "student.requires_grad_(True), or set epochs=0"
+        )
+    if epochs > 0 and any(p.dtype == torch.float16 for p in trainable):
+        raise SimMIMError(
+            "distill: the student's parameters are float16, in which Adam's epsilon of 1e-8 is 0 "
+            "and its steps are NaN; give model.float() or model.bfloat16(), or set epochs=0"
+        )
+    return trainable
 
 
 def _count_batches(data: Iterable[Batch]) -> int:

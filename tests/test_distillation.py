@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_ext import CompressConfig, SimMIMError, distill
+from simmim_ext import CompressConfig, SimMIMError, compress, distill
 from simmim_ext.data import Shuffled
 from simmim_ext.distillation import Distillation, gram
 from simmim_ext.nn import MaskedLinear
@@ -236,8 +236,14 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
         labelled_loss(student, teacher, torch.rand(40, 4), x)
     with pytest.raises(SimMIMError, match=r"the loss became nan in epoch 1, step 1; lower"):
         distill(student, teacher, [x * float("nan")])
+    with pytest.raises(SimMIMError, match=r"parameters are float16, .* model.float\(\) or"):
+        distill(student.half(), teacher.half(), [x.half()])
+    student.float()
+    teacher.float()
     with pytest.raises(SimMIMError, match=r"no parameter of the student requires a gradient"):
         distill(student.requires_grad_(False), teacher, [x])
+    with pytest.raises(SimMIMError, match=r"no parameter .* or set epochs=0"):
+        compress(student, calibration=[x], constraints={"units": 0.5})
     conv = nn.Sequential(nn.Conv1d(8, 5, 1), nn.Flatten())
     with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear .* teacher runs none"):
         distill(conv, conv, [x[..., None]], config=CompressConfig(gram_weight=1.0))
