@@ -80,10 +80,18 @@ def take(batch: Batch, rows: Tensor | slice) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device | str | None) -> Batch:
-    """The batch with every tensor on the device; None leaves it where it is."""
-    if device is None:
-        return batch
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """The batch with every tensor on the device; None leaves it where it is.
+
+    Tensors that were made under ``torch.inference_mode`` are copied: autograd refuses them.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.is_inference():
+            with torch.inference_mode(False):
+                tensor = tensor.clone()
+        return tensor if device is None else tensor.to(device, non_blocking=True)
+
+    return map_tensors(batch, move)
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -298,13 +306,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seeds torch's global generators for the block; the caller's random state comes back."""
+    """Seeds torch's global generators for the block; the caller's random state comes back.
+
+    Autograd is on in the block, whatever the caller's ``no_grad`` or ``inference_mode``.
+    """
     device = torch.device(device)
     # Any mixing does that keeps (seed, epoch) pairs apart.
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 1_000_003 + seed) % 2**63
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(mixed)
         if device.type == "cuda":
             with torch.cuda.device(device):

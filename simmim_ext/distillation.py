@@ -80,12 +80,13 @@ def distill(
         first = next(batches(data, name="train"))
         resolved = resolve_output(output, teacher, first, forward_fn)
         noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
-    run = Distillation(
-        copy.deepcopy(student), teacher, data, config=config, noise=noise, forward_fn=forward_fn
-    )
-    with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
-        while run.epoch < config.epochs:
-            run.run_epoch(advance)
+        student = copy.deepcopy(student)
+        run = Distillation(
+            student, teacher, data, config=config, noise=noise, forward_fn=forward_fn
+        )
+        with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
+            while run.epoch < config.epochs:
+                run.run_epoch(advance)
     return run.student, run.history
 
 

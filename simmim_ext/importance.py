@@ -29,7 +29,8 @@ def importance(kind: str, setting: Setting) -> Callable[[GroupStatistics], Ranki
     """
     from torch_pruning.pruner import importance as tp
 
-    model = deepcopy(setting.model)
+    with torch.inference_mode(False):
+        model = deepcopy(setting.model)
     kinds: dict[str, Callable[[], Any]] = {
         "magnitude_l1": lambda: tp.GroupMagnitudeImportance(p=1),
         "magnitude_l2": lambda: tp.GroupMagnitudeImportance(p=2),
@@ -121,7 +122,7 @@ def _clear_gradients(model: nn.Module) -> None:
 
 def _backward(model: nn.Module, batch: Batch, setting: Setting) -> None:
     """Adds the gradient of the batch's loss, with labels or with what the model predicts."""
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         outputs = forward(model, batch, setting.forward_fn).float()
         labels = class_labels(batch, len(outputs))
         if setting.predictions.noise is not None:

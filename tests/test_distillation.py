@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_ext import CompressConfig, SimMIMError, compress, distill
+from simmim_ext import CompressConfig, SimMIMError, assessment, compress, distill
 from simmim_ext.data import Shuffled
 from simmim_ext.distillation import Distillation, gram
 from simmim_ext.nn import MaskedLinear
@@ -247,6 +247,29 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
     conv = nn.Sequential(nn.Conv1d(8, 5, 1), nn.Flatten())
     with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear .* teacher runs none"):
         distill(conv, conv, [x[..., None]], config=CompressConfig(gram_weight=1.0))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_autograd_mode_changes_nothing(mode, monkeypatch):
+    monkeypatch.setattr(assessment, "measure_latency", lambda *_: [1.0, 1.0])
+
+    def work():
+        model = mlp(16, norm=True)
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+        data = [(x, torch.arange(64) % 5)]
+        config = CompressConfig(epochs=1, label_weight=1.0)
+        half = {"calibration": data, "example_inputs": data[0], "config": config}
+        yield distill(model, mlp(16), data, config=config)[0]
+        yield compress(model, constraints={"units": 0.5}, **half).model
+        yield compress(model, constraints={"sparsity": 0.5}, granularity="weight", **half).model
+
+    expected = [weights(found) for found in work()]
+    with mode():
+        models = list(work())
+    for model, before in zip(models, expected, strict=True):
+        assert same(weights(model), before)
+        model(torch.rand(3, 8)).sum().backward()
 
 
 def test_an_interrupt_leaves_modes_and_random_state(teacher, x):

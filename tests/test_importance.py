@@ -45,6 +45,16 @@ def test_samples_without_a_label_have_no_gradient(criterion):
 
 
 @pytest.mark.filterwarnings("ignore:score. ")
+def test_gradients_are_taken_under_inference_mode():
+    torch.manual_seed(0)
+    expected = score(mlp(), [torch.ones(40, 12)], criterion="taylor")["0"]
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        found = score(mlp(), [torch.ones(40, 12)], criterion="taylor")["0"]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
 @pytest.mark.parametrize("name", ["timm vit", "rms norm"])
 @pytest.mark.parametrize("criterion", ["magnitude_l1", "fpgm", "taylor"])
 def test_bare_parameters_and_foreign_norms_are_no_obstacle(name, criterion):
