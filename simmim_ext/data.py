@@ -5,7 +5,7 @@ inputs; a tuple's second item and a mapping's "labels" or "label" are its labels
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -292,9 +292,20 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def evaluating(*models: nn.Module) -> AbstractContextManager[None]:
-    """Puts the models into eval mode for the block; every module's own mode comes back."""
-    return in_mode(*models, training=False)
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts the models into eval mode for the block; every module's own mode comes back.
+
+    torch's fused attention, which runs whole encoder layers past their modules' hooks and forward
+    functions, is off in the block.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with in_mode(*models, training=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def device_of(model: nn.Module) -> torch.device:

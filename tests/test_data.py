@@ -177,6 +177,15 @@ def test_evaluating_restores_every_modules_own_mode():
     assert [m.training for m in model.modules()] == [True, True, False]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_evaluating_restores_fused_attention(fused, monkeypatch):
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", fused)
+    with pytest.raises(KeyboardInterrupt), d.evaluating(nn.Linear(2, 2)):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        raise KeyboardInterrupt
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+
+
 def test_seeded_gives_the_callers_random_state_back():
     torch.manual_seed(5)
     expected = torch.rand(3)
