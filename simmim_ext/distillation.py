@@ -3,8 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,9 +27,9 @@ from .data import (
 )
 from .errors import SimMIMError
 from .labels import NO_LABEL, class_labels, value_labels
-from .nn import MaskedLinear
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
+from .similarity import gram_loss, last_input
 from .storage import Json, restore_tensors, tensors_of
 
 History = list[dict[str, Any]]
@@ -223,9 +222,9 @@ class Distillation:
         config = self._config
         compared = config.gram_weight > 0
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
-            with torch.no_grad(), _last_input(self._teacher, compared) as told:
+            with torch.no_grad(), last_input(self._teacher, compared) as told:
                 teacher = forward(self._teacher, batch, self._forward_fn)
-            with _last_input(self.student, compared) as learnt:
+            with last_input(self.student, compared) as learnt:
                 student = forward(self.student, batch, self._forward_fn)
         if teacher.shape != student.shape:
             raise SimMIMError(
@@ -243,7 +242,7 @@ class Distillation:
         if config.label_weight > 0:
             loss = loss + config.label_weight * self._label_loss(student, batch)
         if compared:
-            loss = loss + config.gram_weight * _gram_loss(told, learnt)
+            loss = loss + config.gram_weight * gram_loss(told, learnt)
         return loss, len(student)
 
     def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
@@ -306,43 +305,3 @@ def _count_batches(data: Iterable[Batch]) -> int:
         return len(data)  # type: ignore[arg-type]
     except TypeError:  # Also from a DataLoader, of a dataset without a length.
         return sum(1 for _ in data)
-
-
-def _gram_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Of what ``_last_input`` kept of the models."""
-    for role, kept in (("teacher", teacher), ("student", student)):
-        if not kept:
-            raise SimMIMError(
-                "distill: gram_weight needs an nn.Linear or MaskedLinear, at whose input samples "
-                f"are compared, and the {role} runs none; set gram_weight=0"
-            )
-    return (gram(student[0]) - gram(teacher[0])).square().mean()
-
-
-def gram(features: Tensor) -> Tensor:
-    """Similarities of the batch's samples [samples, samples], each row of unit length."""
-    rows = features.flatten(1).float()
-    return functional.normalize(rows @ rows.T, dim=1)
-
-
-@contextmanager
-def _last_input(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """Keeps the input of the linear layer that runs last in the block, in a list of one, if wanted.
-
-    It is the last to run and not the last by order of definition, which need not run as a module.
-    """
-    kept: list[Tensor] = []
-
-    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept[:] = args[:1]
-
-    handles = [
-        layer.register_forward_pre_hook(keep)
-        for layer in model.modules()
-        if wanted and isinstance(layer, nn.Linear | MaskedLinear)
-    ]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,9 +8,10 @@ from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, assessment, compress, distill
 from simmim_ext.data import Shuffled
-from simmim_ext.distillation import Distillation, gram
+from simmim_ext.distillation import Distillation
 from simmim_ext.nn import MaskedLinear
 from simmim_ext.outputs import kl_per_sample
+from simmim_ext.similarity import gram
 
 CONFIG = CompressConfig(epochs=4, lr=3e-2)
 
