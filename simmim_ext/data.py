@@ -5,7 +5,7 @@ inputs; a tuple's second item and a mapping's "labels" or "label" are its labels
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +35,10 @@ def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def labels_of(batch: Batch) -> Tensor | None:
-    """The batch's labels [samples, ...], or None where it carries none."""
+    """The batch's labels [samples, ...] as they come, or None where it carries none.
+
+    ``labels.class_labels`` and ``labels.value_labels`` arrange them as the outputs are.
+    """
     if isinstance(batch, Mapping):
         found = [batch[key] for key in _LABEL_KEYS if key in batch]
     elif isinstance(batch, list | tuple):
@@ -77,10 +80,18 @@ def take(batch: Batch, rows: Tensor | slice) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device | str | None) -> Batch:
-    """The batch with every tensor on the device; None leaves it where it is."""
-    if device is None:
-        return batch
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """The batch with every tensor on the device; None leaves it where it is.
+
+    Tensors that were made under ``torch.inference_mode`` are copied: autograd refuses them.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.is_inference():
+            with torch.inference_mode(False):
+                tensor = tensor.clone()
+        return tensor if device is None else tensor.to(device, non_blocking=True)
+
+    return map_tensors(batch, move)
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -281,9 +292,20 @@ def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def evaluating(*models: nn.Module) -> AbstractContextManager[None]:
-    """Puts the models into eval mode for the block; every module's own mode comes back."""
-    return in_mode(*models, training=False)
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts the models into eval mode for the block; every module's own mode comes back.
+
+    torch's fused attention, which runs whole encoder layers past their modules' hooks and forward
+    functions, is off in the block.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with in_mode(*models, training=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -295,13 +317,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seeds torch's global generators for the block; the caller's random state comes back."""
+    """Seeds torch's global generators for the block; the caller's random state comes back.
+
+    Autograd is on in the block, whatever the caller's ``no_grad`` or ``inference_mode``.
+    """
     device = torch.device(device)
     # Any mixing does that keeps (seed, epoch) pairs apart.
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 1_000_003 + seed) % 2**63
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(mixed)
         if device.type == "cuda":
             with torch.cuda.device(device):

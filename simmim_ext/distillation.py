@@ -3,15 +3,14 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import check_model, check_options
+from .arguments import check_device, check_model, check_options
 from .config import CompressConfig
 from .data import (
     Batch,
@@ -27,8 +26,10 @@ from .data import (
     seeded,
 )
 from .errors import SimMIMError
+from .labels import NO_LABEL, class_labels, value_labels
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
+from .similarity import gram_loss, last_input
 from .storage import Json, restore_tensors, tensors_of
 
 History = list[dict[str, Any]]
@@ -48,8 +49,8 @@ def distill(
 
     The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule;
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
-    taken at the input of the last nn.Linear. For "values" and "embeddings" the KL is that of
-    Gaussian outputs.
+    taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
+    that of Gaussian outputs.
 
     Args:
         student: the model to train; it is not changed.
@@ -67,23 +68,25 @@ def distill(
 
     Raises:
         SimMIMError: the data is empty or read-once, the loss stops being finite, nothing in the
-            student can be trained.
+            student can be trained, or it is float16.
     """
     for argument, model in (("student", student), ("teacher", teacher)):
         check_model("distill", model, argument)
     check_options("distill", config=config, forward_fn=forward_fn)
     config = config or CompressConfig()
+    check_device("distill", student, config)
     check_reiterable(data, "train")
     with seeded(config.seed):
         first = next(batches(data, name="train"))
         resolved = resolve_output(output, teacher, first, forward_fn)
         noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
-    run = Distillation(
-        copy.deepcopy(student), teacher, data, config=config, noise=noise, forward_fn=forward_fn
-    )
-    with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
-        while run.epoch < config.epochs:
-            run.run_epoch(advance)
+        student = copy.deepcopy(student)
+        run = Distillation(
+            student, teacher, data, config=config, noise=noise, forward_fn=forward_fn
+        )
+        with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
+            while run.epoch < config.epochs:
+                run.run_epoch(advance)
     return run.student, run.history
 
 
@@ -131,18 +134,12 @@ class Distillation:
         self._device = device_of(student)
         self._noise = noise
         with seeded(config.seed):
-            # Not every loader knows its length, and the cosine needs it.
-            self.steps = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+            self.steps = _count_batches(data)
         if state is not None:
             # Before the optimizer, since a restored layer may be another object.
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
             restore_tensors(student, weights, state[1]["student"])
-        trainable = [p for p in student.parameters() if p.requires_grad]
-        if not trainable and config.epochs > 0:
-            raise SimMIMError(
-                "distill: no parameter of the student requires a gradient; call "
-                "student.requires_grad_(True), or set epochs=0"
-            )
+        trainable = trained_by(student, config.epochs)
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
         if state is not None:
             self._restore_progress(*state)
@@ -179,11 +176,17 @@ class Distillation:
                 self._optimizer.step()
                 total += value * rows
                 samples += rows
+        if samples == 0:
+            raise SimMIMError(
+                f"distill: every batch of epoch {self.epoch + 1} has one sample, on which the "
+                "student's BatchNorm layers cannot be trained; give batches of 2 samples or more, "
+                "or set epochs=0"
+            )
         self.epoch += 1
         self.history.append(
             {
                 "epoch": self.epoch,
-                "loss": total / max(samples, 1),
+                "loss": total / samples,
                 "lr": lr,
                 "seconds": time.perf_counter() - begin,
             }
@@ -218,14 +221,12 @@ class Distillation:
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         """The loss of a batch, a scalar, and the number of its samples."""
         config = self._config
-        features: list[Tensor] = []
-        with (
-            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp),
-            _last_features(self._teacher, self.student, features, config.gram_weight > 0),
-        ):
-            with torch.no_grad():
+        compared = config.gram_weight > 0
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
+            with torch.no_grad(), last_input(self._teacher, compared) as told:
                 teacher = forward(self._teacher, batch, self._forward_fn)
-            student = forward(self.student, batch, self._forward_fn)
+            with last_input(self.student, compared) as learnt:
+                student = forward(self.student, batch, self._forward_fn)
         if teacher.shape != student.shape:
             raise SimMIMError(
                 "distill: student must have as many outputs as teacher, got "
@@ -241,58 +242,67 @@ class Distillation:
             loss = kl_per_sample(teacher, student, noise=self._noise).mean()
         if config.label_weight > 0:
             loss = loss + config.label_weight * self._label_loss(student, batch)
-        if config.gram_weight > 0:
-            similarity = gram(features[1]) - gram(features[0])
-            loss = loss + config.gram_weight * similarity.square().mean()
+        if compared:
+            loss = loss + config.gram_weight * gram_loss(told, learnt)
         return loss, len(student)
 
     def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
-        labels = labels_of(batch)
-        if labels is None or labels.shape[0] != len(student):
-            raise SimMIMError(
-                f"distill: label_weight={self._config.label_weight} needs one label for each of "
-                f"the {len(student)} samples of a batch, got "
-                f"{'none' if labels is None else labels.shape[0]}; set label_weight=0 or give "
-                "(inputs, labels)"
-            )
-        if self._noise is None:
-            if labels.max() >= student.shape[1]:
-                raise SimMIMError(
-                    f"distill: labels must be below the {student.shape[1]} classes of the outputs "
-                    f"(or -100, none), got {labels.max().item()}; correct the data, or set "
-                    "label_weight=0"
+        if self._noise is not None:
+            values = value_labels(batch, student)
+            if values is None:
+                raise self._label_error(batch, f"labels of the outputs' shape {[*student.shape]}")
+            return kl_per_sample(values, student, noise=self._noise).mean()
+        labels = class_labels(batch, len(student))
+        if labels is None:
+            shares = value_labels(batch, student)
+            if shares is None:
+                each = (
+                    f"one label for each of the {len(student)} samples of a batch, a whole number"
                 )
-            return functional.cross_entropy(student, labels)
-        return kl_per_sample(labels.reshape(student.shape), student, noise=self._noise).mean()
-
-
-def gram(features: Tensor) -> Tensor:
-    """Similarities of the batch's samples [samples, samples], each row of unit length."""
-    rows = features.flatten(1).float()
-    return functional.normalize(rows @ rows.T, dim=1)
-
-
-@contextmanager
-def _last_features(
-    teacher: nn.Module, student: nn.Module, features: list[Tensor], wanted: bool
-) -> Iterator[None]:
-    """Collects the input of each model's last nn.Linear while the block runs, if wanted."""
-    if not wanted:
-        yield
-        return
-    handles = []
-    for model in (teacher, student):
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not layers:
+                raise self._label_error(batch, each)
+            return functional.cross_entropy(student, shares)
+        if labels.max() >= student.shape[1]:
             raise SimMIMError(
-                "distill: gram_weight needs an nn.Linear, at whose input samples are compared, and "
-                "the model has none; set gram_weight=0"
+                f"distill: labels must be below the {student.shape[1]} classes of the outputs "
+                f"(or negative, none), got {labels.max().item()}; correct the data, or set "
+                "label_weight=0"
             )
-        handles.append(
-            layers[-1].register_forward_pre_hook(lambda layer, args: features.append(args[0]))
+        # The mean over no label at all would be NaN.
+        total = functional.cross_entropy(student, labels, reduction="sum", ignore_index=NO_LABEL)
+        return total / (labels >= 0).sum().clamp(min=1)
+
+    def _label_error(self, batch: Batch, wanted: str) -> SimMIMError:
+        labels = labels_of(batch)
+        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
+        return SimMIMError(
+            f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
+            "label_weight=0 or give (inputs, labels)"
         )
+
+
+def trained_by(student: nn.Module, epochs: int) -> list[nn.Parameter]:
+    """The parameters that so many epochs train.
+
+    Raises:
+        SimMIMError: there is none, or one is float16, if epochs > 0.
+    """
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    if epochs > 0 and not trainable:
+        raise SimMIMError(
+            "distill: no parameter of the student requires a gradient; call "
+            "student.requires_grad_(True), or set epochs=0"
+        )
+    if epochs > 0 and any(p.dtype == torch.float16 for p in trainable):
+        raise SimMIMError(
+            "distill: the student's parameters are float16, in which Adam's epsilon of 1e-8 is 0 "
+            "and its steps are NaN; give model.float() or model.bfloat16(), or set epochs=0"
+        )
+    return trainable
+
+
+def _count_batches(data: Iterable[Batch]) -> int:
+    """Batches in a pass over the data, which the cosine needs and not every loader knows."""
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # Also from a DataLoader, of a dataset without a length.
+        return sum(1 for _ in data)

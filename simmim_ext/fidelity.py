@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, labels_of
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
 from .errors import SimMIMError
 from .intervals import bootstrap_mean, clopper_pearson, proportion_at_least, spearman
+from .labels import class_labels
 from .outputs import kl_per_sample
 
 _WORST = 5
@@ -46,7 +47,8 @@ def compare(
     """Compares the models' predictions on the data, both in eval mode.
 
     Intervals are at 95%: a percentile bootstrap over samples for the KL and the cosine,
-    Clopper-Pearson for the agreement. Labels, where they come, serve accuracy and calibration.
+    Clopper-Pearson for the agreement. Labels that ``class_labels`` makes sense of serve accuracy
+    and calibration.
 
     Args:
         teacher: the original.
@@ -73,7 +75,7 @@ def compare(
                 raise SimMIMError(
                     f"{name}: the {whose}'s outputs are not finite; check the data for NaN"
                 )
-            meter.update(t, s, labels_of(batch))
+            meter.update(t, s, class_labels(batch, len(t)))
     return meter.result(seed)
 
 
@@ -95,13 +97,9 @@ class _Classes:
         confidence, chosen = p.max(dim=-1)
         kl = kl_per_sample(teacher, student)
         self._rows.append(torch.stack([kl, chosen[0].double(), chosen[1].double()]).cpu())
-        if labels is not None and not labels.is_floating_point():
-            labels = labels.flatten()
-            if len(labels) == len(teacher):
-                # Negative labels mark samples without one, as in torch's cross_entropy.
-                known = labels >= 0
-                correct = (chosen == labels).double()
-                self._labelled.append(torch.cat([confidence, correct])[:, known].cpu())
+        if labels is not None:
+            correct = (chosen == labels).double()
+            self._labelled.append(torch.cat([confidence, correct])[:, labels >= 0].cpu())
 
     def result(self, seed: int) -> Comparison:
         assert self._mean is not None

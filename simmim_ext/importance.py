@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .collect import GroupStatistics
-from .data import Batch, batches, device_of, evaluating, forward, labels_of, samples_of, take
+from .data import Batch, batches, device_of, evaluating, forward, samples_of, take
 from .errors import SimMIMError
+from .labels import NO_LABEL, class_labels
 from .ranking import Ranking, Setting, by_score
 from .units import UnitGroup
 
@@ -28,7 +29,8 @@ def importance(kind: str, setting: Setting) -> Callable[[GroupStatistics], Ranki
     """
     from torch_pruning.pruner import importance as tp
 
-    model = deepcopy(setting.model)
+    with torch.inference_mode(False):
+        model = deepcopy(setting.model)
     kinds: dict[str, Callable[[], Any]] = {
         "magnitude_l1": lambda: tp.GroupMagnitudeImportance(p=1),
         "magnitude_l2": lambda: tp.GroupMagnitudeImportance(p=2),
@@ -128,16 +130,15 @@ def _backward(model: nn.Module, batch: Batch, setting: Setting, generator: torch
 
     Values are drawn from the prediction with the generator.
     """
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         outputs = forward(model, batch, setting.forward_fn).float()
-        labels = labels_of(batch)
+        labels = class_labels(batch, len(outputs))
         if setting.predictions.noise is not None:
             drawn = torch.randn(outputs.shape, generator=generator, device=outputs.device)
             loss = (outputs - outputs.detach() - drawn).square().sum()
         else:
-            fits = labels is not None and labels.shape == outputs.shape[:1]
-            target = labels.long() if fits and labels is not None else outputs.argmax(1)
-            loss = F.cross_entropy(outputs, target, reduction="sum")
+            target = outputs.argmax(1) if labels is None else labels
+            loss = F.cross_entropy(outputs, target, reduction="sum", ignore_index=NO_LABEL)
         loss.backward()  # type: ignore[no-untyped-call]
 
 

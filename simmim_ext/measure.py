@@ -10,7 +10,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, take, to_device
+from .data import (
+    Batch,
+    ForwardFn,
+    device_of,
+    evaluating,
+    forward,
+    in_mode,
+    samples_of,
+    take,
+    to_device,
+)
 from .storage import masked_layers, set_submodule, tensors_of
 
 
@@ -84,7 +94,8 @@ def measure_latency(
         return (time.perf_counter() - start) / times
 
     rounds: list[list[float]] = []
-    with evaluating(*models), torch.inference_mode():
+    # Not ``evaluating``: fused attention is part of what the models take.
+    with in_mode(*models, training=False), torch.inference_mode():
         for model in models:
             run(model, 3)
         times = [max(1, round(1e-3 / max(run(model, 3), 1e-9))) for model in models]

@@ -85,53 +85,53 @@ def prune(
     config = config or CompressConfig()
     check_device("prune", model, config)
     constraints = plain_numbers(constraints)
-    ignored = names_of(model, ignored_layers)
-    original = model
-    model, converted = prepared(model, ignored)
-    scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
-    plan, student, history = prune_units(
-        model,
-        scores,
-        constraints,
-        allocation=config.allocation,
-        round_to=round_to,
-        forward_fn=forward_fn,
-    )
-    fit: list[Batch] = []
-    held_out: list[Batch] = []
-    noise: float | None = None
-    if calibration is not None:
-        with seeded(config.seed):
-            fit, held_out = split(gather(calibration, config.calibration_samples))
-        resolved = resolve_output(output, model, fit[0], forward_fn)
-        noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
-        if config.reconstruct:
-            student = reconstruct(
-                student,
-                model,
-                fit,
-                history,
-                samples=config.calibration_samples,
-                seed=config.seed,
-                refit_outputs=noise is None,
-                forward_fn=forward_fn,
-            )
-    student, back = restored(student, original, converted)
-    report: dict[str, Any]
-    if calibration is None:
-        report = {"teacher": _costs(original, scores.example, forward_fn)}
-        report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
-    else:
-        report = assess(
-            original,
-            student,
-            held_out,
-            scores.example,
-            name=_HELD_OUT,
-            noise=noise,
+    with seeded(config.seed):  # and independent of the caller's inference mode
+        ignored = names_of(model, ignored_layers)
+        original = model
+        model, converted = prepared(model, ignored)
+        scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
+        plan, student, history = prune_units(
+            model,
+            scores,
+            constraints,
+            allocation=config.allocation,
+            round_to=round_to,
             forward_fn=forward_fn,
-            seed=config.seed,
         )
+        fit: list[Batch] = []
+        held_out: list[Batch] = []
+        noise: float | None = None
+        if calibration is not None:
+            fit, held_out = split(gather(calibration, config.calibration_samples))
+            resolved = resolve_output(output, model, fit[0], forward_fn)
+            noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
+            if config.reconstruct:
+                student = reconstruct(
+                    student,
+                    model,
+                    fit,
+                    history,
+                    samples=config.calibration_samples,
+                    seed=config.seed,
+                    refit_outputs=noise is None,
+                    forward_fn=forward_fn,
+                )
+        student, back = restored(student, original, converted)
+        report: dict[str, Any]
+        if calibration is None:
+            report = {"teacher": _costs(original, scores.example, forward_fn)}
+            report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
+        else:
+            report = assess(
+                original,
+                student,
+                held_out,
+                scores.example,
+                name=_HELD_OUT,
+                noise=noise,
+                forward_fn=forward_fn,
+                seed=config.seed,
+            )
     report |= {
         "layers": plan.layers,
         "config": config.to_dict(),

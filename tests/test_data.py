@@ -8,6 +8,7 @@ from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError
 from simmim_ext import data as d
+from simmim_ext.labels import class_labels, value_labels
 
 
 def test_inputs_and_labels_of_every_kind_of_batch():
@@ -22,6 +23,38 @@ def test_inputs_and_labels_of_every_kind_of_batch():
     assert d.labels_of((x, y)) is y
     assert d.labels_of({"a": x, "label": y}) is y
     assert d.labels_of(({"a": x, "labels": y},)) is y
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (torch.tensor([2, 0, 1], dtype=torch.int32), [2, 0, 1]),
+        (torch.tensor([2, 0, 1], dtype=torch.uint8), [2, 0, 1]),
+        (torch.tensor([True, False, True]), [1, 0, 1]),
+        (torch.tensor([2.0, 0.0, 1.0]), [2, 0, 1]),
+        (torch.tensor([[2], [0], [1]]), [2, 0, 1]),
+        (torch.tensor([2, -1, -100]), [2, -100, -100]),
+        (torch.tensor([0.5, 0.0, 1.0]), None),
+        (torch.tensor([2, 0]), None),
+        (torch.tensor(2), None),
+        (None, None),
+    ],
+)
+def test_class_labels_are_one_whole_number_a_row(labels, classes):
+    found = class_labels((torch.rand(3, 4), labels), 3)
+    assert (found is None) == (classes is None)
+    if found is not None:
+        assert found.dtype == torch.int64
+        assert found.tolist() == classes
+
+
+def test_value_labels_come_in_the_shape_of_the_outputs():
+    x, y = torch.rand(3, 4), torch.rand(3, dtype=torch.float64)
+    assert torch.equal(value_labels((x, y), torch.rand(3, 1)), y[:, None].float())
+    assert value_labels((x, torch.rand(2, 3)), torch.rand(3, 2)) is None
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0]])
+    tokens = {"x": x, "attention_mask": mask, "labels": torch.rand(3, 2, 5)}
+    assert torch.equal(value_labels(tokens, torch.rand(3, 5)), tokens["labels"][mask.bool()])
 
 
 @pytest.mark.parametrize("batch", ["text", (), 3, None])
@@ -142,6 +175,15 @@ def test_evaluating_restores_every_modules_own_mode():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [m.training for m in model.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_evaluating_restores_fused_attention(fused, monkeypatch):
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", fused)
+    with pytest.raises(KeyboardInterrupt), d.evaluating(nn.Linear(2, 2)):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        raise KeyboardInterrupt
+    assert torch.backends.mha.get_fastpath_enabled() == fused
 
 
 def test_seeded_gives_the_callers_random_state_back():

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_ext import CompressConfig, SimMIMError, distill
+from simmim_ext import CompressConfig, SimMIMError, assessment, compress, distill
 from simmim_ext.data import Shuffled
-from simmim_ext.distillation import Distillation, gram
+from simmim_ext.distillation import Distillation
+from simmim_ext.nn import MaskedLinear
 from simmim_ext.outputs import kl_per_sample
+from simmim_ext.similarity import gram
 
 CONFIG = CompressConfig(epochs=4, lr=3e-2)
 
@@ -97,6 +99,24 @@ def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
     assert not same(weights(trained), weights(mlp(8, norm=True)))
 
 
+def test_a_loader_over_an_iterable_dataset_is_counted(teacher, x):
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(x[:40])
+
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=16)
+    assert Distillation(mlp(8), teacher, loader, config=CONFIG).steps == 3
+    found = distill(mlp(8, seed=1), teacher, loader, config=CONFIG)[1]
+    expected = distill(mlp(8, seed=1), teacher, x[:40].split(16), config=CONFIG)[1]
+    assert [row["loss"] for row in found] == [row["loss"] for row in expected]
+
+
+def test_batches_of_one_sample_cannot_train_batch_norm(teacher, x):
+    with pytest.raises(SimMIMError, match=r"every batch of epoch 1 has one sample.* 2 samples or"):
+        distill(mlp(8, norm=True), teacher, x[:5].split(1), config=CONFIG)
+    assert distill(mlp(8), teacher, x[:5].split(1), config=CONFIG)[1][0]["loss"] > 0
+
+
 def test_regression_and_labels_and_gram(teacher, x):
     y = teacher(x).detach().argmax(1)
     data = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
@@ -113,12 +133,88 @@ def test_regression_and_labels_and_gram(teacher, x):
     assert distill(mlp(8), teacher, data, config=half)[0][0].weight.dtype == torch.float32
 
 
+def labelled_loss(student, teacher, labels, x, **options):
+    config = CompressConfig(epochs=1, label_weight=1.0)
+    data = [(x[: len(labels)], labels)]
+    return distill(student, teacher, data, config=config, **options)[1][0]["loss"]
+
+
+def test_class_labels_of_every_kind_mean_the_same(teacher, x):
+    student, labels = mlp(8, seed=1), torch.arange(40) % 2
+    expected = labelled_loss(student, teacher, labels, x)
+    one_hot = nn.functional.one_hot(labels, 5).float()
+    for kind in (labels.int(), labels.bool(), labels.float(), labels[:, None], one_hot):
+        found = labelled_loss(student, teacher, kind, x, output="classes")
+        assert found == pytest.approx(expected)
+
+
+def test_samples_without_a_label_have_no_label_loss(teacher, x):
+    student, labels = mlp(8, seed=1), torch.arange(40) % 5
+    labels[10:] = -1
+    config = CompressConfig(epochs=1)
+    plain = distill(student, teacher, [x[:40]], config=config)[1][0]["loss"]
+    known = nn.functional.cross_entropy(student(x[:10]), labels[:10]).item()
+    assert labelled_loss(student, teacher, labels, x) == pytest.approx(plain + known)
+    none = torch.full_like(labels, -100)
+    assert labelled_loss(student, teacher, none, x) == pytest.approx(plain)
+
+
+def test_labels_of_tokens_are_learnt(teacher):
+    tokens, y = torch.randn(8, 7, 8), torch.randint(5, (8, 7))
+    mask = torch.ones(8, 7)
+    mask[:4, 5:] = 0
+
+    class Padded(nn.Sequential):
+        def forward(self, x, attention_mask=None):
+            return super().forward(x)
+
+    def loss(**batch):
+        config = CompressConfig(epochs=1, label_weight=1.0)
+        pair = Padded(*mlp(8)), Padded(*teacher)
+        return distill(*pair, [{"x": tokens, **batch}], config=config)[1][0]["loss"]
+
+    assert loss(labels=y) > 0
+    none = y.where(mask.bool(), -100)
+    assert loss(labels=y, attention_mask=mask) == loss(labels=none, attention_mask=mask)
+
+
 def test_gram_is_the_row_normalised_similarity_of_tung_and_mori():
     features = torch.randn(6, 3, 2)
     flat = features.flatten(1)
     expected = flat @ flat.T
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(gram(features), expected)
+
+
+def gram_loss(student, teacher, x):
+    """What the Gram term adds to the loss of the first step."""
+    plain, similar = (
+        distill(student, teacher, [x], config=CompressConfig(epochs=1, gram_weight=weight))
+        for weight in (0.0, 1.0)
+    )
+    return similar[1][0]["loss"] - plain[1][0]["loss"]
+
+
+def test_gram_compares_the_same_layer_of_a_masked_student(teacher, x):
+    student = copy.deepcopy(teacher)
+    mask = torch.rand(5, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    student[2] = MaskedLinear.from_linear(student[2], mask)
+    assert gram_loss(student, teacher, x) == pytest.approx(0, abs=1e-6)
+    student[0] = MaskedLinear.from_linear(student[0], torch.eye(64, 8).bool())
+    expected = (gram(student[:2](x)) - gram(teacher[:2](x))).square().mean().item()
+    assert gram_loss(student, teacher, x) == pytest.approx(expected, rel=1e-3)
+
+
+def test_gram_takes_each_models_own_last_call_of_a_layer_that_runs_twice(teacher, x):
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + super().forward(-x)
+
+    student = mlp(8, seed=1)
+    expected = (gram(student[:2](-x)) - gram(teacher[:2](-x))).square().mean().item()
+    assert expected > 1e-5
+    found = gram_loss(Twice(*student), Twice(*teacher), x)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_zero_epochs_train_nothing(teacher, x):
@@ -137,13 +233,44 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
         distill(student, teacher, [])
     with pytest.raises(SimMIMError, match=r"label_weight=1.0 needs one label for each of the 512"):
         distill(student, teacher, [x], config=CompressConfig(label_weight=1.0))
+    with pytest.raises(SimMIMError, match=r"label_weight=1.0 needs labels of the outputs' shape"):
+        labelled_loss(student, teacher, torch.rand(40, 4), x)
     with pytest.raises(SimMIMError, match=r"the loss became nan in epoch 1, step 1; lower"):
         distill(student, teacher, [x * float("nan")])
+    with pytest.raises(SimMIMError, match=r"parameters are float16, .* model.float\(\) or"):
+        distill(student.half(), teacher.half(), [x.half()])
+    student.float()
+    teacher.float()
     with pytest.raises(SimMIMError, match=r"no parameter of the student requires a gradient"):
         distill(student.requires_grad_(False), teacher, [x])
+    with pytest.raises(SimMIMError, match=r"no parameter .* or set epochs=0"):
+        compress(student, calibration=[x], constraints={"units": 0.5})
     conv = nn.Sequential(nn.Conv1d(8, 5, 1), nn.Flatten())
-    with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear"):
+    with pytest.raises(SimMIMError, match=r"gram_weight needs an nn.Linear .* teacher runs none"):
         distill(conv, conv, [x[..., None]], config=CompressConfig(gram_weight=1.0))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_autograd_mode_changes_nothing(mode, monkeypatch):
+    monkeypatch.setattr(assessment, "measure_latency", lambda *_: [1.0, 1.0])
+
+    def work():
+        model = mlp(16, norm=True)
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+        data = [(x, torch.arange(64) % 5)]
+        config = CompressConfig(epochs=1, label_weight=1.0)
+        half = {"calibration": data, "example_inputs": data[0], "config": config}
+        yield distill(model, mlp(16), data, config=config)[0]
+        yield compress(model, constraints={"units": 0.5}, **half).model
+        yield compress(model, constraints={"sparsity": 0.5}, granularity="weight", **half).model
+
+    expected = [weights(found) for found in work()]
+    with mode():
+        models = list(work())
+    for model, before in zip(models, expected, strict=True):
+        assert same(weights(model), before)
+        model(torch.rand(3, 8)).sum().backward()
 
 
 def test_an_interrupt_leaves_modes_and_random_state(teacher, x):

@@ -106,6 +106,39 @@ def test_an_identical_student_is_perfect_and_labels_are_optional():
     assert found.teacher == found.student
 
 
+class Next(nn.Module):
+    """A causal language model: behind token i it is certain of i + 1."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return 20.0 * nn.functional.one_hot((input_ids + 1) % 16, 16)
+
+
+def accuracy(batch):
+    return compare(Next(), Next(), [batch]).teacher["accuracy"]
+
+
+def test_a_causal_language_models_labels_are_its_next_tokens():
+    tokens = (torch.arange(12) + torch.arange(30)[:, None]) % 16
+    mask = (torch.arange(12) < 8).expand(30, -1).long()
+    prompt = tokens.clone()
+    prompt[:, :5] = -100
+    padded = {"input_ids": tokens * mask, "attention_mask": mask}
+    assert accuracy({"input_ids": tokens, "labels": tokens}) == 1
+    assert accuracy({"input_ids": tokens, "labels": prompt.int()}) == 1
+    assert accuracy({**padded, "labels": tokens * mask}) == 1
+    assert accuracy({"input_ids": tokens, "labels": (tokens + 1) % 16}) == 1
+    assert accuracy({"input_ids": tokens, "labels": (tokens + 2) % 16}) == 0
+
+
+def test_labels_of_tokens_are_masked_as_the_outputs_are():
+    tokens = torch.randint(16, (30, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[:15, 5:] = 0
+    labels = torch.where(mask.bool(), (tokens + 1) % 16, 0)
+    assert accuracy({"input_ids": tokens, "attention_mask": mask, "labels": labels}) == 1
+    assert accuracy({"input_ids": tokens, "attention_mask": mask, "labels": labels[:, :5]}) is None
+
+
 def test_calibration_error_of_a_hand_made_case():
     confidence = torch.tensor([0.9, 0.9, 0.5, 0.5]).double()
     correct = torch.tensor([1.0, 0.0, 1.0, 0.0]).double()

@@ -52,6 +52,28 @@ def test_values_are_drawn_from_the_seed_and_not_from_the_callers_state(criterion
 
 
 @pytest.mark.filterwarnings("ignore:score. ")
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_samples_without_a_label_have_no_gradient(criterion):
+    torch.manual_seed(0)
+    model, x, y = mlp(), torch.randn(40, 12), torch.randint(4, (40,))
+    unknown = y.clone()
+    unknown[25:] = -1
+    found = score(model, [(x, unknown)], criterion=criterion)["0"]
+    expected = score(model, [(x[:25], y[:25])], criterion=criterion)["0"]
+    torch.testing.assert_close(found / found.mean(), expected / expected.mean())
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_gradients_are_taken_under_inference_mode():
+    torch.manual_seed(0)
+    expected = score(mlp(), [torch.ones(40, 12)], criterion="taylor")["0"]
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        found = score(mlp(), [torch.ones(40, 12)], criterion="taylor")["0"]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
 @pytest.mark.parametrize("name", ["timm vit", "rms norm"])
 @pytest.mark.parametrize("criterion", ["magnitude_l1", "fpgm", "taylor"])
 def test_bare_parameters_and_foreign_norms_are_no_obstacle(name, criterion):

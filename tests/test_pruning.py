@@ -213,3 +213,13 @@ def test_widths_are_multiples():
     result = prune(model, score(model, data("mlp")), constraints={"units": 0.6}, round_to=8)
     assert all(layer["after"] % 8 == 0 for layer in result.report["layers"])
     assert sum(layer["after"] for layer in result.report["layers"]) == 32
+
+
+def test_prune_does_not_depend_on_the_callers_inference_mode():
+    model, scores = scored("cnn")
+    expected = prune(model, scores, constraints={"units": 0.5}, calibration=data("cnn"))
+    with torch.inference_mode():
+        found = prune(model, scores, constraints={"units": 0.5}, calibration=data("cnn"))
+    for a, b in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not a.is_inference()

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from models import CASES, case, snapshot
 from torch import nn
 
-from simmim_ext import resume
+from simmim_ext import CompressConfig, assessment, compress, resume
 from simmim_ext.nn import MaskedLinear
 from simmim_ext.reconstruction import layers_in_order
 from simmim_ext.recording import Recorder
@@ -144,3 +144,35 @@ def test_what_own_operators_read_is_kept():
         for (_, outputs), batch in zip(ran, data, strict=True):
             with torch.no_grad():
                 assert torch.equal(outputs, model(batch))
+
+
+class Encoder(nn.Module):
+    """Layers that torch fuses in eval mode, where nothing wants gradients."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(16, 2, 24, batch_first=True) for _ in range(2))
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.layers(x).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+@pytest.mark.parametrize(
+    ("granularity", "constraints"), [("unit", {"units": 0.5}), ("weight", {"sparsity": 0.5})]
+)
+def test_layers_of_fused_encoders_are_seen(granularity, constraints, monkeypatch):
+    monkeypatch.setattr(assessment, "measure_latency", lambda *_: [1.0, 1.0])
+    torch.manual_seed(0)
+    result = compress(
+        Encoder(),
+        calibration=[torch.randn(40, 5, 16)],
+        constraints=constraints,
+        granularity=granularity,
+        ignored_layers=["*.self_attn"],
+        config=CompressConfig(epochs=0),
+    )
+    inner = [layer for layer in result.report["layers"] if "linear1" in layer["name"]]
+    assert len(inner) == 2
+    assert all(layer["after"] < layer["before"] for layer in inner)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from models import snapshot
 
-from simmim_ext import CompressConfig, SimMIMError, compress, load
+from simmim_ext import CompressConfig, SimMIMError, compress, distill, load
 from simmim_ext.conversion import prepared
 from simmim_ext.data import forward
+from simmim_ext.fidelity import compare
 from simmim_ext.graph import trace_units
 from simmim_ext.removal import apply_history, check_mask_equivalence, remove_units
 
@@ -225,6 +226,23 @@ def test_conv1d_becomes_linear_and_back_exactly():
         assert n == m
         assert torch.equal(a, b)
         assert a.stride() == b.stride()
+
+
+@pytest.mark.filterwarnings("ignore:.*loss_type=None.*")
+def test_a_causal_language_model_is_as_accurate_as_it_is():
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    tokens = (torch.arange(12) + torch.randint(60, (64, 1))) % 60
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    batch = {"input_ids": tokens, "labels": tokens}
+    assert compare(model, model, [batch]).teacher["accuracy"] > 0.9
+    learnt = CompressConfig(epochs=1, label_weight=1.0)
+    _, history = distill(model, model, [batch], config=learnt)
+    assert history[0]["loss"] < 0.5
 
 
 def test_unknown_attention_is_named_before_any_work_and_left_alone_on_demand():
