@@ -111,7 +111,7 @@ def test_other_arguments_of_another_kind(call, text) -> None:
         call()
 
 
-@pytest.mark.parametrize("caller", ["score", "diagnose", "prune"])
+@pytest.mark.parametrize("caller", ["score", "diagnose", "prune", "distill"])
 def test_device_that_the_model_is_not_on(caller) -> None:
     text = (
         f"{caller}: config.device is 'meta', and {caller} computes where the model is, on 'cpu'; "
@@ -121,6 +121,8 @@ def test_device_that_the_model_is_not_on(caller) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(text)):
         if caller == "prune":
             simmim_ext.prune(MODEL, {}, constraints=HALF, config=config)
+        elif caller == "distill":
+            simmim_ext.distill(MODEL, MODEL, DATA, config=config)
         else:
             getattr(simmim_ext, caller)(MODEL, DATA, config=config)
 
