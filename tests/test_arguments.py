@@ -228,6 +228,6 @@ def test_students_outputs_must_be_the_teachers() -> None:
 
 def test_labels_beyond_the_classes() -> None:
     config = CompressConfig(label_weight=1.0)
-    text = "distill: labels must be below the 3 classes of the outputs (or -100, none), got 5"
+    text = "distill: labels must be below the 3 classes of the outputs (or negative, none), got 5"
     with pytest.raises(SimMIMError, match=re.escape(text)):
         simmim_ext.distill(MODEL, MODEL, [(X, DATA[0][1] + 3)], config=config, progress=False)
