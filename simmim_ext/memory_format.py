@@ -1,5 +1,7 @@
 """The order of channels in memory in which a network runs fastest."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -27,12 +29,16 @@ def fastest_format(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None)
         with torch.no_grad(), evaluating(model):
             return forward(model, batch, forward_fn)
 
+    def order(memory_format: torch.memory_format) -> None:
+        options: dict[str, Any] = {"memory_format": memory_format}  # not in older torch's stubs
+        model.to(**options)
+
     before = answers()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    order(torch.channels_last)
     try:
         change = (answers() - before).abs().max()
     except Exception:  # whatever it is that it does not bear
         change = torch.tensor(torch.inf)
     if not change <= _ROUNDING * before.abs().max():
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        order(torch.contiguous_format)
     return model
