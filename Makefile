@@ -49,7 +49,8 @@ bench: build  ## every operator against its baselines
 	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench.json $(ARGS)
 	$(BIN)/python benchmarks/summary.py results/bench.json
 
-# Four minutes on a quiet machine; OMP_NUM_THREADS as the defaults are for one thread.
+# Four minutes on a quiet machine; OMP_NUM_THREADS as the defaults are for one thread. The default of
+# avx2 is the slower of two machines': benchmarks/slower.py.
 speeds: build  ## measure the default speed tables of sparse layers anew
 	@for capability in portable avx2 avx512; do \
 	  SIMMIM_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 \

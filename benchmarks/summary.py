@@ -157,9 +157,11 @@ def _matrix(figures: Figures) -> tuple[list[str], set[str]]:
     for key, (mask, rival) in MATRIX.items():
         cells: dict[float, dict[str, str]] = {}
         for name, density, batch in _cells(figures, key):
-            ratio = figures[name]["times_as_fast"][rival]
-            cells.setdefault(density, {})[batch] = _number(ratio)
             used.add(name)
+            ratio = figures[name]["times_as_fast"].get(rival)
+            if ratio is None:  # torch has no such rival on that machine
+                continue
+            cells.setdefault(density, {})[batch] = _number(ratio)
         for density, row in sorted(cells.items()):
             columns = " | ".join(row.get(batch, "") for batch in COLUMNS)
             lines.append(f"| {mask} | {density:.0%} | {columns} |")
