@@ -92,12 +92,21 @@ def check_example(caller: str, example_inputs: Any) -> None:
 
 
 def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
-    """Raises SimMIMError where epochs are asked for and all parameters are frozen."""
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    if epochs > 0 and flags and not any(flags):
+    """Raises SimMIMError where epochs are asked for that the model cannot be trained in.
+
+    Its parameters are all frozen, or one that is not is float16.
+    """
+    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
+    if epochs > 0 and not dtypes:
         raise SimMIMError(
             f"{caller}: config.epochs is {epochs}, and no parameter of the model requires a "
             "gradient; call model.requires_grad_(True), or set epochs=0 to distil nothing"
+        )
+    if epochs > 0 and torch.float16 in dtypes:
+        raise SimMIMError(
+            f"{caller}: config.epochs is {epochs}, and the model's parameters are float16, in "
+            "which Adam's epsilon of 1e-8 is 0 and its steps are NaN; give model.float() or "
+            "model.bfloat16(), or set epochs=0 to distil nothing"
         )
 
 

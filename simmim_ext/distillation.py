@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import check_device, check_model, check_options
+from .arguments import check_device, check_model, check_options, check_trainable
 from .config import CompressConfig
 from .data import (
     Batch,
@@ -139,7 +139,8 @@ class Distillation:
             # Before the optimizer, since a restored layer may be another object.
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
             restore_tensors(student, weights, state[1]["student"])
-        trainable = trained_by(student, config.epochs)
+        check_trainable("distill", student, config.epochs)
+        trainable = [p for p in student.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
         if state is not None:
             self._restore_progress(*state)
@@ -278,26 +279,6 @@ class Distillation:
             f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
             "label_weight=0 or give (inputs, labels)"
         )
-
-
-def trained_by(student: nn.Module, epochs: int) -> list[nn.Parameter]:
-    """The parameters that so many epochs train.
-
-    Raises:
-        SimMIMError: there is none, or one is float16, if epochs > 0.
-    """
-    trainable = [p for p in student.parameters() if p.requires_grad]
-    if epochs > 0 and not trainable:
-        raise SimMIMError(
-            "distill: no parameter of the student requires a gradient; call "
-            "student.requires_grad_(True), or set epochs=0"
-        )
-    if epochs > 0 and any(p.dtype == torch.float16 for p in trainable):
-        raise SimMIMError(
-            "distill: the student's parameters are float16, in which Adam's epsilon of 1e-8 is 0 "
-            "and its steps are NaN; give model.float() or model.bfloat16(), or set epochs=0"
-        )
-    return trainable
 
 
 def _count_batches(data: Iterable[Batch]) -> int:

@@ -13,7 +13,7 @@ from .budget import PER_LAYER
 from .checkpoint import Checkpoint
 from .config import CompressConfig
 from .data import Batch, ForwardFn, take
-from .distillation import Distillation, trained_by
+from .distillation import Distillation
 from .granularity import Granularity
 from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
@@ -62,7 +62,6 @@ class Run:
     def go(self, checkpoint: Checkpoint) -> tuple[nn.Module, State]:
         """All steps of the schedule, from where the checkpoint left them."""
         config, state, student = self.config, State(), self.teacher
-        trained_by(self.teacher, config.epochs)  # Fails now, and not when all is pruned.
         originals, constraints = self._originals(), dict(self.constraints)
         if PER_LAYER in originals:
             groups = self._groups(self.teacher)

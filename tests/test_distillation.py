@@ -241,7 +241,7 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
         distill(student.half(), teacher.half(), [x.half()])
     student.float()
     teacher.float()
-    with pytest.raises(SimMIMError, match=r"no parameter of the student requires a gradient"):
+    with pytest.raises(SimMIMError, match=r"no parameter of the model requires a gradient"):
         distill(student.requires_grad_(False), teacher, [x])
     with pytest.raises(SimMIMError, match=r"no parameter .* or set epochs=0"):
         compress(student, calibration=[x], constraints={"units": 0.5})
