@@ -16,7 +16,7 @@ enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4 };
 
 constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
-constexpr int64_t kTileColumns = 208;  // times a batch tile's lanes: what the L1 cache holds
+constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L1 cache holds
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 

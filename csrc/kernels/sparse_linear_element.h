@@ -14,10 +14,18 @@ inline Lanes load_quads(const float* p) {
 #endif
 }
 
+// The weight of a group's row r, in all lanes. Reading x alone keeps some CPUs' loads busy: with
+// `spreads` the weights of all rows come from one load. Others' shuffles would keep the
+// multiply-adds waiting.
+template <bool spreads, int r>
+inline Lanes broadcast_weight(const float* values, const Lanes& quads) {
+  if constexpr (spreads) return spread_of_quads<kLanes, r>(quads);
+  return broadcast<kLanes>(values[r]);
+}
+
 // `rows` rows of a group, from its row number `first` on, times `vectors` vectors of a tile's batch
-// lanes: eight accumulators, or four, that live in registers. The weights of all rows are read at
-// once and spread by shuffles, for reading x alone keeps the loads busy.
-template <int lanes, int vectors, int first, int... row>
+// lanes: eight accumulators, or four, that live in registers.
+template <bool spreads, int lanes, int vectors, int first, int... row>
 inline void element_rows(const float* values, const uint8_t* columns, const uint16_t* row_numbers,
                          int64_t count, const float* x, float* y,
                          std::integer_sequence<int, row...>) {
@@ -31,13 +39,13 @@ inline void element_rows(const float* values, const uint8_t* columns, const uint
     for (int v = 0; v < vectors; ++v) sums[r][v] = load<kLanes>(outputs[r] + v * kLanes);
   }
   for (int64_t i = 0; i < count; ++i, values += kGroupRows, columns += kGroupRows) {
-    const Lanes weights = load_quads(values);
+    const Lanes quads = spreads ? load_quads(values) : Lanes{};
     const auto add = [&](const Lanes& weight, const float* inputs, Lanes* sum) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[v] += weight * load<kLanes>(inputs + v * kLanes);
     };
-    (add(spread_of_quads<kLanes, first + row>(weights), x + int64_t{columns[first + row]} * lanes,
-         sums[row]),
+    (add(broadcast_weight<spreads, first + row>(values, quads),
+         x + int64_t{columns[first + row]} * lanes, sums[row]),
      ...);
   }
 #pragma GCC unroll 4
@@ -47,7 +55,7 @@ inline void element_rows(const float* values, const uint8_t* columns, const uint
   }
 }
 
-template <int lanes>
+template <bool spreads, int lanes>
 inline void element_tile(const ElementWeight& weight, const ElementTile& tile, const float* x,
                          float* y) {
   constexpr int kVectors = std::min(4, lanes / kLanes);
@@ -60,9 +68,11 @@ inline void element_tile(const ElementWeight& weight, const ElementTile& tile, c
     for (int64_t group = 0; group < weight.runs[run].groups; ++group) {
       for (int lane = 0; lane < lanes; lane += kLanes * kVectors) {
         const float* inputs = x + lane;
-        element_rows<lanes, kVectors, 0>(values, columns, rows, count, inputs, y + lane, kRows);
+        element_rows<spreads, lanes, kVectors, 0>(values, columns, rows, count, inputs, y + lane,
+                                                  kRows);
         if constexpr (kVectors == 4) {
-          element_rows<lanes, kVectors, 2>(values, columns, rows, count, inputs, y + lane, kRows);
+          element_rows<spreads, lanes, kVectors, 2>(values, columns, rows, count, inputs, y + lane,
+                                                    kRows);
         }
       }
       values += kGroupRows * count;
@@ -72,7 +82,7 @@ inline void element_tile(const ElementWeight& weight, const ElementTile& tile, c
   }
 }
 
-template <int lanes>
+template <bool spreads, int lanes>
 inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kBatchLanes = lanes;
   const Packed packed(args.packed);
@@ -81,27 +91,40 @@ inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t e
   const int64_t row_blocks = divide_up(out_features, kTileRows);
   const int64_t column_tiles = divide_up(packed.header().in_features, kTileColumns);
   constexpr int64_t kTileFloats = packed_tile_floats(kTileColumns, kBatchLanes);
-  std::vector<float> y((kTileRows + 1) * kBatchLanes);  // and the scratch row
+  const std::unique_ptr<OutputTile<lanes>> outputs(new OutputTile<lanes>);  // not made 0
+  float* y = outputs->rows;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task % row_blocks, batch_tile = task / row_blocks;
     const int64_t first_row = block * kTileRows;
     const int64_t rows_here = std::min(kTileRows, out_features - first_row);
     for (int64_t row = 0; row < rows_here; ++row) {
-      std::fill_n(y.data() + row * kBatchLanes, kBatchLanes,
+      std::fill_n(y + row * kBatchLanes, kBatchLanes,
                   args.bias == nullptr ? 0.0f : args.bias[first_row + row]);
     }
     const float* x = args.x + batch_tile * column_tiles * kTileFloats;
     for (int64_t tile = 0; tile < column_tiles; ++tile, x += kTileFloats) {
-      element_tile<lanes>(weight, weight.tiles[block * column_tiles + tile], x, y.data());
+      element_tile<spreads, lanes>(weight, weight.tiles[block * column_tiles + tile], x, y);
     }
     const int64_t first_lane = batch_tile * kBatchLanes;
     const int64_t lanes_here = std::min(kBatchLanes, args.batch - first_lane);
-    transpose_into<kLanes>(y.data(), kBatchLanes, rows_here, lanes_here,
+    transpose_into<kLanes>(y, kBatchLanes, rows_here, lanes_here,
                            args.y + first_lane * out_features + first_row, out_features, rows_here);
   }
 }
 
 inline void element_linear(const SparseLinearArgs& args, int64_t begin, int64_t end) {
-  return args.lanes == 16 ? element_tasks<16>(args, begin, end)
-                          : element_tasks<32>(args, begin, end);
+#if defined(SIMMIM_AVX512)
+  if (shuffles_wait()) {
+    switch (args.lanes) {
+      case 16:
+        return element_tasks<false, 16>(args, begin, end);
+      case 32:
+        return element_tasks<false, 32>(args, begin, end);
+      default:
+        return element_tasks<false, 64>(args, begin, end);
+    }
+  }
+#endif
+  return args.lanes == 16 ? element_tasks<true, 16>(args, begin, end)
+                          : element_tasks<true, 32>(args, begin, end);
 }

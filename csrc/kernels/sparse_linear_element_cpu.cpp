@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <memory>
 #include <utility>
-#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -9,6 +9,22 @@
 #include "float_vector.h"
 #include "sparse_linear.h"
 #include "sparse_linear_packed.h"
+
+namespace simmim {
+namespace {
+
+// The y that a task makes, and the scratch row.
+template <int lanes>
+struct alignas(64) OutputTile {
+  float rows[(kTileRows + 1) * lanes];
+};
+
+// Whether shuffles take a port of the multiply-adds, and the loads are twice as many: so on Intel's
+// CPUs with 512-bit vectors, of which those with AMX were measured; on AMD's it is the other way.
+bool shuffles_wait() { return cpu_capability() >= CpuCapability::amx; }
+
+}  // namespace
+}  // namespace simmim
 
 #define SIMMIM_KERNEL "sparse_linear_element.h"
 #include "every_target.h"
@@ -19,9 +35,24 @@ void element_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end
   SIMMIM_BEST_TARGET(element_linear, args, begin, end);
 }
 
-// A tile of 32 samples takes 1.8 times as long as one of 16, but may be half empty.
+// Larger tiles take less time for each sample, but may be half empty.
 int64_t element_lanes_cpu(int64_t batch) {
-  return 5 * divide_up(batch, 16) < 9 * divide_up(batch, 32) ? 16 : 32;
+  struct Tile {
+    int64_t lanes;
+    double time;
+  };
+  constexpr Tile kSpreading[] = {{32, 1.8}, {16, 1.0}};
+  constexpr Tile kBroadcasting[] = {{64, 2.75}, {32, 1.45}, {16, 1.0}};
+  const auto fastest = [batch](const auto& tiles) {
+    const auto time = [batch](const Tile& tile) {
+      return static_cast<double>(divide_up(batch, tile.lanes)) * tile.time;
+    };
+    return std::min_element(
+               std::begin(tiles), std::end(tiles),
+               [&](const Tile& a, const Tile& b) { return time(a) < time(b); })
+        ->lanes;
+  };
+  return shuffles_wait() ? fastest(kBroadcasting) : fastest(kSpreading);
 }
 
 }  // namespace simmim

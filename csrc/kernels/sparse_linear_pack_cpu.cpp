@@ -84,7 +84,7 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
                    [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
   rows.resize(divide_up(args.out_features, kWindowRows) * kWindowRows, -1);
 
-  std::vector<int64_t> first = {0};
+  std::vector<WindowGroup> groups = {{0, 0}};
   std::vector<float> values;
   std::vector<uint8_t> offsets;
   std::vector<int32_t> windows;
@@ -102,22 +102,23 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
       windows.push_back(begin / kWindowVector);
       for (int lane = 0; lane < kWindowRows; ++lane) {
         const bool takes = next(lane) < begin + 2 * kWindowVector;
-        offsets.push_back(takes ? next(lane) - begin : kIdle);
-        values.push_back(takes ? args.weight[rows[group + lane] * args.in_features + next(lane)]
-                               : 0.0f);
-        taken[lane] += takes;
+        offsets.push_back(takes ? kTaken + next(lane) - begin : 0);
+        if (!takes) continue;
+        values.push_back(args.weight[rows[group + lane] * args.in_features + next(lane)]);
+        ++taken[lane];
       }
     }
-    first.push_back(windows.size());
+    groups.push_back({static_cast<int64_t>(windows.size()), static_cast<int64_t>(values.size())});
   }
+  values.resize(values.size() + kWindowVector);  // whole vectors are read
   Packer packer(args);
-  packer.reserve<int64_t>(0, first.size());
+  packer.reserve<WindowGroup>(0, groups.size());
   packer.reserve<int32_t>(1, rows.size());
   packer.reserve<float>(2, values.size());
   packer.reserve<uint8_t>(3, offsets.size());
   packer.reserve<int32_t>(4, windows.size());
   packer.allocate(allocate);
-  packer.write(0, first);
+  packer.write(0, groups);
   packer.write(1, rows);
   packer.write(2, values);
   packer.write(3, offsets);

@@ -44,14 +44,17 @@ struct BlockWeight {
 
 // Rows are sorted by their count of weights and taken in groups of kWindowRows lanes. In each step
 // of a group every lane takes its next weight, if its column lies in the step's window; else the
-// lane is idle, with value 0 and offset kIdle.
-constexpr uint8_t kIdle = 255;  // of which the permutation sees the low 5 bits
+// lane is idle.
+constexpr uint8_t kTaken = 1 << 7;  // of which the permutation, that sees 5 bits, sees nothing
+struct WindowGroup {
+  int64_t first_step, first_value;
+};
 struct WindowWeight {
-  const int64_t* first;    // [groups + 1] steps
-  const int32_t* rows;     // [groups, kWindowRows]; -1 where there is none
-  const float* values;     // [steps, kWindowRows]
-  const uint8_t* offsets;  // likewise: the column within the window
-  const int32_t* windows;  // [steps] the vector of x that the window begins with
+  const WindowGroup* groups;  // [groups + 1]
+  const int32_t* rows;        // [groups, kWindowRows]; -1 where there is none
+  const float* values;        // of the taken weights, step by step, lane by lane
+  const uint8_t* offsets;     // [steps, kWindowRows] kTaken + the column within the window; idle: 0
+  const int32_t* windows;     // [steps] the vector of x that the window begins with
 };
 
 // Reads a packed weight.
@@ -69,7 +72,7 @@ class Packed {
     return {section<int64_t>(0), section<float>(1), section<uint16_t>(2), section<int32_t>(3)};
   }
   WindowWeight window() const {
-    return {section<int64_t>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
+    return {section<WindowGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
             section<int32_t>(4)};
   }
   BlockWeight block() const {

@@ -11,16 +11,16 @@
 namespace simmim {
 namespace {
 
-// The steps [step, end) of a group, for one sample. Idle lanes see nothing of x.
-void window_sums(const WindowWeight& weight, int64_t step, int64_t end, const float* x,
-                 float* sums) {
+// The sums of a group for one sample. Idle lanes see nothing of x.
+void window_sums(const WindowWeight& weight, int64_t group, const float* x, float* sums) {
   std::fill_n(sums, kWindowRows, 0.0f);
-  for (; step < end; ++step) {
+  const float* value = weight.values + weight.groups[group].first_value;
+  const int64_t end = weight.groups[group + 1].first_step;
+  for (int64_t step = weight.groups[group].first_step; step < end; ++step) {
     const float* window = x + weight.windows[step] * kWindowVector;
     const uint8_t* offsets = weight.offsets + step * kWindowRows;
-    const float* values = weight.values + step * kWindowRows;
     for (int64_t lane = 0; lane < kWindowRows; ++lane) {
-      if (offsets[lane] != kIdle) sums[lane] += values[lane] * window[offsets[lane]];
+      if (offsets[lane] & kTaken) sums[lane] += *value++ * window[offsets[lane] - kTaken];
     }
   }
 }
@@ -35,27 +35,34 @@ SIMMIM_TARGET_AVX512 inline __m512 load_once(const float* p) {
 }
 
 // The sums of a group for `batch` samples, idle lanes multiplying some x by 0. Returns whether all
-// are finite: such a lane may have met an infinity or NaN.
+// are finite: such a lane may have met an infinity or NaN. Values lie without gaps and are expanded
+// here: memory is what the kernel waits for.
 template <int batch>
-SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t step, int64_t end,
+SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t group,
                                              const float* x, int64_t x_stride,
                                              float (*sums)[kWindowRows]) {
   constexpr int kVectors = kWindowRows / kWindowVector;
+  static_assert(kVectors == 2);
+  const float* next = weight.values + weight.groups[group].first_value;
+  const int64_t end = weight.groups[group + 1].first_step;
   __m512 totals[batch][kVectors];
   for (auto& sample : totals) {
     for (__m512& total : sample) total = _mm512_setzero_ps();
   }
-  for (; step < end; ++step) {
+  for (int64_t step = weight.groups[group].first_step; step < end; ++step) {
     const float* window = x + weight.windows[step] * kWindowVector;
+    const uint8_t* lanes = weight.offsets + step * kWindowRows;
     __m512i offsets[kVectors];
     __m512 values[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = step * kWindowRows + v * kWindowVector;
+      const __m128i bytes =
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes + v * kWindowVector));
+      const __mmask16 kept = _mm_movepi8_mask(bytes);
       // Masked by nothing: gcc 12 warns of the plain conversion's own undefined value.
-      offsets[v] = _mm512_maskz_cvtepu8_epi32(
-          0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.offsets + i)));
-      values[v] = load_once(weight.values + i);
+      offsets[v] = _mm512_maskz_cvtepu8_epi32(0xffff, bytes);
+      values[v] = _mm512_maskz_expand_ps(kept, load_once(next));
+      next += __builtin_popcount(kept);
     }
 #pragma GCC unroll 4
     for (int b = 0; b < batch; ++b) {
@@ -83,13 +90,12 @@ SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t
 template <int batch>
 void window_group(const WindowWeight& weight, int64_t group, const float* x, int64_t x_stride,
                   float (*sums)[kWindowRows]) {
-  const int64_t step = weight.first[group], end = weight.first[group + 1];
 #if defined(__x86_64__)
   if (cpu_capability() >= CpuCapability::avx512) {
-    if (window_sums_avx512<batch>(weight, step, end, x, x_stride, sums)) return;
+    if (window_sums_avx512<batch>(weight, group, x, x_stride, sums)) return;
   }
 #endif
-  for (int b = 0; b < batch; ++b) window_sums(weight, step, end, x + b * x_stride, sums[b]);
+  for (int b = 0; b < batch; ++b) window_sums(weight, group, x + b * x_stride, sums[b]);
 }
 
 }  // namespace
