@@ -222,7 +222,7 @@ def test_choice_is_what_runs() -> None:
     assert make(512, 512, memory="small").choice.kernel(1) == "compressed"
     choice = make(512, 512, "random").choice
     small_batches = "gather" if cpu_capability() in ("portable", "avx2") else "window"
-        assert choice.kernel(1) == small_batches
+    assert choice.kernel(1) == small_batches
     assert choice.kernel(128) == choice.kernel(10_000) == "element"
     assert make(512, 512, "block").choice.kernel(16) == "block"
 

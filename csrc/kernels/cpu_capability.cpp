@@ -16,7 +16,8 @@ namespace simmim {
 namespace {
 
 constexpr CpuCapability kAll[] = {CpuCapability::portable, CpuCapability::avx2,
-                                  CpuCapability::avx512, CpuCapability::amx};
+                                  CpuCapability::avx512, CpuCapability::avx512_bf16,
+                                  CpuCapability::amx};
 
 #if defined(__x86_64__)
 // AMX needs the CPU (int8 and bf16 tiles) and the operating system's leave to use the tile state.
@@ -43,7 +44,10 @@ CpuCapability detect() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
     return CpuCapability::avx2;
   }
-  return amx_is_available() ? CpuCapability::amx : CpuCapability::avx512;
+  if (!(__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2"))) {
+    return CpuCapability::avx512;
+  }
+  return amx_is_available() ? CpuCapability::amx : CpuCapability::avx512_bf16;
 }
 #else
 CpuCapability detect() { return CpuCapability::portable; }
@@ -60,7 +64,8 @@ CpuCapability parse(const std::string& name) {
     return capability;
   }
   throw std::invalid_argument(
-      "SIMMIM_CPU_CAPABILITY: must be 'portable', 'avx2', 'avx512' or 'amx', got '" + name + "'");
+      "SIMMIM_CPU_CAPABILITY: must be 'portable', 'avx2', 'avx512', 'avx512_bf16' or 'amx', got '" +
+      name + "'");
 }
 
 std::atomic<CpuCapability>& current() {
@@ -79,6 +84,8 @@ const char* name_of(CpuCapability capability) {
       return "avx2";
     case CpuCapability::avx512:
       return "avx512";
+    case CpuCapability::avx512_bf16:
+      return "avx512_bf16";
     case CpuCapability::amx:
       return "amx";
     default:

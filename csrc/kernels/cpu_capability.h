@@ -9,11 +9,16 @@
 #define SIMMIM_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt")))
 #define SIMMIM_TARGET_AVX512 \
   __attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl")))
+#define SIMMIM_TARGET_AVX512_BF16                         \
+  __attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt,"  \
+                        "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")))
+#define SIMMIM_TARGET_AMX __attribute__((target("avx512f,amx-tile,amx-bf16")))
 #endif
 
 namespace simmim {
 
-enum class CpuCapability { portable, avx2, avx512, amx };
+// avx512_bf16 has its products of bfloat16 and VBMI2 (Zen 4, Ice Lake's successors), amx those too.
+enum class CpuCapability { portable, avx2, avx512, avx512_bf16, amx };
 
 // The best this machine offers, or the lower one that SIMMIM_CPU_CAPABILITY asks for.
 // Throws std::invalid_argument where that names an unknown or an unavailable one.

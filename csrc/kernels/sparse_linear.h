@@ -12,13 +12,18 @@ namespace simmim {
 // block: a mask of columns of kBlockRows rows, which make one vector of outputs.
 // window: any mask, small batches on AVX-512; the rows along the vector, x gathered by a
 // permutation of two of its vectors.
-enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4 };
+// tile: any mask, in bfloat16; expanded into tiles of a dense matrix, for AMX or vdpbf16ps.
+enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4, tile = 5 };
 
 constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
 constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L1 cache holds
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
+constexpr int64_t kTileSamples = 16;  // rows and columns of a tile of x in the tile layout
+constexpr int64_t kTileInputs = 32;
+constexpr int64_t kTileOutputs = 32;
+constexpr int64_t kTileBatch = 256;  // samples that a task of the tile layout takes
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
@@ -74,6 +79,27 @@ constexpr int64_t packed_tile_floats(int64_t tile_columns, int64_t lanes) {
 }
 int64_t element_lanes_cpu(int64_t batch);
 int64_t block_lanes_cpu(int64_t batch);  // 1: x lies packed as it is
+
+// The tile layout. x [batch, in_features] -> [batch tiles, input tiles, kTileSamples, kTileInputs]
+// bfloat16, 0 beyond in_features, anything beyond the batch; serial over the batch tiles
+// [begin, end).
+struct PackTilesArgs {
+  const void* x;  // float, or bfloat16
+  bool is_bfloat16;
+  uint16_t* tiles;
+  int64_t batch, in_features;
+};
+void pack_tiles_cpu(const PackTilesArgs& args, int64_t begin, int64_t end);
+
+struct TileLinearArgs {
+  const void* packed;
+  const uint16_t* x;  // as pack_tiles_cpu makes it
+  const float* bias;  // [out_features], or null
+  float* y;           // [batch, out_features]
+  int64_t batch;
+};
+// Serial over the tasks [begin, end) of every kTileBatch samples by every kTileOutputs outputs.
+void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

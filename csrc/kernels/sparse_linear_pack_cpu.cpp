@@ -137,6 +137,8 @@ void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate) {
       return pack_block(args, allocate);
     case Layout::window:
       return pack_window(args, allocate);
+    case Layout::tile:
+      return pack_tile_cpu(args, allocate);
   }
 }
 

@@ -57,6 +57,15 @@ struct WindowWeight {
   const int32_t* windows;     // [steps] the vector of x that the window begins with
 };
 
+// W is cut into blocks of kTileOutputs outputs, these into tiles of kTileInputs inputs, of which each
+// half of the outputs has rows for pairs of inputs: the items of row r are, output by output, the
+// weights of the inputs 2 r and 2 r + 1, as matrix instructions take them.
+struct TileWeight {
+  const int64_t* first;    // [blocks] values
+  const uint32_t* masks;   // [blocks, input tiles, 2, kTileInputs / 2] bit i: item i is kept
+  const uint16_t* values;  // bfloat16 of the kept items
+};
+
 // Reads a packed weight.
 class Packed {
  public:
@@ -74,6 +83,9 @@ class Packed {
   WindowWeight window() const {
     return {section<WindowGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
             section<int32_t>(4)};
+  }
+  TileWeight tile() const {
+    return {section<int64_t>(0), section<uint32_t>(1), section<uint16_t>(2)};
   }
   BlockWeight block() const {
     return {section<int64_t>(0), section<float>(1), section<int32_t>(2)};

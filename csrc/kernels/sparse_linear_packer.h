@@ -51,5 +51,6 @@ class Packer {
 };
 
 void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
+void pack_tile_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 
 }  // namespace simmim

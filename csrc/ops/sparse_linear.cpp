@@ -28,8 +28,10 @@ Layout parse_layout(c10::string_view name) {
   if (name == "gather") return Layout::gather;
   if (name == "block") return Layout::block;
   if (name == "window") return Layout::window;
+  if (name == "tile") return Layout::tile;
   TORCH_CHECK_VALUE(false, kPack,
-                    ": layout must be 'element', 'gather', 'block' or 'window', got '", name, "'");
+                    ": layout must be 'element', 'gather', 'block', 'window' or 'tile', got '",
+                    name, "'");
 }
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
@@ -118,15 +120,43 @@ void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor&
                   [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
 }
 
+Tensor run_tile(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
+  const PackedHeader header = header_of(packed);
+  const int64_t batch = batch_of(x), tile_floats = kTileSamples * kTileInputs;
+  const int64_t depth = divide_up(header.in_features, kTileInputs);
+  const int64_t batch_tiles = divide_up(batch, kTileSamples);
+  const Tensor tiles = at::empty({batch_tiles * depth * tile_floats}, x.options().dtype(at::kShort));
+  const PackTilesArgs pack{x.const_data_ptr(), x.scalar_type() == at::kBFloat16,
+                           static_cast<uint16_t*>(tiles.mutable_data_ptr()), batch,
+                           header.in_features};
+  parallel_ranges(batch_tiles, x.numel(),
+                  [&](int64_t begin, int64_t end) { pack_tiles_cpu(pack, begin, end); });
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = header.out_features;
+  Tensor y = at::empty(shape, x.options().dtype(at::kFloat));
+  const TileLinearArgs args{packed.const_data_ptr(), pack.tiles,
+                            bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
+                            y.mutable_data_ptr<float>(), batch};
+  const int64_t tasks =
+      divide_up(batch, kTileBatch) * divide_up(header.out_features, kTileOutputs);
+  // An expansion of 32 weights takes two operations, a product with 16 samples one.
+  const int64_t work = header.out_features * header.in_features / 16 * divide_up(batch, 32);
+  parallel_ranges(tasks, work,
+                  [&](int64_t begin, int64_t end) { tile_linear_cpu(args, begin, end); });
+  return y;
+}
+
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
   const PackedHeader header = read_header(packed);
   TORCH_CHECK_VALUE(out_features == header.out_features, kLinear, ": out_features must be ",
                     header.out_features, ", as packed, got ", out_features);
   check_sparse_linear(kLinear, x, header.in_features, bias, out_features);
-  const Tensor input = as_float(x);
-  const Tensor y = packed_linear(input, packed,
-                                 bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt);
+  const OptionalTensor float_bias =
+      bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt;
+  const bool takes_half = header.layout == Layout::tile && x.scalar_type() == at::kBFloat16;
+  const Tensor input = takes_half ? x.contiguous() : as_float(x);
+  const Tensor y = packed_linear(input, packed, float_bias);
   return x.scalar_type() == at::kFloat ? y : y.to(x.scalar_type());
 }
 
@@ -177,6 +207,7 @@ at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, 
 
 at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
   const PackedHeader header = header_of(packed);
+  if (header.layout == Layout::tile) return run_tile(x, packed, bias);
   const int64_t out_features = header.out_features;
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = out_features;
@@ -203,6 +234,8 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
     case Layout::window:
       run_window(args, header, x, work);
       break;
+    case Layout::tile:
+      break;  // above
   }
   return y;
 }

@@ -61,7 +61,7 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 @register_fake("simmim_ext::pack_sparse_weight")
 def _(weight, mask, layout):  # type: ignore[no-untyped-def]
     size = get_ctx().new_dynamic_size()
-    if layout not in ("row", "tile"):
+    if weight.device.type == "cpu":
         return mask.new_empty(size, dtype=torch.uint8)
     dtype = torch.float32 if weight.dtype == torch.float64 else weight.dtype
     shape = (weight.shape[1], size, 1) if layout == "row" else (weight.shape[1], size)
