@@ -20,6 +20,14 @@ struct BFloat16 {
   SIMMIM_HD operator float() const { return float_from_bits(uint32_t{bits} << 16); }
 };
 
+// To the nearest, ties to even; what is not a number stays so.
+inline BFloat16 to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 struct Half {
   uint16_t bits;
 

@@ -2,6 +2,7 @@
 // made and read on the same machine; compressed_linear.h is the portable form.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 
@@ -23,7 +24,7 @@ constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at
 constexpr int64_t kTileSamples = 16;  // rows and columns of a tile of x in the tile layout
 constexpr int64_t kTileInputs = 32;
 constexpr int64_t kTileOutputs = 32;
-constexpr int64_t kTileBatch = 256;  // samples that a task of the tile layout takes
+constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout takes
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
@@ -51,7 +52,7 @@ bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_fea
 struct SparseLinearArgs {
   const void* packed;
   const float* x;     // [batch, in_features]; element and block: as pack_input makes it; window:
-                      // rows of window_columns(in_features), at a multiple of 64 bytes
+                      // rows of window_columns(in_features)
   const float* bias;  // [out_features], or null
   float* y;           // [batch, out_features]
   int64_t batch;
@@ -95,7 +96,8 @@ struct TileLinearArgs {
   const void* packed;
   const uint16_t* x;  // as pack_tiles_cpu makes it
   const float* bias;  // [out_features], or null
-  float* y;           // [batch, out_features]
+  void* y;            // [batch, out_features] float, or bfloat16
+  bool is_bfloat16;
   int64_t batch;
 };
 // Serial over the tasks [begin, end) of every kTileBatch samples by every kTileOutputs outputs.
@@ -103,9 +105,9 @@ void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What the row of x takes whose last window begins with its last vector.
+// What a row of x takes whose last window ends with its last vector.
 inline int64_t window_columns(int64_t in_features) {
-  return (divide_up(in_features, kWindowVector) + 1) * kWindowVector;
+  return std::max<int64_t>(divide_up(in_features, kWindowVector), 2) * kWindowVector;
 }
 
 }  // namespace simmim

@@ -84,6 +84,7 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
                    [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
   rows.resize(divide_up(args.out_features, kWindowRows) * kWindowRows, -1);
 
+  const auto last = static_cast<int32_t>(window_columns(args.in_features) - 2 * kWindowVector);
   std::vector<WindowGroup> groups = {{0, 0}};
   std::vector<float> values;
   std::vector<uint8_t> offsets;
@@ -98,7 +99,7 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
       int32_t column = INT32_MAX;
       for (int lane = 0; lane < kWindowRows; ++lane) column = std::min(column, next(lane));
       if (column == INT32_MAX) break;
-      const int32_t begin = column / kWindowVector * kWindowVector;
+      const int32_t begin = std::min(column / int32_t{kWindowVector} * int32_t{kWindowVector}, last);
       windows.push_back(begin / kWindowVector);
       for (int lane = 0; lane < kWindowRows; ++lane) {
         const bool takes = next(lane) < begin + 2 * kWindowVector;

@@ -12,17 +12,9 @@
 namespace simmim {
 namespace {
 
-// Rounds to nearest even; what is not a number stays so.
-uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 // x [count] -> items [kTileInputs], 0 beyond.
 void pack_row(const float* x, int64_t count, uint16_t* items) {
-  for (int64_t i = 0; i < kTileInputs; ++i) items[i] = i < count ? to_bfloat16(x[i]) : 0;
+  for (int64_t i = 0; i < kTileInputs; ++i) items[i] = i < count ? to_bfloat16(x[i]).bits : 0;
 }
 
 #if defined(__x86_64__)
@@ -57,7 +49,7 @@ void pack_tile_cpu(const PackArgs& args, const std::function<void*(int64_t bytes
         const int64_t i = output * args.in_features + input;
         if (!args.mask[i]) continue;
         mask |= uint32_t{1} << item;
-        values.push_back(to_bfloat16(args.weight[i]));
+        values.push_back(to_bfloat16(args.weight[i]).bits);
       }
       masks.push_back(mask);
     }

@@ -25,11 +25,12 @@ struct Block {
   const float* bias;  // [kTileOutputs]
 };
 
-// Of a task's samples.
+// A task's samples.
+template <typename Output>
 struct Samples {
   const uint16_t* x;  // tiled
   int64_t count;
-  float* y;  // rows y_stride apart
+  Output* y;  // rows y_stride apart
   int64_t y_stride;
 };
 
@@ -42,7 +43,8 @@ struct alignas(64) Scratch {
 
 // One sample's outputs by kept weights alone: what other CPUs do, and what is right where x holds
 // an infinity or NaN, which a masked weight's 0 would turn into NaN.
-void plain_outputs(const Block& block, const Samples& samples, int64_t sample) {
+template <typename Output>
+void plain_outputs(const Block& block, const Samples<Output>& samples, int64_t sample) {
   const uint16_t* x = samples.x + (sample / kTileSamples * block.depth * kTileSamples +
                                    sample % kTileSamples) * kTileInputs;
   const uint16_t* value = block.values;
@@ -57,15 +59,23 @@ void plain_outputs(const Block& block, const Samples& samples, int64_t sample) {
       outputs[item / 2] += BFloat16{*value++} * BFloat16{pair[item % 2]};
     }
   }
-  std::copy_n(sums, block.outputs, samples.y + sample * samples.y_stride);
+  Output* y = samples.y + sample * samples.y_stride;
+  for (int64_t i = 0; i < block.outputs; ++i) {
+    if constexpr (std::is_same_v<Output, float>) {
+      y[i] = sums[i];
+    } else {
+      y[i] = to_bfloat16(sums[i]);
+    }
+  }
 }
 
 #if defined(__x86_64__)
 // From sums to outputs, for the samples [begin, end).
-SIMMIM_TARGET_AVX512_BF16 void finish(const Block& block, const Samples& samples, int64_t begin,
-                                      int64_t end, const float* sums) {
+template <typename Output>
+SIMMIM_TARGET_AVX512_BF16 void finish(const Block& block, const Samples<Output>& samples,
+                                      int64_t begin, int64_t end, const float* sums) {
   for (int64_t sample = begin; sample < std::min(end, samples.count); ++sample) {
-    float* y = samples.y + sample * samples.y_stride;
+    Output* y = samples.y + sample * samples.y_stride;
     if (!add_bias(sums + sample * kTileOutputs, block.bias, block.outputs, y)) {
       plain_outputs(block, samples, sample);
     }
@@ -74,7 +84,8 @@ SIMMIM_TARGET_AVX512_BF16 void finish(const Block& block, const Samples& samples
 
 // Up to so many samples use the weights as they are expanded.
 constexpr int64_t kFew = 4;
-void multiply_few(const Block& block, const Samples& samples, float* sums) {
+template <typename Output>
+void multiply_few(const Block& block, const Samples<Output>& samples, float* sums) {
   const auto multiply = [&](auto count) {
     multiply_expanding<count>(block.masks, block.values, samples.x, block.depth, sums);
   };
@@ -94,7 +105,9 @@ void multiply_few(const Block& block, const Samples& samples, float* sums) {
   finish(block, samples, 0, samples.count, sums);
 }
 
-void multiply_many(const Block& block, const Samples& samples, bool has_amx, Scratch& scratch) {
+template <typename Output>
+void multiply_many(const Block& block, const Samples<Output>& samples, bool has_amx,
+                   Scratch& scratch) {
   const uint32_t* masks = block.masks;
   const uint16_t* values = block.values;
   const int64_t x_stride = block.depth * kInputItems;
@@ -128,7 +141,9 @@ void multiply_many(const Block& block, const Samples& samples, bool has_amx, Scr
 }
 #endif
 
-void multiply(const Block& block, const Samples& samples, [[maybe_unused]] Scratch& scratch) {
+template <typename Output>
+void multiply(const Block& block, const Samples<Output>& samples,
+              [[maybe_unused]] Scratch& scratch) {
 #if defined(__x86_64__)
   const CpuCapability capability = cpu_capability();
   if (capability >= CpuCapability::avx512_bf16 && block.depth > 0) {
@@ -141,9 +156,8 @@ void multiply(const Block& block, const Samples& samples, [[maybe_unused]] Scrat
   }
 }
 
-}  // namespace
-
-void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end) {
+template <typename Output>
+void run(const TileLinearArgs& args, int64_t begin, int64_t end) {
   const Packed packed(args.packed);
   const TileWeight weight = packed.tile();
   const int64_t out_features = packed.header().out_features;
@@ -158,11 +172,18 @@ void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end) {
     if (args.bias != nullptr) std::copy_n(args.bias + first_output, outputs, bias);
     const Block block{weight.masks + number * depth * kTileInputs,
                       weight.values + weight.first[number], depth, outputs, bias};
-    const Samples samples{args.x + first_sample * depth * kTileInputs,
-                          std::min(kTileBatch, args.batch - first_sample),
-                          args.y + first_sample * out_features + first_output, out_features};
+    const Samples<Output> samples{
+        args.x + first_sample * depth * kTileInputs,
+        std::min(kTileBatch, args.batch - first_sample),
+        static_cast<Output*>(args.y) + first_sample * out_features + first_output, out_features};
     multiply(block, samples, *scratch);
   }
+}
+
+}  // namespace
+
+void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end) {
+  args.is_bfloat16 ? run<BFloat16>(args, begin, end) : run<float>(args, begin, end);
 }
 
 }  // namespace simmim

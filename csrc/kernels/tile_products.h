@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu_capability.h"
 #include "sparse_linear.h"
@@ -165,20 +166,25 @@ SIMMIM_TARGET_AVX512_BF16 void multiply_expanding(const uint32_t* masks, const u
   }
 }
 
-// y [outputs] = sums + bias, both [kTileOutputs]. Returns whether all sums are finite.
-SIMMIM_TARGET_AVX512_BF16 inline bool add_bias(const float* sums, const float* bias,
-                                               int64_t outputs, float* y) {
-  constexpr int kNanOrInfinity = 0x99;
-  __mmask16 special = 0;
-#pragma GCC unroll 2
-  for (int64_t begin = 0; begin < kTileOutputs; begin += kTileOutputs / 2) {
-    const int64_t lanes = std::clamp<int64_t>(outputs - begin, 0, 16);
-    const __m512 sum = _mm512_load_ps(sums + begin);
-    special |= _mm512_fpclass_ps_mask(sum, kNanOrInfinity);
-    _mm512_mask_storeu_ps(y + begin, static_cast<__mmask16>((1u << lanes) - 1),
-                          _mm512_add_ps(sum, _mm512_loadu_ps(bias + begin)));
+// y [outputs] = sums + bias, both [kTileOutputs], as float or BFloat16. Returns whether all sums are
+// finite.
+template <typename Output>
+SIMMIM_TARGET_AVX512_BF16 bool add_bias(const float* sums, const float* bias, int64_t outputs,
+                                        Output* y) {
+  constexpr int kNanOrInfinity = 0x99, kHalf = kTileOutputs / 2;
+  const auto lanes = static_cast<__mmask32>((uint64_t{1} << outputs) - 1);
+  const __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + kHalf);
+  const __m512 first = _mm512_add_ps(low, _mm512_loadu_ps(bias));
+  const __m512 second = _mm512_add_ps(high, _mm512_loadu_ps(bias + kHalf));
+  if constexpr (std::is_same_v<Output, float>) {
+    _mm512_mask_storeu_ps(y, static_cast<__mmask16>(lanes), first);
+    _mm512_mask_storeu_ps(y + kHalf, static_cast<__mmask16>(lanes >> kHalf), second);
+  } else {
+    const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+    _mm512_mask_storeu_epi16(y, lanes, rounded);
   }
-  return special == 0;
+  return (_mm512_fpclass_ps_mask(low, kNanOrInfinity) |
+          _mm512_fpclass_ps_mask(high, kNanOrInfinity)) == 0;
 }
 
 }  // namespace simmim

@@ -4,6 +4,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -105,43 +106,49 @@ void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& 
   run_on_tiles(args, x, header.in_features, std::max<int64_t>(header.in_features, 1), run);
 }
 
-// Rows of whole vectors, for the kernel gathers from two of them at a time.
 void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  // Rows of whole vectors, for the kernel gathers from two of them at a time.
   const int64_t columns = window_columns(header.in_features);
-  const Tensor padded = at::empty({args.batch, columns}, x.options());
-  float* rows = padded.mutable_data_ptr<float>();
-  for (int64_t b = 0; b < args.batch; ++b) {
-    const float* row = args.x + b * header.in_features;
-    std::fill(std::copy(row, row + header.in_features, rows + b * columns),
-              rows + (b + 1) * columns, 0.0f);
+  Tensor padded;
+  if (columns != header.in_features) {
+    padded = at::zeros({args.batch, columns}, x.options());
+    float* rows = padded.mutable_data_ptr<float>();
+    for (int64_t b = 0; b < args.batch; ++b) {
+      std::copy_n(args.x + b * header.in_features, header.in_features, rows + b * columns);
+    }
+    args.x = rows;
   }
-  args.x = rows;
   parallel_ranges(divide_up(header.out_features, kWindowRows), work,
                   [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
 }
 
+// x and y float or bfloat16.
 Tensor run_tile(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
   const PackedHeader header = header_of(packed);
-  const int64_t batch = batch_of(x), tile_floats = kTileSamples * kTileInputs;
+  const int64_t batch = batch_of(x), batch_tiles = divide_up(batch, kTileSamples);
   const int64_t depth = divide_up(header.in_features, kTileInputs);
-  const int64_t batch_tiles = divide_up(batch, kTileSamples);
-  const Tensor tiles = at::empty({batch_tiles * depth * tile_floats}, x.options().dtype(at::kShort));
-  const PackTilesArgs pack{x.const_data_ptr(), x.scalar_type() == at::kBFloat16,
+  const bool is_bfloat16 = x.scalar_type() == at::kBFloat16;
+  const Tensor tiles = at::empty({batch_tiles, depth, kTileSamples, kTileInputs},
+                                 x.options().dtype(at::kBFloat16));
+  const PackTilesArgs pack{x.const_data_ptr(), is_bfloat16,
                            static_cast<uint16_t*>(tiles.mutable_data_ptr()), batch,
                            header.in_features};
   parallel_ranges(batch_tiles, x.numel(),
                   [&](int64_t begin, int64_t end) { pack_tiles_cpu(pack, begin, end); });
+
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = header.out_features;
-  Tensor y = at::empty(shape, x.options().dtype(at::kFloat));
-  const TileLinearArgs args{packed.const_data_ptr(), pack.tiles,
+  Tensor y = at::empty(shape, x.options());
+  const TileLinearArgs args{packed.const_data_ptr(),
+                            pack.tiles,
                             bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
-                            y.mutable_data_ptr<float>(), batch};
-  const int64_t tasks =
-      divide_up(batch, kTileBatch) * divide_up(header.out_features, kTileOutputs);
-  // An expansion of 32 weights takes two operations, a product with 16 samples one.
-  const int64_t work = header.out_features * header.in_features / 16 * divide_up(batch, 32);
-  parallel_ranges(tasks, work,
+                            y.mutable_data_ptr(),
+                            is_bfloat16,
+                            batch};
+  // A vector of weights is expanded in about the time in which two tiles of x take it.
+  const int64_t vectors = header.out_features * depth;
+  parallel_ranges(divide_up(batch, kTileBatch) * divide_up(header.out_features, kTileOutputs),
+                  vectors * (batch_tiles + 2) * 8,
                   [&](int64_t begin, int64_t end) { tile_linear_cpu(args, begin, end); });
   return y;
 }
@@ -155,9 +162,8 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
   const OptionalTensor float_bias =
       bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt;
   const bool takes_half = header.layout == Layout::tile && x.scalar_type() == at::kBFloat16;
-  const Tensor input = takes_half ? x.contiguous() : as_float(x);
-  const Tensor y = packed_linear(input, packed, float_bias);
-  return x.scalar_type() == at::kFloat ? y : y.to(x.scalar_type());
+  const Tensor y = packed_linear(takes_half ? x.contiguous() : as_float(x), packed, float_bias);
+  return y.scalar_type() == x.scalar_type() ? y : y.to(x.scalar_type());
 }
 
 Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
@@ -235,7 +241,7 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
       run_window(args, header, x, work);
       break;
     case Layout::tile:
-      break;  // above
+      break;  // left above
   }
   return y;
 }
