@@ -52,7 +52,7 @@ bench: build  ## every operator against its baselines
 # Four minutes on a quiet machine; OMP_NUM_THREADS as the defaults are for one thread. The default of
 # avx2 is the slower of two machines': benchmarks/slower.py.
 speeds: build  ## measure the default speed tables of sparse layers anew
-	@for capability in portable avx2 avx512; do \
+	@for capability in portable avx2 avx512 avx512_bf16 amx; do \
 	  SIMMIM_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 \
 	  $(BIN)/simmim tune --output simmim_ext/nn/speeds/$$capability.json || exit 1; done
 

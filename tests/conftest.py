@@ -16,7 +16,7 @@ from simmim_ext.ops import _library
 # should be a short one.
 LONGEST = ("test_simt.py", "test_cuda_compile.py", "test_architectures.py", "test_real_models.py")
 
-CAPABILITIES = ("portable", "avx2", "avx512", "amx")
+CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from simmim_ext.nn import SparseLinear
 from simmim_ext.ops._library import cpu_capability
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
-LAYOUTS = ("element", "gather", "block", "window")
+LAYOUTS = ("element", "gather", "block", "window", "tile")
 BATCHES = (0, 1, 2, 7, 16, 33, 130)
 # out_features, in_features: large ones take the sparse kernels; none is a multiple of a vector
 SHAPES = ((1, 1), (1, 300), (300, 1), (10, 33), (259, 131), (130, 517))
@@ -44,21 +44,56 @@ def test_value_against_float64(shape, mask, memory) -> None:
     torch.testing.assert_close(layer(x[0, 0]), layer(x[0])[0], rtol=1e-4, atol=1e-5)
 
 
+def rounded(t: torch.Tensor, layout: str) -> torch.Tensor:
+    """As the layout multiplies it."""
+    return t.bfloat16().float() if layout == "tile" else t
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_under_every_capability(layout, cpu_capability) -> None:
     torch.manual_seed(0)
     for out_features, in_features in SHAPES:
-        weight, bias = torch.randn(out_features, in_features), torch.randn(out_features)
+        weight = rounded(torch.randn(out_features, in_features), layout)
+        bias = torch.randn(out_features)
         mask = (block_mask if layout == "block" else uneven_mask)(out_features, in_features)
         packed = pack_sparse_weight(weight, mask, layout)
         for batch in BATCHES:
-            x = torch.randn(batch, in_features)
+            x = rounded(torch.randn(batch, in_features), layout)
             for b in (bias, None):
                 expected = F.linear(
                     x.double(), (weight * mask).double(), None if b is None else b.double()
                 )
                 y = sparse_linear(x, packed, b, out_features)
                 torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [3, 40, 1100])
+def test_tiles_are_bfloat16(batch, cpu_capability) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(70, 300), torch.randn(70), torch.randn(batch, 300)
+    mask = uneven_mask(70, 300)
+    packed = pack_sparse_weight(weight, mask, "tile")
+    product = rounded(x, "tile").double() @ rounded(weight * mask, "tile").double().T
+    y = sparse_linear(x, packed, bias, 70)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y.double(), product + bias, rtol=1e-5, atol=1e-4)
+    assert torch.equal(sparse_linear(x.bfloat16(), packed, bias, 70), y.bfloat16())
+    columns = x.bfloat16().T.contiguous().T
+    assert torch.equal(sparse_linear(columns, packed, bias, 70), y.bfloat16())
+
+
+def test_tiles_round_to_the_nearest_even(cpu_capability) -> None:
+    """Of x, of the weights and of a bfloat16 y: halves, and the largest that stays finite."""
+    numbers = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.38e38, 3.4e38, 1.5, -0.0])
+    one, diagonal = torch.ones(7), torch.eye(7, dtype=torch.bool)
+    expected = numbers.bfloat16().float()
+    weights = sparse_linear(one[None], pack_sparse_weight(numbers.diag(), diagonal, "tile"), None, 7)
+    assert torch.equal(weights[0], expected)
+    packed = pack_sparse_weight(torch.eye(7), diagonal, "tile")
+    for batch in (1, 20):
+        assert torch.equal(sparse_linear(numbers.expand(batch, 7), packed, None, 7)[-1], expected)
+        zeros = torch.zeros(batch, 7, dtype=torch.bfloat16)
+        assert torch.equal(sparse_linear(zeros, packed, numbers, 7)[-1], numbers.bfloat16())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -120,7 +155,7 @@ def test_layouts_keep_nan_and_infinity_apart(layout, special, cpu_capability) ->
         reached[0] |= mask[:, 500]
         y = sparse_linear(x, packed, None, 130)
         assert torch.equal(~y.isfinite(), reached)
-        torch.testing.assert_close(y[~reached], clean[~reached])
+        torch.testing.assert_close(y[~reached], clean[~reached], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf])
@@ -224,6 +259,9 @@ def test_choice_is_what_runs() -> None:
     small_batches = "gather" if cpu_capability() in ("portable", "avx2") else "window"
     assert choice.kernel(1) == small_batches
     assert choice.kernel(128) == choice.kernel(10_000) == "element"
+    half = make(512, 512, "half", dtype=torch.bfloat16).choice
+    tiles = cpu_capability() in ("avx512_bf16", "amx")
+    assert (half.kernel(64) == "tile") == tiles
     assert make(512, 512, "block").choice.kernel(16) == "block"
 
 
@@ -264,7 +302,7 @@ def packed_3x4() -> torch.Tensor:
         (lambda: make(3, 4)(torch.ones(2, 4).int()), TypeError, "x must be .*, got int32"),
         (lambda: make(259, 131)(torch.ones(2, 131) + 0j), TypeError, "x must be .*, got complex64"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4).bool(), "csr"), ValueError,
-         "pack_sparse_weight: layout must be 'element', 'gather', 'block' or 'window', got 'csr'"),
+         "pack_sparse_weight: layout must be 'element', 'gather', 'block', 'window' or 'tile', got 'csr'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "block"), ValueError,
          "pack_sparse_weight: mask must keep or mask whole columns of 16 rows for layout 'block'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4), "block"), TypeError,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CAPABILITIES
 from torch import nn
 
 from simmim_ext import cache, cli
@@ -74,12 +75,13 @@ def plant(text: str) -> None:
     path().write_text(text)
 
 
-def make_layer(density: float = 0.5) -> SparseLinear:
+def make_layer(density: float = 0.5, dtype: torch.dtype | None = None) -> SparseLinear:
     torch.manual_seed(0)
-    return SparseLinear.from_linear(nn.Linear(256, 256), torch.rand(256, 256) < density)
+    mask = torch.rand(256, 256) < density
+    return SparseLinear.from_linear(nn.Linear(256, 256), mask, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("name", CAPABILITIES)
 def test_default_tables_are_whole(name) -> None:
     text = (DEFAULTS / f"{name}.json").read_text()
     found = parse(text)
@@ -112,7 +114,7 @@ def test_the_choice_follows_the_table() -> None:
     kernels = [name for name in KERNELS[cpu_capability()] if name not in ("block", "compact")]
     for kernel in kernels:
         plant(table(**{kernel: 7.5}).text())
-        choice = make_layer().choice
+        choice = make_layer(dtype=torch.bfloat16 if kernel == "tile" else None).choice
         assert choice.kernels == ((None, kernel),)
         assert dict(choice.speeds) == pytest.approx({1: 7.5, 16: 7.5})
         assert choice.reason == "fastest in this machine's speed table"

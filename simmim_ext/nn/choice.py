@@ -29,8 +29,8 @@ class Choice:
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
             Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "gather",
-            "window", "block", "row" and "tile" (CUDA's), "compressed" (decompresses block by
-            block: memory="small").
+            "window", "block", "tile", "row" (CUDA's), "compressed" (decompresses block by block:
+            memory="small").
         reason: why, in words.
         speeds: (batch, how many times as fast as dense float32 the layer should be there), for
             every batch of the speed table; empty where the table was not asked.
@@ -121,7 +121,7 @@ def _speeds(
     def fits(kernel: str) -> bool:
         if kernel in ("compact", "block"):
             return pattern.startswith({"compact": "rows/columns", "block": "block"}[kernel])
-        return dtype != torch.float64
+        return dtype == torch.bfloat16 if kernel == "tile" else dtype != torch.float64
 
     names = [name for name in KERNELS[table.capability] if fits(name)]
     for row in range(len(table.batches)):

@@ -11,14 +11,16 @@ from typing import Any
 
 FORMAT = "simmim_ext speed table"
 # What can be fastest, by the CPU's capability. "compact" is for masks of whole rows and columns,
-# "block" for whole blocks, the others for any. AMX has no kernels of its own.
+# "block" for whole blocks, the others for any; "tile" multiplies in bfloat16.
 KERNELS = {
     "portable": ("element", "gather", "block", "compact"),
     "avx2": ("element", "gather", "block", "compact"),
     "avx512": ("element", "window", "block", "compact"),
-    "amx": ("element", "window", "block", "compact"),
+    "avx512_bf16": ("element", "window", "block", "compact", "tile"),
+    "amx": ("element", "window", "block", "compact", "tile"),
 }
 DENSE_BFLOAT16 = "dense bfloat16"
+BFLOAT16 = ("tile", DENSE_BFLOAT16)  # timed with bfloat16 inputs, the others with float32
 
 # [sizes][batches][densities]
 Speeds = tuple[tuple[tuple[float, ...], ...], ...]

@@ -81,8 +81,7 @@ def _read(path: Path, changed: int, capability: str, threads: int) -> InForce:
 @functools.cache
 def default_table(capability: str) -> InForce:
     """The table that came with the package."""
-    name = "avx512" if capability == "amx" else capability
-    return InForce(parse((DEFAULTS / f"{name}.json").read_text(encoding="utf-8")), None)
+    return InForce(parse((DEFAULTS / f"{capability}.json").read_text(encoding="utf-8")), None)
 
 
 def _refuse(path: Path, problem: str, capability: str) -> InForce:

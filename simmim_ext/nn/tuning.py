@@ -16,7 +16,7 @@ from ..ops._library import cpu_capability
 from .choice import Choice
 from .pattern import BLOCK_ROWS
 from .sparse import SparseLinear
-from .speed_table import DENSE_BFLOAT16, KERNELS, Speeds, SpeedTable
+from .speed_table import BFLOAT16, DENSE_BFLOAT16, KERNELS, Speeds, SpeedTable
 from .tuned import cpu_model
 
 # The smallest layer that is worth a choice, and one whose weights no longer fit the nearest caches.
@@ -88,7 +88,7 @@ def _times(
     weight = torch.randn(size, size, generator=generator)
     dense = nn.Linear(size, size)
     dense.weight = nn.Parameter(weight.where(_mask(name, size, density, generator), 0))
-    dtype = torch.bfloat16 if name == DENSE_BFLOAT16 else torch.float32
+    dtype = torch.bfloat16 if name in BFLOAT16 else torch.float32
     layer = SparseLinear.from_linear(dense, dtype=dtype, memory="small")  # which asks no table
     kernel = "dense" if name == DENSE_BFLOAT16 else name
     layer._pack(Choice("timed", density, ((None, kernel),), "to be timed"))

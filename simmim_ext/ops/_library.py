@@ -72,7 +72,7 @@ def _check_types(name: str, args: tuple[Any, ...]) -> None:
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use: portable, avx2, avx512 or amx."""
+    """What the CPU kernels use: portable, avx2, avx512, avx512_bf16 or amx."""
     return str(_C.cpu_capability())
 
 
