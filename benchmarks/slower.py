@@ -16,12 +16,28 @@ from simmim_ext.nn.speed_table import SpeedTable, parse
 
 
 def slower(a: SpeedTable, b: SpeedTable) -> SpeedTable:
-    """The least speed of each kernel in each cell."""
-    axes = ("capability", "threads", "sizes", "batches", "densities")
+    """The least speed of each kernel in each cell; sizes that one lacks, between its own."""
+    axes = ("capability", "threads", "batches", "densities")
     if any(getattr(a, axis) != getattr(b, axis) for axis in axes):
         raise ValueError(f"slower: tables must agree in {', '.join(axes)}")
+    sizes = tuple(sorted({*a.sizes, *b.sizes}))
+    a, b = with_sizes(a, sizes), with_sizes(b, sizes)
     speeds = {name: _least(values, b.speeds[name]) for name, values in a.speeds.items()}
     return replace(a, cpu=f"{a.cpu}, or {b.cpu} where that is slower", speeds=speeds)
+
+
+def with_sizes(table: SpeedTable, sizes: tuple[int, ...]) -> SpeedTable:
+    """The same at other sizes, as `SpeedTable.speed` has it."""
+
+    def row(name: str, size: int, batch: int) -> tuple[float, ...]:
+        columns = table.densities[: len(table.speeds[name][0][batch])]
+        return tuple(round(table.speed(name, size, batch, density), 3) for density in columns)
+
+    speeds = {
+        name: tuple(tuple(row(name, size, i) for i in range(len(table.batches))) for size in sizes)
+        for name in table.speeds
+    }
+    return replace(table, sizes=sizes, speeds=speeds)
 
 
 def _least(a: Any, b: Any) -> Any:

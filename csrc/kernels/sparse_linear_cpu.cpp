@@ -117,8 +117,8 @@ template <int N, int lanes>
 [[gnu::always_inline]] inline void block_tiles(const SparseLinearArgs& args, const Packed& packed,
                                                int64_t first_block, int64_t end_block,
                                                int64_t begin, int64_t end) {
-  // Eight accumulators, as many as hide the latency of a multiply-add.
-  constexpr int kSamples = std::min(lanes, N / 2);
+  // Eight accumulators hide the latency of a multiply-add; sixteen have fewer loads of weights.
+  constexpr int kSamples = lanes == 16 ? 16 : std::min(lanes, N / 2);
   constexpr int kChains = lanes == 1 ? N / 2 : lanes == 4 ? 2 : 1;
   const BlockWeight weight = packed.block();
   const int64_t out_features = packed.header().out_features;
@@ -173,8 +173,10 @@ template <int N>
       return block_lanes<N, 1>(args, begin, end);
     case 4:
       return block_lanes<N, 4>(args, begin, end);
-    default:
+    case 8:
       return block_lanes<N, 8>(args, begin, end);
+    default:
+      if constexpr (N == 16) block_lanes<N, 16>(args, begin, end);
   }
 }
 
@@ -185,8 +187,9 @@ SIMMIM_VECTOR_LAUNCHER(gather_linear, SparseLinearArgs)
 SIMMIM_VECTOR_LAUNCHER(block_linear, SparseLinearArgs)
 
 int64_t block_lanes_cpu(int64_t batch) {
-  // Not more: rows of y are often a power of two apart, of which a cache set holds eight lines.
-  return batch <= 1 ? 1 : batch <= 4 ? 4 : 8;
+  if (batch <= 4) return batch <= 1 ? 1 : 4;
+  // Rows of y are often a power of two apart, of which most caches hold eight lines.
+  return batch > 8 && is_intel_server() ? 16 : 8;
 }
 
 }  // namespace simmim

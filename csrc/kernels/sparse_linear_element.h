@@ -114,7 +114,7 @@ inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t e
 
 inline void element_linear(const SparseLinearArgs& args, int64_t begin, int64_t end) {
 #if defined(SIMMIM_AVX512)
-  if (shuffles_wait()) {
+  if (is_intel_server()) {
     switch (args.lanes) {
       case 16:
         return element_tasks<false, 16>(args, begin, end);

@@ -19,10 +19,6 @@ struct alignas(64) OutputTile {
   float rows[(kTileRows + 1) * lanes];
 };
 
-// Whether shuffles take a port of the multiply-adds, and the loads are twice as many: so on Intel's
-// CPUs with 512-bit vectors, of which those with AMX were measured; on AMD's it is the other way.
-bool shuffles_wait() { return cpu_capability() >= CpuCapability::amx; }
-
 }  // namespace
 }  // namespace simmim
 
@@ -47,12 +43,11 @@ int64_t element_lanes_cpu(int64_t batch) {
     const auto time = [batch](const Tile& tile) {
       return static_cast<double>(divide_up(batch, tile.lanes)) * tile.time;
     };
-    return std::min_element(
-               std::begin(tiles), std::end(tiles),
-               [&](const Tile& a, const Tile& b) { return time(a) < time(b); })
+    return std::min_element(std::begin(tiles), std::end(tiles),
+                            [&](const Tile& a, const Tile& b) { return time(a) < time(b); })
         ->lanes;
   };
-  return shuffles_wait() ? fastest(kBroadcasting) : fastest(kSpreading);
+  return is_intel_server() ? fastest(kBroadcasting) : fastest(kSpreading);
 }
 
 }  // namespace simmim

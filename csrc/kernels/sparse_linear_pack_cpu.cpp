@@ -99,7 +99,8 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
       int32_t column = INT32_MAX;
       for (int lane = 0; lane < kWindowRows; ++lane) column = std::min(column, next(lane));
       if (column == INT32_MAX) break;
-      const int32_t begin = std::min(column / int32_t{kWindowVector} * int32_t{kWindowVector}, last);
+      const int32_t begin =
+          std::min(column / int32_t{kWindowVector} * int32_t{kWindowVector}, last);
       windows.push_back(begin / kWindowVector);
       for (int lane = 0; lane < kWindowRows; ++lane) {
         const bool takes = next(lane) < begin + 2 * kWindowVector;

@@ -78,8 +78,7 @@ void pack_tiles_cpu(const PackTilesArgs& args, int64_t begin, int64_t end) {
     for (int64_t s = 0; s < samples; ++s) {
       const int64_t row = (tile * kTileSamples + s) * args.in_features;
       for (int64_t d = 0; d < depth; ++d) {
-        uint16_t* items =
-            args.tiles + ((tile * depth + d) * kTileSamples + s) * kTileInputs;
+        uint16_t* items = args.tiles + ((tile * depth + d) * kTileSamples + s) * kTileInputs;
         const int64_t column = d * kTileInputs;
         const int64_t count = std::min(kTileInputs, args.in_features - column);
         if (args.is_bfloat16) {

@@ -57,9 +57,9 @@ struct WindowWeight {
   const int32_t* windows;     // [steps] the vector of x that the window begins with
 };
 
-// W is cut into blocks of kTileOutputs outputs, these into tiles of kTileInputs inputs, of which each
-// half of the outputs has rows for pairs of inputs: the items of row r are, output by output, the
-// weights of the inputs 2 r and 2 r + 1, as matrix instructions take them.
+// W is cut into blocks of kTileOutputs outputs, these into tiles of kTileInputs inputs, of which
+// each half of the outputs has rows for pairs of inputs: the items of row r are, output by output,
+// the weights of the inputs 2 r and 2 r + 1, as matrix instructions take them.
 struct TileWeight {
   const int64_t* first;    // [blocks] values
   const uint32_t* masks;   // [blocks, input tiles, 2, kTileInputs / 2] bit i: item i is kept

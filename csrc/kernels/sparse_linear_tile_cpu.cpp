@@ -45,8 +45,9 @@ struct alignas(64) Scratch {
 // an infinity or NaN, which a masked weight's 0 would turn into NaN.
 template <typename Output>
 void plain_outputs(const Block& block, const Samples<Output>& samples, int64_t sample) {
-  const uint16_t* x = samples.x + (sample / kTileSamples * block.depth * kTileSamples +
-                                   sample % kTileSamples) * kTileInputs;
+  const uint16_t* x =
+      samples.x +
+      (sample / kTileSamples * block.depth * kTileSamples + sample % kTileSamples) * kTileInputs;
   const uint16_t* value = block.values;
   float sums[kTileOutputs];
   std::copy_n(block.bias, kTileOutputs, sums);
@@ -119,8 +120,7 @@ void multiply_many(const Block& block, const Samples<Output>& samples, bool has_
     masks += tiles * kTileInputs;
     asm volatile("" : : : "memory");  // the compiler does not see what AMX reads and writes
     for (int64_t sample = 0, next; sample < samples.count; sample = next) {
-      const uint16_t* x =
-          samples.x + sample / kTileSamples * x_stride + begin * kInputItems;
+      const uint16_t* x = samples.x + sample / kTileSamples * x_stride + begin * kInputItems;
       float* sums = scratch.sums + sample * kTileOutputs;
       if (!has_amx) {
         const int64_t row = sample % kTileSamples;

@@ -149,9 +149,8 @@ SIMMIM_TARGET_AVX512_BF16 void multiply_expanding(const uint32_t* masks, const u
           values += __builtin_popcount(masks[c]);
 #pragma GCC unroll 4
           for (int s = 0; s < samples; ++s) {
-            totals[s][half][c] =
-                _mm512_dpbf16_ps(totals[s][half][c], weights,
-                                 broadcast_pair(x + s * kTileInputs + 2 * (row + c)));
+            totals[s][half][c] = _mm512_dpbf16_ps(
+                totals[s][half][c], weights, broadcast_pair(x + s * kTileInputs + 2 * (row + c)));
           }
         }
       }
@@ -166,8 +165,8 @@ SIMMIM_TARGET_AVX512_BF16 void multiply_expanding(const uint32_t* masks, const u
   }
 }
 
-// y [outputs] = sums + bias, both [kTileOutputs], as float or BFloat16. Returns whether all sums are
-// finite.
+// y [outputs] = sums + bias, both [kTileOutputs], as float or BFloat16. Returns whether all sums
+// are finite.
 template <typename Output>
 SIMMIM_TARGET_AVX512_BF16 bool add_bias(const float* sums, const float* bias, int64_t outputs,
                                         Output* y) {

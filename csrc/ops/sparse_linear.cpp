@@ -21,6 +21,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
+
 constexpr char kPack[] = "pack_sparse_weight";
 constexpr char kLinear[] = "sparse_linear";
 
@@ -80,7 +82,7 @@ void run_on_tiles(SparseLinearArgs args, const Tensor& x, int64_t in_features, i
       at::empty({tiles * packed_tile_floats(tile_columns, args.lanes)}, x.options());
   const PackInputArgs pack{
       args.x, packed.mutable_data_ptr<float>(), args.batch, in_features, args.lanes, tile_columns};
-  parallel_ranges(tiles, x.numel(),
+  parallel_ranges(tiles, kPackWork * x.numel(),
                   [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
   args.x = pack.packed;
   run(args);
@@ -128,12 +130,12 @@ Tensor run_tile(const Tensor& x, const Tensor& packed, const OptionalTensor& bia
   const int64_t batch = batch_of(x), batch_tiles = divide_up(batch, kTileSamples);
   const int64_t depth = divide_up(header.in_features, kTileInputs);
   const bool is_bfloat16 = x.scalar_type() == at::kBFloat16;
-  const Tensor tiles = at::empty({batch_tiles, depth, kTileSamples, kTileInputs},
-                                 x.options().dtype(at::kBFloat16));
+  const Tensor tiles =
+      at::empty({batch_tiles, depth, kTileSamples, kTileInputs}, x.options().dtype(at::kBFloat16));
   const PackTilesArgs pack{x.const_data_ptr(), is_bfloat16,
                            static_cast<uint16_t*>(tiles.mutable_data_ptr()), batch,
                            header.in_features};
-  parallel_ranges(batch_tiles, x.numel(),
+  parallel_ranges(batch_tiles, kPackWork * x.numel(),
                   [&](int64_t begin, int64_t end) { pack_tiles_cpu(pack, begin, end); });
 
   std::vector<int64_t> shape = x.sizes().vec();

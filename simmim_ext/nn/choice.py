@@ -89,11 +89,12 @@ def choose(pattern: Pattern, shape: tuple[int, int], capability: str, dtype: tor
         return dense(f"fewer than {SMALLEST} weights")
     if dtype == torch.float64 and pattern.name != "rows/columns":
         return dense("sparse kernels compute in float32")
-    return choose_from(in_force(capability), pattern.name, pattern.density, min(shape), dtype)
+    size = math.sqrt(math.prod(shape))
+    return choose_from(in_force(capability), pattern.name, pattern.density, size, dtype)
 
 
 def choose_from(
-    found: InForce, pattern: str, density: float, size: int, dtype: torch.dtype
+    found: InForce, pattern: str, density: float, size: float, dtype: torch.dtype
 ) -> Choice:
     """The fastest kernels by one speed table.
 
@@ -101,7 +102,7 @@ def choose_from(
         found: the table, and where it is from.
         pattern: a ``Pattern.name``.
         density, dtype: of the layer.
-        size: its smaller side.
+        size: the side of a square weight of as many weights.
     """
     table = found.table
     rows = list(_speeds(table, pattern, density, size, dtype))
@@ -114,7 +115,7 @@ def choose_from(
 
 
 def _speeds(
-    table: SpeedTable, pattern: str, density: float, size: int, dtype: torch.dtype
+    table: SpeedTable, pattern: str, density: float, size: float, dtype: torch.dtype
 ) -> Iterator[dict[str, float]]:
     """For each of the table's batches: dense and every kernel that fits -> its speed."""
 

@@ -39,7 +39,8 @@ class SparseLinear(nn.Module):
     Kept weights behave as in ``nn.Linear``, NaN and infinity included; a masked weight contributes
     nothing, whatever x holds. Differentiable in x. Sparse kernels multiply and add in float32
     whatever ``torch.set_float32_matmul_precision`` permits; where a dense kernel serves, torch
-    honours the setting as in ``nn.Linear``.
+    honours the setting as in ``nn.Linear``. A bfloat16 layer may round x to bfloat16 (its dense and
+    its "tile" kernel do), and adds in float32 all the same.
 
     What is saved is the portable compressed form: a bit for each weight, and the kept weights'
     values, density + 1/32 of the dense size for float32. The packed kernels are made from it on the

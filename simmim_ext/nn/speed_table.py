@@ -54,8 +54,8 @@ class SpeedTable:
     densities: tuple[float, ...]
     speeds: dict[str, Speeds]
 
-    def speed(self, kernel: str, size: int, row: int, density: float) -> float:
-        """Of a layer whose smaller side is ``size`` at ``batches[row]``.
+    def speed(self, kernel: str, size: float, row: int, density: float) -> float:
+        """Of a layer of ``size`` squared weights at ``batches[row]``.
 
         Between the sizes and densities measured it is interpolated on logarithmic axes. Beyond the
         sizes and below the densities it is that of the last one measured; above them a kernel's

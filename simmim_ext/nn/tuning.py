@@ -19,8 +19,9 @@ from .sparse import SparseLinear
 from .speed_table import BFLOAT16, DENSE_BFLOAT16, KERNELS, Speeds, SpeedTable
 from .tuned import cpu_model
 
-# The smallest layer that is worth a choice, and one whose weights no longer fit the nearest caches.
-SIZES = (128, 1024)
+# The smallest layer that is worth a choice, one whose dense weights still fit the L2 cache of most
+# CPUs, and one whose do not.
+SIZES = (128, 512, 1024)
 # Both sides of multiples of a vector: a kernel takes as long for a vector of few samples as for a
 # full one.
 BATCHES = (1, 2, 4, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 512)
