@@ -109,9 +109,9 @@ def tables(results: dict[str, Any], folder: str = "") -> str:
                 for name, figure in information.items()
             ),
             "",
-            "Linear layers, times as fast as dense float32 `F.linear`, 1024 x 1024 unless said. In turn"
-            " with it each call finds in the caches what the other left, as in a large model; in"
-            " brackets, where measured: each in a loop, which finds its own weights there:",
+            "Linear layers, times as fast as dense float32 `F.linear`, 1024 x 1024 unless said. In"
+            " turn with it each call finds in the caches what the other left, as in a large model;"
+            " in brackets, where measured: each in a loop, which finds its own weights there:",
             "",
             f"| mask | kept | {' | '.join(f'batch {batch}' for batch in COLUMNS)} |",
             f"|---|---|{'---|' * len(COLUMNS)}",

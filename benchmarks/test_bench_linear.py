@@ -2,8 +2,8 @@
 
 Every rival's answer is asserted before it is timed. The table compares medians taken in turn, so
 that it holds on a busy machine; pytest-benchmark's own columns are the layer's alone. In turn, each
-call finds in the caches what the other left, as a layer of a large model does; in a loop it finds its
-own weights, as a layer of a small model does.
+call finds in the caches what the other left, as a layer of a large model does; in a loop it finds
+its own weights, as a layer of a small model does.
 """
 
 from functools import partial

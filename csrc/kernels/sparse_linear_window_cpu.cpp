@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "cpu_capability.h"
 #include "sparse_linear.h"
@@ -64,7 +66,7 @@ SIMMIM_TARGET_AVX512 bool window_sums_avx512(const WindowWeight& weight, int64_t
       values[v] = _mm512_maskz_expand_ps(kept, load_once(next));
       next += __builtin_popcount(kept);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int b = 0; b < batch; ++b) {
       const __m512 low = load_once(window + b * x_stride);
       const __m512 high = load_once(window + b * x_stride + kWindowVector);
@@ -98,10 +100,18 @@ void window_group(const WindowWeight& weight, int64_t group, const float* x, int
   for (int b = 0; b < batch; ++b) window_sums(weight, group, x + b * x_stride, sums[b]);
 }
 
+// window_group for 1, 2, ... samples.
+template <int... i>
+constexpr auto window_groups(std::integer_sequence<int, i...>) {
+  return std::array{window_group<i + 1>...};
+}
+
 }  // namespace
 
 void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kBatch = 4;
+  // As many samples as have their sums in registers.
+  constexpr int64_t kBatch = 8;
+  constexpr auto kGroups = window_groups(std::make_integer_sequence<int, kBatch>());
   const Packed packed(args.packed);
   const WindowWeight weight = packed.window();
   const int64_t out_features = packed.header().out_features;
@@ -110,21 +120,8 @@ void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
     const int32_t* rows = weight.rows + group * kWindowRows;
     for (int64_t b = 0; b < args.batch; b += kBatch) {
       float sums[kBatch][kWindowRows];
-      const float* x = args.x + b * stride;
       const int64_t samples = std::min(kBatch, args.batch - b);
-      switch (samples) {
-        case 1:
-          window_group<1>(weight, group, x, stride, sums);
-          break;
-        case 2:
-          window_group<2>(weight, group, x, stride, sums);
-          break;
-        case 3:
-          window_group<3>(weight, group, x, stride, sums);
-          break;
-        default:
-          window_group<4>(weight, group, x, stride, sums);
-      }
+      kGroups[samples - 1](weight, group, args.x + b * stride, stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
         float* y = args.y + (b + s) * out_features;
         for (int64_t lane = 0; lane < kWindowRows && rows[lane] >= 0; ++lane) {

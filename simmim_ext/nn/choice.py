@@ -15,7 +15,7 @@ from .speed_table import DENSE_BFLOAT16, KERNELS, SpeedTable
 from .tuned import InForce, in_force
 
 # A sparse kernel must promise so much more than dense, or dense is taken.
-MARGIN = 1.15
+MARGIN = 1.25
 # Below so many weights a layer's time is that of the call, and dense has the shortest.
 SMALLEST = 1 << 14
 

@@ -13,9 +13,11 @@ from itertools import groupby
 
 import torch
 
-from .choice import MARGIN, Choice
+from .choice import Choice
 from .pattern import Pattern
 
+# A sparse kernel must promise so much more than dense, or dense is taken.
+MARGIN = 1.15
 # Below so many weights a call takes longer to launch than to compute, and dense is one launch.
 SMALLEST = 1 << 20
 # What part of dense's time an H100 needs, as the largest of (factor of the density, what is added):
