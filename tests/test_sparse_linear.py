@@ -304,7 +304,7 @@ def packed_3x4() -> torch.Tensor:
         (lambda: make(3, 4)(torch.ones(2, 4).int()), TypeError, "x must be .*, got int32"),
         (lambda: make(259, 131)(torch.ones(2, 131) + 0j), TypeError, "x must be .*, got complex64"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4).bool(), "csr"), ValueError,
-         "pack_sparse_weight: layout must be 'element', 'gather', 'block', 'window' or 'tile', got"),
+         "pack_sparse_weight: layout must be 'element', 'gather', 'block', 'window' or 'tile'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "block"), ValueError,
          "pack_sparse_weight: mask must keep or mask whole columns of 16 rows for layout 'block'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4), "block"), TypeError,
