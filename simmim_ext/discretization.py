@@ -25,6 +25,7 @@ _NAMES = {
 }
 _GOOD_NAMES = tuple(product(*_NAMES.values()))
 _NUMBER = (int, float)
+_PAIR = (tuple, list)
 _OperatorBins = tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]
 
 
@@ -170,7 +171,7 @@ class Binning:
         if isinstance(self.bins, Tensor) or self.binning == "quantile":
             reason = "bins are edges" if isinstance(self.bins, Tensor) else "binning is 'quantile'"
             raise ValueError(f"{self.caller}: range must be None where {reason}")
-        low, high = range if isinstance(range, tuple | list) and len(range) == 2 else (None, None)
+        low, high = range if isinstance(range, _PAIR) and len(range) == 2 else (None, None)
         if isinstance(low, _NUMBER) and isinstance(high, _NUMBER):
             return
         if not isinstance(low, Tensor) or not isinstance(high, Tensor):
@@ -262,7 +263,7 @@ class Binning:
                 f"{self.caller}: {argument} must have shape [samples, features], "
                 f"got {list(x.shape)}"
             )
-        return x.detach()
+        return x.detach() if x.requires_grad else x
 
     def _bins_of(self, x: Tensor, argument: str) -> _OperatorBins:
         """Arguments of the operators: bins, low, high, edges, nan_policy, outliers."""
