@@ -9,14 +9,19 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
-from ..ops._library import cpu_capability, has_cuda_kernels
-from ..ops.compressed_linear import compress_weight, compressed_linear, decompress_weight
-from ..ops.sparse_linear import pack_sparse_weight, sparse_linear
+from ..ops._library import cpu_capability, has_cuda_kernels, operator
+from ..ops.compressed_linear import compress_weight, decompress_weight
+from ..ops.sparse_linear import pack_sparse_weight
 from .choice import Choice, choose
 from .choice_cuda import choose_on_cuda
 from .masked import MaskedLinear, check_mask, check_sizes
 from .pattern import Pattern, recognise
+
+# Not the functions of these names: in a small layer each Python call is felt.
+_compressed_linear = operator("compressed_linear")
+_sparse_linear = operator("sparse_linear")
 
 MEMORY = ("fast", "small")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -143,20 +148,26 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in_features] to y [..., out_features], of x's dtype."""
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._forward_exported(x)
-        kernel = self._kernel_for(x)
+        kernels = self._kernels
+        kernel = kernels[-1]
+        if len(kernels) > 1:
+            batch = x.numel() // self.in_features
+            for kernel in kernels:  # the last has no limit
+                if batch <= kernel.limit:
+                    break
         # Not as attributes, which nn.Module takes longer to find than a small layer to compute.
         buffers = self._buffers
         packed = kernel.packed
         if packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            return sparse_linear(x, packed, buffers["bias"], self.out_features)
+            return _sparse_linear(x, packed, buffers["bias"], self.out_features)  # type: ignore[no-any-return]
         if kernel.name == "compact":
             return self._forward_compact(x, kernel)
-        return compressed_linear(
+        return _compressed_linear(  # type: ignore[no-any-return]
             x,
-            cast(Tensor, buffers["bitmap"]),
-            cast(Tensor, buffers["values"]),
+            buffers["bitmap"],
+            buffers["values"],
             kernel.weight,
             buffers["bias"],
             self.out_features,
@@ -171,7 +182,7 @@ class SparseLinear(nn.Module):
         layer. A model that reads it in each call (torch's fused transformer path reads both feed-
         forward layers', T5 its ``wo``'s) is right, but gains nothing by that layer being sparse.
         """
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._weight_exported()
         return self._decompressed(self.values)
 
@@ -207,15 +218,6 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features},"
             f" bias={self.bias is not None}, memory={self.memory!r}, {self._choice}"
         )
-
-    def _kernel_for(self, x: Tensor) -> _Kernel:
-        kernels = self._kernels
-        if len(kernels) > 1:
-            batch = x.numel() // self.in_features
-            for kernel in kernels:
-                if batch <= kernel.limit:
-                    return kernel
-        return kernels[-1]
 
     def _forward_compact(self, x: Tensor, kernel: _Kernel) -> Tensor:
         """A dense layer on the kept columns, whose outputs are the kept rows."""

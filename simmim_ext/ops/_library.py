@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
 from .. import _build
@@ -43,7 +44,7 @@ def operator(name: str) -> Callable[..., Any]:
     traced = getattr(torch.ops.simmim_ext, name)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return traced(*args)
         try:
             return eager(*args)
