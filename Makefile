@@ -49,11 +49,14 @@ bench: build  ## every operator against its baselines
 	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench.json $(ARGS)
 	$(BIN)/python benchmarks/summary.py results/bench.json
 
-# Four minutes on a quiet machine; OMP_NUM_THREADS as the defaults are for one thread. The default of
-# avx2 is the slower of two machines': benchmarks/slower.py.
+# Ten minutes on a quiet machine with AMX; OMP_NUM_THREADS as the defaults are for one thread, and
+# torch's bfloat16 products without what the capability lacks. The defaults of avx2, avx512 and
+# avx512_bf16 are the slower of two machines': benchmarks/slower.py.
 speeds: build  ## measure the default speed tables of sparse layers anew
 	@for capability in portable avx2 avx512 avx512_bf16 amx; do \
-	  SIMMIM_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 \
+	  case $$capability in avx512) isa=AVX512_CORE_VNNI;; avx512_bf16) isa=AVX512_CORE_BF16;; \
+	    *) isa=DEFAULT;; esac; \
+	  SIMMIM_CPU_CAPABILITY=$$capability ONEDNN_MAX_CPU_ISA=$$isa OMP_NUM_THREADS=1 \
 	  $(BIN)/simmim tune --output simmim_ext/nn/speeds/$$capability.json || exit 1; done
 
 gpu:  ## on a machine with a CUDA GPU: build, test, measure; STAGES=build,tests,bench,sanitizer

@@ -180,12 +180,10 @@ def test_only_kept_weights_see_nan_and_infinity(special, mask, memory, batch) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mask", ["uneven", "rows/columns", "all"])
+@pytest.mark.parametrize("mask", ["uneven", "half"])
 @pytest.mark.parametrize("memory", ["fast", "small"])
 def test_samples_do_not_see_each_other(dtype, mask, memory) -> None:
     layer = make(259, 131, mask, dtype=dtype, memory=memory)
-    if layer.choice.kernel(20) == "compact":
-        pytest.skip("a plain product of torch's")
     x = torch.randn(20, 131).to(dtype)
     x[1, 5] = x[7] = torch.nan
     seen = layer(x).isnan().any(1)
