@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,8 +113,8 @@ class Contest:
         self._recipe = RECIPES[model]
         self._data = data or load_data(self._recipe)
         self._model, self._seed, self._folder = model, seed, folder
-        self._scores: dict[str, tuple[Scores, float]] = {}
-        self._zeroed: dict[tuple[object, ...], nn.Module] = {}
+        self._scores: dict[str, Scores] = {}
+        self._prepared: dict[tuple[object, ...], tuple[nn.Module, list[int]]] = {}
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -133,46 +132,52 @@ class Contest:
     @cached_property
     def logits(self) -> Tensor:
         """The teacher's on all training images: it is asked once for the whole contest."""
-        model = self.teacher  # which may have to be trained first
-        with torch.no_grad():
-            return torch.cat([model(x) for x in self._data.train[0].split(1000)])
+        return self._answers(self._data.train[0])
+
+    @cached_property
+    def judged(self) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Batches of images, labels and the teacher's logits, by split."""
+        splits = {"validation": self._data.validation, "test": self._data.test}
+        return {
+            name: list(zip(*(t.split(1000) for t in (x, y, self._answers(x))), strict=True))
+            for name, (x, y) in splits.items()
+        }
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell, on the validation and on the test images."""
-        method = "simmim" if cell.method in SCRATCH else cell.method
-        scored = 0.0 if cell.zeros else self._scored(method)[1]
         with seeded(self._seed):
-            begin = time.perf_counter()
             student, layers = self._student(cell)
-            prepared = time.perf_counter()
+        with seeded(self._seed):
             if cell.epochs:
                 student = self._trained(student, cell)
-            end = time.perf_counter()
-        return {
-            "layers": layers,
-            "params": count_params(student),
-            "prepare_seconds": scored + prepared - begin,
-            "train_seconds": end - prepared,
-            "validation": self._figures(student, self._data.validation),
-            "test": self._figures(student, self._data.test),
-        }
+        figures = {name: self._figures(student, data) for name, data in self.judged.items()}
+        return {"layers": layers, "params": count_params(student), **figures}
+
+    def _answers(self, images: Tensor) -> Tensor:
+        model = self.teacher  # which may have to be trained first
+        with torch.no_grad():
+            return torch.cat([model(x) for x in images.split(100)])
 
     def _student(self, cell: Cell) -> tuple[nn.Module, list[int]]:
+        """What training begins with, made once for all its lengths and learning rates."""
+        key = (cell.zeros, cell.method, cell.widths, cell.reconstruct, cell.epochs == 0)
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(cell)
+        return self._prepared[key]
+
+    def _prepare(self, cell: Cell) -> tuple[nn.Module, list[int]]:
         if cell.zeros:
-            key = (cell.zeros, cell.method, cell.widths, cell.reconstruct, cell.epochs == 0)
-            if key not in self._zeroed:
-                self._zeroed[key] = zeroed(
-                    self.teacher,
-                    [x for x, _ in self.calibration],
-                    cell.zeros,
-                    method=cell.method,
-                    widths=cell.widths,
-                    refit=cell.reconstruct,
-                    refit_outputs=cell.epochs == 0,
-                    samples=CALIBRATION,
-                    seed=self._seed,
-                )
-            student = self._zeroed[key]
+            student = zeroed(
+                self.teacher,
+                [x for x, _ in self.calibration],
+                cell.zeros,
+                method=cell.method,
+                widths=cell.widths,
+                refit=cell.reconstruct,
+                refit_outputs=cell.epochs == 0,
+                samples=CALIBRATION,
+                seed=self._seed,
+            )
             return student, [int(layer.mask.sum()) for _, layer in masked_layers(student)]
         if cell.method in SCRATCH:
             student, history = self._pruned("simmim", "shared")
@@ -194,23 +199,21 @@ class Contest:
         return student, [len(step["kept"]) for step in history if step["axis"] == "out"]
 
     def _pruned(self, method: str, widths: str) -> tuple[nn.Module, History]:
-        scores, _ = self._scored(method)
+        scores = self._scored(method)
         allocation = "information" if widths == "shared" else "score"
         _, student, history = prune_units(
             self.teacher, scores, self._recipe.budget, allocation=allocation
         )
         return student, history
 
-    def _scored(self, method: str) -> tuple[Scores, float]:
+    def _scored(self, method: str) -> Scores:
         if method not in self._scores:
-            begin = time.perf_counter()
-            scores = score(
+            self._scores[method] = score(
                 self.teacher,
                 self.calibration,
                 criterion=method,
                 config=CompressConfig(seed=self._seed),
             )
-            self._scores[method] = scores, time.perf_counter() - begin
         return self._scores[method]
 
     def _trained(self, student: nn.Module, cell: Cell) -> nn.Module:
@@ -233,9 +236,8 @@ class Contest:
         options = {"config": config, "output": "classes", "forward_fn": _forward}
         return distill(student, _Answers(), data, progress=False, **options)[0]
 
-    def _figures(self, student: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
-        batches = list(zip(*(part.split(1000) for part in data), strict=True))
-        found = compare(self.teacher, student.eval(), batches)
+    def _figures(self, student: nn.Module, data: list[tuple[Tensor, ...]]) -> dict[str, Any]:
+        found = compare(_Answers(), student.eval(), data, forward_fn=_forward)
         return {
             "accuracy": found.student["accuracy"],
             "teacher_accuracy": found.teacher["accuracy"],
@@ -245,11 +247,11 @@ class Contest:
 
 
 class _Answers(nn.Module):
-    """Stands for the teacher whose logits the batches carry."""
+    """Stands for the teacher whose logits the batches carry, last of all."""
 
 
-def _forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return batch[1] if isinstance(model, _Answers) else model(batch[0])
+def _forward(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    return batch[-1] if isinstance(model, _Answers) else model(batch[0])
 
 
 def contestants(
