@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simmim_ext.nn.choice_cuda import choose_on_cuda
-from simmim_ext.nn.pattern import recognise
+from simmim_ext.nn.pattern import Pattern, recognise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -33,3 +33,24 @@ def test_choices_on_cuda_without_a_sparse_kernel() -> None:
     rows[:100] = True
     choice = choose_on_cuda(recognise(rows), rows.numel(), torch.bfloat16)
     assert choice.kernels_text() == "compact"
+
+
+def kernels_with(structured: str, square: int, density: float, size: int = 4096) -> str:
+    """The kernels of a layer that torch has a kernel for."""
+    nothing = torch.empty(0)
+    name = "block 16x1" if square else "2:4"
+    pattern = Pattern(name, density, nothing, nothing, square)
+    return choose_on_cuda(pattern, size * size, torch.bfloat16, structured).kernels_text()
+
+
+def test_choices_of_torchs_kernels() -> None:
+    """For large batches, and where few enough blocks are kept for their size."""
+    assert kernels_with("2:4", 0, 0.5) == "tile, dense from batch 65, 2:4 from batch 3130"
+    assert kernels_with("2:4", 0, 0.5, 1000) == "dense"
+    small = "row, tile from batch 17, dense from batch 65"
+    for square, most in ((16, 0.09), (32, 0.19), (64, 0.28)):
+        assert "bsr from batch 3130" in kernels_with("bsr", square, most)
+        assert "bsr" not in kernels_with("bsr", square, most + 0.02)
+        assert kernels_with("bsr", square, 0.05) == small + ", bsr from batch 3130"
+    assert kernels_with("bsr", 64, 0.05, 16384) == small + ", bsr from batch 196"
+    assert kernels_with("bsr", 64, 0.05, 1 << 15) == small + ", bsr from batch 66"

@@ -102,7 +102,9 @@ def tests(seconds: float, architecture: str) -> Found:
         "cuda",
         f"--junitxml={report}",
     ]
-    command += [f"tests/test_{name}.py" for name in ("ops", "cuda_device", "cuda_linear")]
+    command += [
+        f"tests/test_{name}.py" for name in ("ops", "cuda_device", "cuda_linear", "structured_cuda")
+    ]
     status, output = run("tests.log", command, seconds)
     if not report.exists():
         return outcome(status, output.strip().splitlines()[-1][:200] if output.strip() else "")

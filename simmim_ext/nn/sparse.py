@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ from torch.compiler import is_exporting
 
 from ..ops._library import cpu_capability, has_cuda_kernels, operator
 from ..ops.compressed_linear import compress_weight, decompress_weight
-from ..ops.sparse_linear import pack_sparse_weight
 from .choice import Choice, choose
 from .choice_cuda import choose_on_cuda
+from .kernel import Kernel, compact_linear, held_bytes, make_kernel
 from .masked import MaskedLinear, check_mask, check_sizes
-from .pattern import Pattern, recognise
+from .pattern import recognise
+from .structured_cuda import offered
 
 # Not the functions of these names: in a small layer each Python call is felt.
 _compressed_linear = operator("compressed_linear")
@@ -25,17 +26,6 @@ _sparse_linear = operator("sparse_linear")
 
 MEMORY = ("fast", "small")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-class _Kernel(NamedTuple):
-    """A kernel, with what it needs besides the compressed form."""
-
-    limit: float  # the largest batch it serves
-    name: str
-    packed: Tensor | None = None  # for sparse_linear: [bytes]
-    weight: Tensor | None = None  # dense: [out, in]; compact: [rows, columns]
-    rows: Tensor | None = None  # compact: the rows and columns that are kept
-    columns: Tensor | None = None
 
 
 class SparseLinear(nn.Module):
@@ -162,8 +152,12 @@ class SparseLinear(nn.Module):
         packed = kernel.packed
         if packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
             return _sparse_linear(x, packed, buffers["bias"], self.out_features)  # type: ignore[no-any-return]
+        structured = kernel.structured
+        if structured is not None and structured.serves(x):
+            return structured(x, buffers["bias"])
         if kernel.name == "compact":
-            return self._forward_compact(x, kernel)
+            sizes = self.out_features, self.in_features
+            return compact_linear(x, kernel, buffers["bias"], *sizes)
         return _compressed_linear(  # type: ignore[no-any-return]
             x,
             buffers["bitmap"],
@@ -203,9 +197,7 @@ class SparseLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes that the layer holds in memory: compressed form, bias and packed kernels."""
-        packed = {id(item): item for kernel in self._kernels for item in kernel[2:]}
-        held = [*self.buffers(), *packed.values()]
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.buffers()) + held_bytes(self._kernels)
 
     @property
     def choice(self) -> Choice:
@@ -218,20 +210,6 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features},"
             f" bias={self.bias is not None}, memory={self.memory!r}, {self._choice}"
         )
-
-    def _forward_compact(self, x: Tensor, kernel: _Kernel) -> Tensor:
-        """A dense layer on the kept columns, whose outputs are the kept rows."""
-        weight, rows, columns = cast(tuple[Tensor, Tensor, Tensor], kernel[3:])
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                "SparseLinear: x must have shape [..., in_features] with in_features ="
-                f" {self.in_features}, got {list(x.shape)}"
-            )
-        bias = self.values.new_zeros(self.out_features) if self.bias is None else self.bias
-        y = F.linear(x.index_select(-1, columns).to(weight.dtype), weight, bias[rows])
-        if rows.numel() < self.out_features:
-            y = bias.to(y.dtype).expand(*x.shape[:-1], -1).index_copy(-1, rows, y)
-        return y.to(x.dtype) if y.dtype == weight.dtype else y  # else it is autocast's
 
     def _forward_exported(self, x: Tensor) -> Tensor:
         """The same in standard operators, for runtimes that lack this library's."""
@@ -253,7 +231,7 @@ class SparseLinear(nn.Module):
             density = self.values.numel() / max(weights, 1)
             reason = f"there are no kernels for {device}"
             self._choice = Choice("unknown", density, ((None, "compressed"),), reason)
-            self._kernels: tuple[_Kernel, ...] = (_Kernel(math.inf, "compressed"),)
+            self._kernels: tuple[Kernel, ...] = (Kernel(math.inf, "compressed"),)
             return
         weight = self._decompressed(self.values)
         mask = self._decompressed(torch.ones_like(self.values)).bool()
@@ -262,11 +240,12 @@ class SparseLinear(nn.Module):
             kernels = ((None, "compressed"),)
             choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
         elif choice is None and device == "cuda":
-            choice = choose_on_cuda(pattern, weights, self.values.dtype)
+            kernel = offered(weight, pattern)
+            choice = choose_on_cuda(pattern, weights, self.values.dtype, kernel)
         shape = self.out_features, self.in_features
         self._choice = choice or choose(pattern, shape, cpu_capability(), self.values.dtype)
         made = {
-            name: _make_kernel(name, weight, mask, pattern)
+            name: make_kernel(name, weight, mask, pattern)
             for name in {name for _, name in self._choice.kernels}
         }
         self._kernels = tuple(
@@ -306,14 +285,3 @@ class SparseLinear(nn.Module):
             except ValueError as error:
                 errors.append(f"{prefix}values and {prefix}bitmap do not fit: {error}")
         self._buffers.update(before)  # all or nothing: bitmap and values belong together
-
-
-def _make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> _Kernel:
-    if name == "compressed":
-        return _Kernel(math.inf, name)
-    if name == "dense":
-        return _Kernel(math.inf, name, weight=weight)
-    if name == "compact":
-        kept = weight.index_select(0, pattern.rows).index_select(1, pattern.columns)
-        return _Kernel(math.inf, name, None, kept, pattern.rows, pattern.columns)
-    return _Kernel(math.inf, name, pack_sparse_weight(weight, mask, name))
