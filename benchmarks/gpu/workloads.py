@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,55 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import baselines  # noqa: E402
+from device import Figure, measured, seconds_of, seconds_of_each  # noqa: E402
+from structured import structured_linears  # noqa: E402
 
 import simmim_ext as si  # noqa: E402
 from simmim_ext.nn import MaskedLinear, SparseLinear, masked_linear  # noqa: E402
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear  # noqa: E402
 
 LOW, HIGH = -4.0, 4.0
-Figure = tuple[str, dict[str, Any]]
-
-
-def seconds_of(call: Callable[[], Any], rounds: int = 7) -> float:
-    """The median time of a call on the device, by its own clock."""
-    call()
-    times = []
-    for _ in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return median(times)
-
-
-def seconds_of_each(calls: list[Callable[[], Any]]) -> float:
-    """The median time of one of the calls, run in turn from a CUDA graph.
-
-    A weight of these sizes fits the L2 cache: with one for each call, none is still there when its
-    turn comes. A graph leaves out what launching from Python takes, for rivals too.
-    """
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call() for call in calls]  # or the graph would use the memory of one for another
-    taken = seconds_of(graph.replay) / len(calls)
-    del kept
-    return taken
-
-
-def measured() -> dict[str, float]:
-    """What this device's memory and tensor cores do at best, random data."""
-    source, target = torch.randn(2, 1 << 29, device="cuda")  # 2 GiB each
-    copy = 2 * source.nbytes / seconds_of(lambda: target.copy_(source)) / 1e9
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = 2 * 8192**3 / seconds_of(lambda: a @ b) / 1e12
-    return {"copy_gb_per_s": round(copy, 1), "bf16_tflop_per_s": round(product, 1)}
 
 
 def activations(samples: int, features: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -338,6 +296,7 @@ def main(path: str, seconds: float) -> None:
         labels,
         quantiles,
         small_linears,
+        structured_linears,
     ):
         for name, figure in workload(results["measured"]):
             results["figures"][name] = figure
