@@ -30,6 +30,7 @@ from .labels import NO_LABEL, class_labels, value_labels
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
 from .similarity import gram_loss, last_input
+from .step_scales import step_scales
 from .storage import Json, restore_tensors, tensors_of
 
 History = list[dict[str, Any]]
@@ -47,7 +48,9 @@ def distill(
 ) -> tuple[nn.Module, History]:
     """Trains a copy of the student to predict what the teacher predicts.
 
-    The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule;
+    The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule, whose
+    learning rate is meant for weights as large as the teacher's: those of a layer that are larger
+    or smaller take larger or smaller steps, as in LARS (You et al., 2017);
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
     taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
     that of Gaussian outputs.
@@ -140,8 +143,17 @@ class Distillation:
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
             restore_tensors(student, weights, state[1]["student"])
         check_trainable("distill", student, config.epochs)
-        trainable = [p for p in student.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(trainable, lr=config.lr) if trainable else None
+        # Of the student as training began, wherever it is taken up again.
+        self._scales = step_scales(student, teacher) if state is None else state[1]["scales"]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in student.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._scales.get(name, 1.0), []).append(parameter)
+        self._optimizer = (
+            torch.optim.Adam([{"params": group, "scale": s} for s, group in groups.items()])
+            if groups
+            else None
+        )
         if state is not None:
             self._restore_progress(*state)
         self._batch_norm = any(
@@ -164,7 +176,7 @@ class Distillation:
                     continue  # One sample has no batch statistics.
                 lr = self._learning_rate(step)
                 for group in self._optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["scale"]
                 loss, rows = self._loss(batch)
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -201,7 +213,12 @@ class Distillation:
             for i, slots in self._optimizer.state_dict()["state"].items():
                 for key, value in slots.items():
                     tensors[f"adam.{i}.{key}"] = value.detach().cpu().clone()
-        meta = {"student": description, "epoch": self.epoch, "history": self.history}
+        meta = {
+            "student": description,
+            "epoch": self.epoch,
+            "history": self.history,
+            "scales": self._scales,
+        }
         return tensors, meta
 
     def _restore_progress(self, tensors: dict[str, Tensor], meta: Json) -> None:

@@ -12,6 +12,7 @@ from simmim_ext.distillation import Distillation
 from simmim_ext.nn import MaskedLinear
 from simmim_ext.outputs import kl_per_sample
 from simmim_ext.similarity import gram
+from simmim_ext.step_scales import step_scales
 
 CONFIG = CompressConfig(epochs=4, lr=3e-2)
 
@@ -298,3 +299,42 @@ def test_an_interrupt_leaves_modes_and_random_state(teacher, x):
     assert teacher.training
     assert student.training
     assert same(before, weights(student))
+
+
+def test_steps_are_as_large_as_the_layers_weights(teacher, x):
+    """Adam's first step is the learning rate for every weight, times its layer's scale."""
+    student = mlp(8, seed=1)
+    with torch.no_grad():
+        student[0].weight.copy_(3 * teacher[0].weight[:8].square().mean().sqrt())
+    config = CompressConfig(epochs=1, lr=1e-4)
+    trained = distill(student, teacher, [x], config=config)[0]
+    scales = step_scales(student, teacher)
+    for name, before in student.named_parameters():
+        step = (trained.get_parameter(name) - before).abs()
+        moved = step[step > 0]
+        expected = config.lr * scales.get(name, 1.0)
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0.02, atol=1e-7)
+    assert sorted(scales) == ["0.weight", "2.weight"]
+
+
+@torch.no_grad()
+def test_scales_of_steps(teacher):
+    student = copy.deepcopy(teacher)
+    assert step_scales(student, teacher) == {"0.weight": 1.0, "2.weight": 1.0}
+    student[0].weight *= 3
+    assert step_scales(student, teacher)["0.weight"] == 2**1.5  # the nearest quarter of an octave
+    student[0].weight *= 1e3
+    student[2].weight *= 1e-3
+    assert step_scales(student, teacher) == {"0.weight": 8.0, "2.weight": 0.125}  # and no more
+    mask = torch.zeros_like(teacher[2].weight, dtype=torch.bool)
+    mask[:, :8] = True
+    teacher[2].weight[:, :8] *= 2 * (teacher[2].weight.norm() / teacher[2].weight[:, :8].norm())
+    student[2] = MaskedLinear.from_linear(teacher[2], mask)
+    kept, whole = (w.square().mean().sqrt() for w in (student[2].weight[:, :8], teacher[2].weight))
+    assert step_scales(student, teacher)["2.weight"] == pytest.approx(float(kept / whole), rel=0.1)
+    teacher[2].weight.zero_()
+    assert "2.weight" not in step_scales(student, teacher)  # nothing to compare with
+    assert step_scales(nn.Sequential(nn.Conv1d(1, 2, 3)), nn.Linear(2, 2)) == {}
+    empty = nn.Sequential(MaskedLinear(4, 3))
+    empty[0].mask.zero_()
+    assert step_scales(empty, nn.Sequential(nn.Linear(4, 3))) == {"0.weight": 0.125}

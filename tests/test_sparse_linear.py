@@ -274,8 +274,9 @@ def test_choice_is_what_runs() -> None:
     assert choice.kernel(1) == small_batches
     assert choice.kernel(128) == choice.kernel(10_000) == "element"
     half = make(512, 512, "half", dtype=torch.bfloat16).choice
-    tiles = cpu_capability() in ("avx512_bf16", "amx")
-    assert (half.kernel(64) == "tile") == tiles
+    # Without AMX it is for few samples: torch's own product does vdpbf16ps as well with many.
+    assert (half.kernel(4) == "tile") == (cpu_capability() in ("avx512_bf16", "amx"))
+    assert (half.kernel(64) == "tile") == (cpu_capability() == "amx")
     assert make(512, 512, "block").choice.kernel(16) == "block"
 
 

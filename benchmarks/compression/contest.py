@@ -233,11 +233,11 @@ class Contest:
         config = CompressConfig(epochs=cell.epochs, lr=cell.lr, seed=self._seed)
         data = Shuffled([(x, self.logits)], BATCH)
         # Said, not guessed: the logits stand where labels would, and real ones would mean values.
-        options = {"config": config, "output": "classes", "forward_fn": _forward}
-        return distill(student, _Answers(), data, progress=False, **options)[0]
+        options = {"config": config, "output": "classes", "forward_fn": self._forward}
+        return distill(student, self.teacher, data, progress=False, **options)[0]
 
     def _figures(self, student: nn.Module, data: list[tuple[Tensor, ...]]) -> dict[str, Any]:
-        found = compare(_Answers(), student.eval(), data, forward_fn=_forward)
+        found = compare(self.teacher, student.eval(), data, forward_fn=self._forward)
         return {
             "accuracy": found.student["accuracy"],
             "teacher_accuracy": found.teacher["accuracy"],
@@ -245,13 +245,9 @@ class Contest:
             "agreement": found.fidelity["agreement"],
         }
 
-
-class _Answers(nn.Module):
-    """Stands for the teacher whose logits the batches carry, last of all."""
-
-
-def _forward(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    return batch[-1] if isinstance(model, _Answers) else model(batch[0])
+    def _forward(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """The outputs, which of the teacher the batches carry, last of all."""
+        return batch[-1] if model is self.teacher else model(batch[0])
 
 
 def contestants(

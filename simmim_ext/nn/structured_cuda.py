@@ -8,6 +8,7 @@ not stored would stop them.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def offered(weight: Tensor, pattern: Pattern) -> str | None:
     return kernel if kernel is not None and available(kernel, weight.device) else None
 
 
-class Structured:
+class Structured(ABC):
     """A weight packed for a kernel of torch's; see `TwoOfFour` and `Blocks`."""
 
     packed: tuple[Tensor, ...]
@@ -106,8 +107,9 @@ class Structured:
             y = self._product(rows, bias).contiguous()
         return y.view(*x.shape[:-1], self.shape[0]).to(dtype)
 
+    @abstractmethod
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """Of plain x [samples, in_features] of the weight's dtype."""
 
 
 class TwoOfFour(Structured):
