@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": ("experiments of the source tree", ".bench"),
     "demo": ("train, compress and compare on real images", ".demo"),
     "info": ("versions, devices and the kernels compiled in", ".info"),
+    "report": ("show the report of a saved model, as a table, picture or page", ".cli_report"),
     "tune": ("measure on this machine which sparse kernels are fastest", ".tune"),
 }
 

@@ -58,3 +58,20 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line in this process: (exit code, standard output, standard error)."""
+    from simmim_ext.cli import main
+
+    capsys.readouterr()
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
