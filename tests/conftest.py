@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import recipes
 import torch
 
 from simmim_ext import _build  # noqa: F401  (built, or nothing below can work)
@@ -75,3 +76,9 @@ def run(capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with code, weights and the recipe small.toml."""
+    yield from recipes.project(tmp_path, monkeypatch)
