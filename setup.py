@@ -93,5 +93,6 @@ setup(
         "torch-pruning>=1.6",
         "rich",
         "safetensors",
+        "tomli; python_version < '3.11'",
     ],
 )

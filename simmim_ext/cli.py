@@ -9,9 +9,11 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from ._version import __version__
@@ -20,8 +22,11 @@ from .errors import SimMIMError
 # Command -> what it does, module.
 COMMANDS = {
     "bench": ("experiments of the source tree", ".bench"),
+    "compress": ("compress the model of a recipe and save it", ".cli_compress"),
     "demo": ("train, compress and compare on real images", ".demo"),
     "info": ("versions, devices and the kernels compiled in", ".info"),
+    "report": ("show the report of a saved model, as a table, picture or page", ".cli_report"),
+    "score": ("score the units of a recipe's model", ".cli_score"),
     "tune": ("measure on this machine which sparse kernels are fastest", ".tune"),
 }
 
@@ -106,6 +111,24 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be a fraction in (0, 1], got {text}")
     return value
+
+
+def check_empty(folder: Path) -> None:
+    """Raises SimMIMError unless ``--output`` is a new or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SimMIMError(f"--output {folder} is not an empty folder; name a new one")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``--output``, and a file in it, which no permission bit tells for certain."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SimMIMError(
+            f"--output {folder} cannot be written to ({error.strerror}); name another"
+        ) from error
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:

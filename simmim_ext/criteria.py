@@ -81,9 +81,7 @@ def metric_root(fisher: Tensor) -> Tensor:
 
 def marginal_entropy(stats: GroupStatistics, setting: Setting) -> Ranking:
     """H(T)."""
-    x, config = stats.activations, setting.config
-    bins: dict[str, Any] = {"bins": config.bins, "range": layer_range(x, config)}
-    return by_score(entropy(x, estimator=config.estimator, **bins))
+    return by_score(unit_entropy(stats.activations, setting.config))
 
 
 def relevance(stats: GroupStatistics, setting: Setting) -> Ranking:
@@ -136,6 +134,12 @@ def random(stats: GroupStatistics, setting: Setting) -> Ranking:
     position = [group.name for group in setting.groups].index(stats.group.name)
     generator = torch.Generator().manual_seed(setting.config.seed * 1_000_003 + position)
     return by_score(torch.rand(stats.group.units, generator=generator))
+
+
+def unit_entropy(x: Tensor, config: CompressConfig) -> Tensor:
+    """H(T) of every unit in nats, [units], from x [samples, units]."""
+    bins: dict[str, Any] = {"bins": config.bins, "range": layer_range(x, config)}
+    return entropy(x, estimator=config.estimator, **bins)
 
 
 def unit_information(x: Tensor, predictions: Predictions, config: CompressConfig) -> Tensor:

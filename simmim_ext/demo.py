@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .cli import fraction, integer, say
+from .cli import check_empty, fraction, integer, make_folder, say
 from .compression import compress
 from .config import CompressConfig
 from .data import Shuffled, seeded
 from .errors import SimMIMError
 from .images import Images, find_images
 from .progress import bar
-from .report import draw, figure_class, sentences, table
+from .report import draw, figure_class, show
 from .result import CompressionResult, load
 
 _HIDDEN = 500
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     figure_class()
     folder = _folder(arguments.output)
     images = find_images(arguments.data_dir, download=arguments.download)
-    _make(folder)
+    make_folder(folder)
     say(f"Data: {images.name} from {images.source}, {len(images.train):,} images to train on")
     with _repeatable(), seeded(arguments.seed):
         begin = time.perf_counter()
@@ -72,10 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(table(report))
-        print(*sentences(report), sep="\n")
+        show(report)
     total = sum(stage["seconds"] for stage in stages)
     words = ", ".join(f"{stage['name']} {stage['seconds']:.1f}" for stage in stages)
     say(f"Seconds: {words}; in all {total:.1f}")
@@ -141,26 +137,13 @@ def _batches(*tensors: Tensor, size: int = 1000) -> list[Any]:
 def _folder(output: Path | None) -> Path:
     """The folder asked for, or the first of simmim_demo, simmim_demo-2, ... that is not there."""
     if output is not None:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise SimMIMError(f"--output {output} is not an empty folder; name a new one")
+        check_empty(output)
         return output
     folder, number = Path("simmim_demo"), 1
     while folder.exists():
         number += 1
         folder = Path(f"simmim_demo-{number}")
     return folder
-
-
-def _make(folder: Path) -> None:
-    """Makes the folder, and a file in it, which no permission bit tells for certain."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SimMIMError(
-            f"--output {folder} cannot be written to ({error.strerror}); name another"
-        ) from error
 
 
 def _check_saved(folder: Path, model: nn.Module, images: Images) -> None:

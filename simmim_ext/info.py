@@ -10,7 +10,15 @@ import torch
 
 from ._version import __version__
 
-_PACKAGES = ("numpy", "torch-pruning", "safetensors", "rich", "matplotlib", "scikit-learn")
+_PACKAGES = (
+    "numpy",
+    "torch-pruning",
+    "safetensors",
+    "rich",
+    "matplotlib",
+    "jinja2",
+    "scikit-learn",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,27 +1,60 @@
 """What a compression came to: a table for the terminal and a picture of the units."""
 
+import json
 import math
 from collections.abc import Iterator
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from .errors import SimMIMError
 
 Report = dict[str, Any]
 
+KEPT, DROPPED = "#0b6e99", "#d9d4cc"
 _COLUMNS = 4
-_KEPT, _DROPPED = "#0b6e99", "#d9d4cc"
+_ENTRIES = ("teacher", "student", "fidelity", "latency", "layers")
+
+
+def read_report(folder: Path) -> Report:
+    """The report that ``CompressionResult.save`` put into a folder.
+
+    Raises:
+        SimMIMError: there is none.
+    """
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SimMIMError(
+            f"{folder} is no saved result: its report.json cannot be read ({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise SimMIMError(f"{path} is no JSON: {error}") from error
+    if not isinstance(report, dict) or not all(entry in report for entry in _ENTRIES):
+        raise SimMIMError(f"{path} is no report: it needs {', '.join(_ENTRIES)}")
+    return report
+
+
+def show(report: Report) -> None:
+    """Prints the table and the sentences."""
+    from rich.console import Console
+
+    Console().print(table(report))
+    print(*sentences(report), sep="\n")
 
 
 def table(report: Report) -> Any:
     """The original and the compressed model side by side, a rich table."""
     from rich.table import Table
+    from rich.text import Text
 
     found = Table("", title="Compression by information", title_justify="left")
     for heading in ("original", "compressed", "change"):
         found.add_column(heading, justify="right")
-    for row in _rows(report):
-        found.add_row(*row)
+    for row in (*rows(report), *_layer_rows(report)):
+        # Text: names may hold what rich takes for markup.
+        found.add_row(*map(Text, row))
     return found
 
 
@@ -42,8 +75,9 @@ def sentences(report: Report) -> list[str]:
     return lines
 
 
-def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
-    teacher, student, fidelity = report["teacher"], report["student"], report["fidelity"]
+def rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """What is compared: its name, the original's, the compressed model's, and the change."""
+    teacher, student = report["teacher"], report["student"]
 
     def compared(
         key: str, label: str, form: str, smaller: bool = True
@@ -57,25 +91,37 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
 
     if teacher["accuracy"] is not None:
         yield compared("accuracy", "accuracy", ".2%", smaller=False)
-    yield ("KL from the original, nats", "0", *_with_interval(fidelity, "kl", ".4f"))
-    if fidelity["agreement"] is not None:
-        yield ("agreement", "100%", *_with_interval(fidelity, "agreement", ".2%"))
-    else:
-        yield "relative error", "0", f"{fidelity['relative_error']:.4f}", ""
-        yield ("cosine", "1", *_with_interval(fidelity, "cosine", ".4f"))
+    yield from fidelity_rows(report)
     old, new = (model["predictive_information"] for model in (teacher, student))
     yield "predictive information, nats", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"
     yield compared("params", "parameters", ",")
     yield compared("flops", "FLOPs a sample", ",")
     yield compared("bytes", "bytes on disk", ",")
     yield compared("latency_ms", "latency, ms", ".3f")
+
+
+def fidelity_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """Those of ``rows`` that say how alike the two predict."""
+    fidelity = report["fidelity"]
+    yield ("KL from the original, nats", "0", *with_interval(fidelity, "kl", ".4f"))
+    if fidelity["agreement"] is not None:
+        yield ("agreement", "100%", *with_interval(fidelity, "agreement", ".2%"))
+    else:
+        yield "relative error", "0", f"{fidelity['relative_error']:.4f}", ""
+        yield ("cosine", "1", *with_interval(fidelity, "cosine", ".4f"))
+    if fidelity.get("rank_correlation") is not None:
+        yield "rank correlation", "1", f"{fidelity['rank_correlation']:.4f}", ""
+
+
+def _layer_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     for layer in report["layers"]:
         kind = "units" if "information" in layer else "weights"
         share = f"{layer['information']:.1%} of information" if kind == "units" else ""
         yield f"{kind} of {layer['name']}", f"{layer['before']:,}", f"{layer['after']:,}", share
 
 
-def _with_interval(fidelity: Report, key: str, form: str) -> tuple[str, str]:
+def with_interval(fidelity: Report, key: str, form: str) -> tuple[str, str]:
+    """A figure, and its interval at 95%."""
     low, high = (format(end, form) for end in fidelity[f"{key}_interval"])
     return format(fidelity[key], form), f"95%: {low} to {high}"
 
@@ -116,7 +162,7 @@ def draw(report: Report, path: str | PathLike[str]) -> None:
 def _draw_layer(axes: Any, layer: Report) -> None:
     information, kept = layer["unit_information"], set(layer["kept"])
     order = sorted(range(len(information)), key=lambda unit: -information[unit])
-    for wanted, colour, word in ((False, _DROPPED, "dropped"), (True, _KEPT, "kept")):
+    for wanted, colour, word in ((False, DROPPED, "dropped"), (True, KEPT, "kept")):
         places = [i for i, unit in enumerate(order) if (unit in kept) == wanted]
         heights = [information[order[i]] for i in places]
         axes.bar(places, heights, width=1.0, color=colour, label=f"{word}: {len(places)} units")

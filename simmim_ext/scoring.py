@@ -11,7 +11,7 @@ from .arguments import check_device, check_example, check_model, check_options
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
-from .criteria import CRITERIA, unit_information
+from .criteria import CRITERIA, unit_entropy, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
 from .graph import trace_units
@@ -37,6 +37,7 @@ class Scores(Mapping[str, Tensor]):
         example: a batch of the model's inputs.
         divergence: layer name -> [units + 1] KL in nats to expect of a model that keeps the first
             k of the order in this layer alone, and is reconstructed; of "simmim" only, else empty.
+        entropy: layer name -> [units] H(T) in nats, of the same histograms as ``information``.
     """
 
     by_layer: Mapping[str, Tensor]
@@ -46,6 +47,7 @@ class Scores(Mapping[str, Tensor]):
     groups: tuple[UnitGroup, ...] = field(repr=False)
     example: Batch = field(repr=False)
     divergence: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    entropy: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
@@ -173,6 +175,7 @@ def score_groups(
     order: dict[str, tuple[int, ...]] = {}
     information: dict[str, Tensor] = {}
     divergence: dict[str, Tensor] = {}
+    entropy: dict[str, Tensor] = {}
     for stats in statistics:
         name = stats.group.name
         if not torch.isfinite(stats.activations).all():
@@ -184,8 +187,9 @@ def score_groups(
             raise SimMIMError(f"score: the {criterion} scores of {name!r} are not finite")
         values[name], order[name] = ranking.scores, ranking.order
         information[name] = unit_information(stats.activations, predictions, config).cpu()
+        entropy[name] = unit_entropy(stats.activations, config).cpu()
         if ranking.divergence is not None:
             divergence[name] = ranking.divergence
     if example is None:
         example = next(iter(batches(calibration, device=device_of(model))))
-    return Scores(values, order, information, criterion, groups, example, divergence)
+    return Scores(values, order, information, criterion, groups, example, divergence, entropy)

@@ -183,6 +183,16 @@ def write_folder(
                 old.unlink()
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes what ``write_folder`` wrote, and the folder where nothing else is in it."""
+    with contextlib.suppress(OSError):
+        # Weights without a manifest are nothing; a manifest without them would be damage.
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for weights in (*folder.glob("weights-*.safetensors"), *folder.glob("weights.partial")):
+            weights.unlink()
+        folder.rmdir()
+
+
 def check_writable(folder: Path) -> None:
     """Raises SimMIMError unless files can be made in the folder, which is made if not there.
 

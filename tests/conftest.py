@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import recipes
 import torch
 
 from simmim_ext import _build  # noqa: F401  (built, or nothing below can work)
@@ -58,3 +59,26 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line in this process: (exit code, standard output, standard error)."""
+    from simmim_ext.cli import main
+
+    capsys.readouterr()
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with code, weights and the recipe small.toml."""
+    yield from recipes.project(tmp_path, monkeypatch)

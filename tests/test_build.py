@@ -123,7 +123,7 @@ def test_sdist_and_wheel_install(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "simmim_ext/py.typed" in names
+    assert {"simmim_ext/py.typed", "simmim_ext/page.html"} <= set(names)
     assert any(re.match(r"simmim_ext/_C\..*\.so$", name) for name in names)
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", "-q", "--no-deps", "-t", str(target), str(wheel)], check=True)

@@ -14,7 +14,7 @@ from conftest import CAPABILITIES
 
 from simmim_ext import SimMIMError, images, load
 from simmim_ext.bench import EXPERIMENTS
-from simmim_ext.cli import COMMANDS, main
+from simmim_ext.cli import COMMANDS
 
 
 def simmim(*arguments, **environment):
@@ -26,20 +26,6 @@ def simmim(*arguments, **environment):
         check=False,
         env={**os.environ, **environment},
     )
-
-
-@pytest.fixture
-def run(capsys):
-    """The command in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_relevance_and_entropy_are_the_public_functions():
     expected = mutual_information(a, probabilities=p, bins=16, range=span)
     torch.testing.assert_close(scores["0"], expected)
     torch.testing.assert_close(scores.information["0"], expected)
+    torch.testing.assert_close(scores.entropy["0"], entropy(a, bins=16, range=span))
     apart = score(
         model, data("mlp"), criterion="entropy", config=CompressConfig(bins=9, shared_range=False)
     )
