@@ -175,10 +175,11 @@ def _replace_attention(
     for name in seen.strangers:
         if not any(n == name or n.startswith(f"{name}.") or not name for n in ignored):
             kind = type(model.get_submodule(name)).__name__
+            shown, left = (repr(name), "it") if name else ("the model", "the layers that make them")
             raise SimMIMError(
-                f"trace_units: {name or 'the model'!r}, a {kind}, multiplies activations with each "
-                "other, as attention does, and is of no known kind; put it in ignored_layers to "
-                "leave it as it is"
+                f"trace_units: {shown}, a {kind}, multiplies activations with each other, as "
+                f"attention does, and is of no known kind; put {left} in ignored_layers to leave "
+                "it as it is"
             )
     insert_stand_ins(model, known, seen.results)
     return {name: known[name] for name in seen.results}
