@@ -1,13 +1,13 @@
 """What must be removed together, by torch-pruning's dependency graph."""
 
 from collections.abc import Callable, Iterable, Iterator, Set
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from .arguments import copied
 from .attention import Attention, find_attention
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
@@ -65,14 +65,7 @@ def trace_units(
             time.
     """
     ignored = names_of(model, ignored_layers)
-    try:
-        with torch.inference_mode(False):
-            copy = deepcopy(model)
-    except Exception as error:
-        raise SimMIMError(
-            f"trace_units: the model cannot be copied ({error}); "
-            "remove non-leaf tensors from its attributes"
-        ) from error
+    copy = copied("trace_units", model)
     for parameter in copy.parameters():
         parameter.grad = None
         if parameter.is_floating_point():
