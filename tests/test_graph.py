@@ -227,11 +227,18 @@ def untraceable():
     tied[2].weight = tied[0].weight
     normed = mlp()
     nn.utils.parametrizations.weight_norm(normed[0])
+    adapted = mlp()
+    adapted[0].extra = nn.Parameter(torch.ones(1))
     return {
         "unused": (Detached(), ROWS, "layer 'a' is not reached from the outputs"),
         "parameter": (Scaled(), ROWS, r"'gamma' of shape \[4, 2\] belongs to no"),
         "tied": (tied, ROWS, "'0.weight' and '2.weight' are one parameter"),
         "parametrized": (normed, ROWS, "layer '0' is parametrized"),
+        "adapter": (
+            adapted,
+            ROWS,
+            r"layer '0' has parameters besides weight and bias \(extra\), as",
+        ),
         "grouped": (
             nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 8, 1, groups=2)),
             IMAGES,
