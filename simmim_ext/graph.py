@@ -117,7 +117,7 @@ def _trace(
         if any(f"{name}.{layer}" in ignored for layer in attention.kind.projections)
     ]
     groups = []
-    for found in graph.get_all_groups(ignored_layers=kept):
+    for found in _followed(graph, kept, ignored):
         channels = group_of(found, graph, sources, ignored)
         if channels is None:
             continue
@@ -126,6 +126,19 @@ def _trace(
         if group.units > 1:
             groups.append(group)
     return groups
+
+
+def _followed(graph: Any, kept: list[nn.Module], ignored: frozenset[str]) -> Iterator[Any]:
+    """torch-pruning's groups of channels."""
+    try:
+        yield from graph.get_all_groups(ignored_layers=kept)
+    except LookupError as error:  # its own, about channels where there are none
+        odd = [n for n, m in graph.model.named_modules() if n in ignored and unsupported_reason(m)]
+        raise SimMIMError(
+            "trace_units: the model's units could not be followed, as happens into a GRU; put the "
+            f"layers that are read by {' and '.join(map(repr, odd)) or 'such a layer'} in "
+            "ignored_layers as well"
+        ) from error
 
 
 def _dependencies(
