@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .data import Batch, samples_of, token_mask
+from .errors import SimMIMError
 from .recording import POSITIONS
 
 # Bytes of second moments and activations that one pass over the data may gather.
@@ -45,21 +46,32 @@ class Answers:
         """The rows of outputs that are looked at."""
         return outputs if self._drawn is None else outputs[self._drawn]
 
-    def of_inputs(self, x: Tensor) -> Tensor:
-        """A layer's inputs [samples, ..., inputs] at the same places, means where there are more.
+    def of_inputs(self, x: Tensor, group: str) -> Tensor:
+        """What the layer that reads a group is given, [..., inputs], at the same places.
 
-        Where the outputs are about samples, the mean over the tokens that the mask keeps.
+        Means where there are more; over the tokens that the mask keeps where the outputs are about
+        samples. Samples are the first axis, or the second behind tokens (as torch's encoder has
+        them by default), or are folded into the first with whatever else there is of each.
+
+        Raises:
+            SimMIMError: the rows are not as many for each sample.
         """
-        if self._drawn is not None:
-            if x.dim() > 2 and x[..., 0].numel() == self._samples * self._each:
-                return x.flatten(0, -2)[self._tokens]
-            return self._mean(x)[self._tokens // self._each]
-        return self._mean(x)
+        if x.dim() > 2 and len(x) != self._samples == x.shape[1]:
+            x = x.transpose(0, 1)
+        rows = x[..., 0].numel()
+        if rows % self._samples:
+            raise SimMIMError(
+                f"collect: the units of {group!r} are read in {rows} rows of {self._samples} "
+                f"samples, not as many of each; put {group!r} in ignored_layers"
+            )
+        x = x.reshape(self._samples, -1, x.shape[-1])
+        if self._drawn is None:
+            return self._mean(x)
+        if x.shape[1] == self._each:
+            return x.flatten(0, 1)[self._tokens]
+        return self._mean(x)[self._tokens // self._each]
 
     def _mean(self, x: Tensor) -> Tensor:
-        if x.dim() <= 2:
-            return x
-        x = x.reshape(len(x), -1, x.shape[-1]) if len(x) == self._samples else x.flatten(1, -2)
         if self._mask is None or x.shape[:2] != self._mask.shape:
             return x.mean(1)
         weight = self._mask.to(x.dtype)[..., None]

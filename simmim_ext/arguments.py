@@ -1,6 +1,7 @@
 """Checks of what the workflow's functions are given, before any of it is used."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,22 @@ def check_model(caller: str, model: Any, argument: str = "model") -> None:
             f"{caller}: {argument} must be an eager model, got one that torch.compile returned; "
             "give the model that it was made from, and compile the result"
         )
+
+
+def copied(caller: str, model: nn.Module) -> nn.Module:
+    """A copy of the model to work on.
+
+    Raises:
+        SimMIMError: it cannot be copied.
+    """
+    try:
+        with torch.inference_mode(False):
+            return deepcopy(model)
+    except Exception as error:
+        raise SimMIMError(
+            f"{caller}: the model cannot be copied ({error}); remove non-leaf tensors from its "
+            "attributes"
+        ) from error
 
 
 def check_options(

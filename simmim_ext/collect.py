@@ -204,7 +204,7 @@ def _by_channel(group: UnitGroup, gatherer: Gatherer, answers: Answers) -> Tenso
     reader = group.readers[0]
     x = gatherer.inputs[reader.module]
     order = sorted(range(len(reader.units)), key=reader.units.__getitem__)
-    return answers.of_inputs(x)[:, [reader.indices[i] for i in order]].float()
+    return answers.of_inputs(x, group.name)[:, [reader.indices[i] for i in order]].float()
 
 
 def _by_unit(group: UnitGroup, x: Tensor, directions: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,5 @@
 """The whole road: score, prune, reconstruct, distil, compare; in steps that survive a kill."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
@@ -13,6 +12,7 @@ from .arguments import (
     check_model,
     check_options,
     check_trainable,
+    copied,
 )
 from .assessment import assess, versions
 from .budget import check_budget, plain_numbers
@@ -107,7 +107,7 @@ def compress(
     device = device_of(model) if config.device is None else torch.device(config.device)
     ignored = names_of(model, ignored_layers)
     with seeded(config.seed, device=device):
-        teacher = copy.deepcopy(model).to(device)
+        teacher = copied("compress", model).to(device)
         worked_on, converted = prepared(teacher, ignored)
         samples = gather(calibration, config.calibration_samples)
         fit, seen_last = split(samples) if evaluate is None else (samples, evaluate)

@@ -246,6 +246,11 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
             "or .last_hidden_state; pass forward_fn=lambda model, batch: ... that returns "
             "[samples, outputs]"
         )
+    if not outputs.is_floating_point():
+        raise SimMIMError(
+            f"the model returned a tensor of {outputs.dtype}; expected floating-point outputs, as "
+            "logits before any argmax; pass forward_fn=lambda model, batch: ... that returns them"
+        )
     if outputs.dim() == 1:
         return outputs[:, None]
     if outputs.dim() == 3:

@@ -1,13 +1,13 @@
 """What must be removed together, by torch-pruning's dependency graph."""
 
 from collections.abc import Callable, Iterable, Iterator, Set
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from .arguments import copied
 from .attention import Attention, find_attention
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
@@ -65,14 +65,7 @@ def trace_units(
             time.
     """
     ignored = names_of(model, ignored_layers)
-    try:
-        with torch.inference_mode(False):
-            copy = deepcopy(model)
-    except Exception as error:
-        raise SimMIMError(
-            f"trace_units: the model cannot be copied ({error}); "
-            "remove non-leaf tensors from its attributes"
-        ) from error
+    copy = copied("trace_units", model)
     for parameter in copy.parameters():
         parameter.grad = None
         if parameter.is_floating_point():
@@ -124,7 +117,7 @@ def _trace(
         if any(f"{name}.{layer}" in ignored for layer in attention.kind.projections)
     ]
     groups = []
-    for found in graph.get_all_groups(ignored_layers=kept):
+    for found in _followed(graph, kept, ignored):
         channels = group_of(found, graph, sources, ignored)
         if channels is None:
             continue
@@ -133,6 +126,19 @@ def _trace(
         if group.units > 1:
             groups.append(group)
     return groups
+
+
+def _followed(graph: Any, kept: list[nn.Module], ignored: frozenset[str]) -> Iterator[Any]:
+    """torch-pruning's groups of channels."""
+    try:
+        yield from graph.get_all_groups(ignored_layers=kept)
+    except LookupError as error:  # its own, about channels where there are none
+        odd = [n for n, m in graph.model.named_modules() if n in ignored and unsupported_reason(m)]
+        raise SimMIMError(
+            "trace_units: the model's units could not be followed, as happens into a GRU; put the "
+            f"layers that are read by {' and '.join(map(repr, odd)) or 'such a layer'} in "
+            "ignored_layers as well"
+        ) from error
 
 
 def _dependencies(
@@ -175,10 +181,11 @@ def _replace_attention(
     for name in seen.strangers:
         if not any(n == name or n.startswith(f"{name}.") or not name for n in ignored):
             kind = type(model.get_submodule(name)).__name__
+            shown, left = (repr(name), "it") if name else ("the model", "the layers that make them")
             raise SimMIMError(
-                f"trace_units: {name or 'the model'!r}, a {kind}, multiplies activations with each "
-                "other, as attention does, and is of no known kind; put it in ignored_layers to "
-                "leave it as it is"
+                f"trace_units: {shown}, a {kind}, multiplies activations with each other, as "
+                f"attention does, and is of no known kind; put {left} in ignored_layers to leave "
+                "it as it is"
             )
     insert_stand_ins(model, known, seen.results)
     return {name: known[name] for name in seen.results}

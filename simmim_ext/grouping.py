@@ -29,10 +29,10 @@ def group_of(found: Any, graph: Any, sources: Sources, ignored: frozenset[str]) 
                 return None
         else:
             name = graph._module2name.get(node.module)
+            if name is not None and unsupported_reason(node.module):
+                return None  # ignored, or _check_layers would have raised
             if name is None or not is_coupled(node.module):
                 continue  # a view, an activation or another operation without parameters per unit
-            if unsupported_reason(node.module):  # ignored, or _check_layers would have raised
-                return None
             inputs = graph.is_in_channel_pruning_fn(item.dep.handler)
             outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
             axis = "in" if inputs and not outputs else "out"

@@ -92,8 +92,13 @@ def unsupported_reason(module: nn.Module) -> str | None:
         kind = type(module).__name__
         known = torch_layer and own and not container
         return f"is a {kind}, whose units cannot be removed" if known else None
-    if is_parametrized(module) or not set(own) <= {"weight", "bias"}:
+    if is_parametrized(module):
         return "is parametrized (as by weight_norm or spectral_norm); remove the parametrization"
+    if others := sorted(set(own) - {"weight", "bias"}):
+        return (
+            f"has parameters besides weight and bias ({', '.join(others)}), as by an adapter or an "
+            "old weight_norm; merge or remove them"
+        )
     if is_grouped(module) and module.in_channels != module.out_channels:
         return (
             f"is a grouped convolution (groups={module.groups}) of {module.in_channels} to "

@@ -1,7 +1,7 @@
 """Prunes a scored model; nothing is trained."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -162,8 +162,26 @@ def prune_units(
     )
     student, history = remove_units(model, scores.groups, plan.kept)
     few = take(scores.example, slice(0, 16))
-    check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
+    try:
+        check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
+    except SimMIMError as error:
+        names = ", ".join(repr(name) for name in _astray(model, scores, plan, few, forward_fn))
+        alone = f"; already the units of {names}, removed alone, cause it" if names else ""
+        raise SimMIMError(f"{error}{alone}") from error
     return plan, student, history
+
+
+def _astray(
+    model: nn.Module, scores: Scores, plan: Plan, batch: Batch, forward_fn: ForwardFn | None
+) -> Iterator[str]:
+    """Names of the groups whose units cannot be removed even where no other's are."""
+    for group in scores.groups:
+        try:
+            kept = {group.name: plan.kept[group.name]}
+            student, history = remove_units(model, [group], kept)
+            check_mask_equivalence(model, student, history, batch, forward_fn=forward_fn)
+        except SimMIMError:
+            yield group.name
 
 
 def _fitting(

@@ -202,10 +202,11 @@ def check_mask_equivalence(
         try:
             outputs = _fixed_outputs(copy, whole, batch, forward_fn)
         except SimMIMError as error:
+            where = repr(names[-1]) if names else "its forward"
             raise SimMIMError(
-                f"the pruned model does not run: {names[-1] if names else 'its forward'!r} fails "
-                f"({error}), as attention does that splits its width into heads; put the layer, "
-                "or those inside it whose sizes it relies on, in ignored_layers"
+                f"the pruned model does not run: {where} fails ({error}), as happens where code "
+                "relies on a width (a buffer of it, a reshape into heads); put the layers that "
+                "have it in ignored_layers"
             ) from error
     allowed, difference = 0.0, torch.inf
     if outputs.shape == expected.shape:

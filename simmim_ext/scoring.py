@@ -152,7 +152,10 @@ def score_groups(
     """
     config = config or CompressConfig()
     if not groups:
-        raise SimMIMError("score: the model has no units that can be removed")
+        raise SimMIMError(
+            "score: the model has no units that can be removed; ignore fewer layers, or give a "
+            "model with a Linear, Conv1d or Conv2d that another layer reads"
+        )
     predictions, statistics = collect(
         model,
         groups,

@@ -134,7 +134,8 @@ class _Watch(TorchFunctionMode):
 def _computed(values: Iterable[Any]) -> Iterator[bool]:
     for value in values:
         if isinstance(value, Tensor):
-            yield value.grad_fn is not None
+            of_parameter = value._base is not None and value._base.is_leaf  # as in x @ weight.T
+            yield value.grad_fn is not None and not of_parameter
         elif isinstance(value, list | tuple):
             yield from _computed(value)
 

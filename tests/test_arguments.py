@@ -231,3 +231,12 @@ def test_labels_beyond_the_classes() -> None:
     text = "distill: labels must be below the 3 classes of the outputs (or negative, none), got 5"
     with pytest.raises(SimMIMError, match=re.escape(text)):
         simmim_ext.distill(MODEL, MODEL, [(X, DATA[0][1] + 3)], config=config, progress=False)
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model.last = model(torch.rand(2, 4))
+    with pytest.raises(
+        SimMIMError, match=r"compress: the model cannot be copied \(.*; remove non-"
+    ):
+        simmim_ext.compress(model, calibration=[torch.rand(20, 4)], constraints={"units": 0.5})

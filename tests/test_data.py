@@ -161,6 +161,13 @@ def test_forward_names_what_it_cannot_take(answer, text):
         d.forward(Answers(answer), torch.rand(2, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_outputs_that_are_no_real_numbers_are_refused(dtype):
+    text = rf"the model returned a tensor of {dtype}; expected floating-point outputs, as logits"
+    with pytest.raises(SimMIMError, match=text):
+        d.forward(Answers(torch.ones(2, 3).to(dtype)), torch.rand(2, 3))
+
+
 def test_evaluating_restores_every_modules_own_mode():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     model[1].eval()

@@ -227,11 +227,18 @@ def untraceable():
     tied[2].weight = tied[0].weight
     normed = mlp()
     nn.utils.parametrizations.weight_norm(normed[0])
+    adapted = mlp()
+    adapted[0].extra = nn.Parameter(torch.ones(1))
     return {
         "unused": (Detached(), ROWS, "layer 'a' is not reached from the outputs"),
         "parameter": (Scaled(), ROWS, r"'gamma' of shape \[4, 2\] belongs to no"),
         "tied": (tied, ROWS, "'0.weight' and '2.weight' are one parameter"),
         "parametrized": (normed, ROWS, "layer '0' is parametrized"),
+        "adapter": (
+            adapted,
+            ROWS,
+            r"layer '0' has parameters besides weight and bias \(extra\), as",
+        ),
         "grouped": (
             nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 8, 1, groups=2)),
             IMAGES,
@@ -302,3 +309,24 @@ def test_model_that_cannot_be_copied():
     model.cache = model(ROWS)
     with pytest.raises(SimMIMError, match="the model cannot be copied"):
         trace_units(model, ROWS)
+
+
+def test_what_an_ignored_gru_reads_must_be_ignored_as_well():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gru = nn.Conv1d(4, 16, 3), nn.GRU(16, 8, batch_first=True)
+            self.hidden, self.head = nn.Linear(8, 24), nn.Linear(24, 5)
+
+        def forward(self, x):
+            x = self.gru(self.conv(x).relu().transpose(1, 2))[0][:, -1]
+            return self.head(self.hidden(x).relu())
+
+    model, x = Recurrent(), torch.randn(3, 4, 10)
+    text = (
+        "units could not be followed, as happens into a GRU; put the layers that are read by 'gru'"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        trace_units(model, x, ignored_layers=["gru"])
+    groups = trace_units(model, x, ignored_layers=["gru", "conv"])
+    assert [group.name for group in groups] == ["hidden"]

@@ -223,3 +223,21 @@ def test_prune_does_not_depend_on_the_callers_inference_mode():
     for a, b in zip(found.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.equal(a, b)
         assert not a.is_inference()
+
+
+def test_of_units_that_cannot_be_removed_the_layer_is_named():
+    class Scaled(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4))
+            self.register_buffer("scale", torch.rand(8))
+
+        def forward(self, x):
+            return self[3](self[2](self[1](self[0](x))) * self.scale)
+
+    scores = {"0": torch.rand(16), "2": torch.rand(8)}
+    config = CompressConfig(allocation="uniform")
+    options = {"constraints": {"units": 0.5}, "example_inputs": data("mlp")[0], "config": config}
+    with pytest.raises(SimMIMError, match=r"its forward fails .*; already the units of '2', remov"):
+        prune(Scaled(), scores, **options)
+    result = prune(Scaled(), scores, **options, ignored_layers=["2"])
+    assert result.model[2].in_features == 8

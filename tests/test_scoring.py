@@ -184,3 +184,48 @@ def test_bad_arguments_and_models_are_refused():
         half[2].weight[:, 0] = 0
     with pytest.raises(SimMIMError, match="not finite"):
         score(half, data("mlp"), output="classes")
+
+
+class Tokens(nn.Module):
+    """A text classifier whose hidden layer sees its tokens in another arrangement."""
+
+    def __init__(self, arrange):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 12)
+        self.back, self.head, self.arrange = nn.Linear(12, 8), nn.Linear(8, 4), arrange
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        y, restore = self.arrange(x)
+        return self.head((x + restore(self.back(self.hidden(y).relu()))).mean(1))
+
+
+ARRANGEMENTS = {
+    "tokens first": lambda x: (x.transpose(0, 1), lambda y: y.transpose(0, 1)),
+    "flat": lambda x: (x.flatten(0, 1), lambda y: y.view(x.shape)),
+    "windows": lambda x: (x.reshape(2 * len(x), -1, 8), lambda y: y.view(x.shape)),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_the_arrangement_of_tokens_does_not_matter(name):
+    data = [torch.randint(20, (100, 6), generator=torch.Generator().manual_seed(0))]
+    plain, other = (
+        score(Tokens(arrange), data, criterion="relevance")
+        for arrange in (lambda x: (x, lambda y: y), ARRANGEMENTS[name])
+    )
+    assert plain.keys() == other.keys() == {"embed", "hidden"}
+    for layer, values in plain.items():
+        assert torch.allclose(values, other[layer], atol=1e-6)
+
+
+def test_rows_that_are_not_as_many_of_each_sample_are_refused():
+    def some(x):
+        chosen = torch.ones(x.shape[:2], dtype=torch.bool)
+        chosen[0, 3:] = False
+        return x[chosen], lambda y: x.masked_scatter(chosen[..., None], y)
+
+    data = [torch.randint(20, (100, 6), generator=torch.Generator().manual_seed(0))]
+    with pytest.raises(SimMIMError, match="of 'hidden' are read in 597 rows of 100 samples"):
+        score(Tokens(some), data, criterion="relevance", ignored_layers=["embed"])

@@ -231,3 +231,59 @@ def test_outputs_that_hardly_vary(scale):
     config = CompressConfig(epochs=0)
     result = compress(model, calibration=[x], constraints={"units": 0.5}, config=config)
     assert result.report["fidelity"]["kl"] == 0
+
+
+class TokensToLogits(nn.Module):
+    """Its head is the embedding, as a product of the caller's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden, self.back = (
+            nn.Embedding(20, 16),
+            nn.Linear(16, 40),
+            nn.Linear(40, 16),
+        )
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        return (x + self.back(self.hidden(x).relu())) @ self.embed.weight.T
+
+
+def test_a_product_with_a_parameter_is_no_attention():
+    torch.manual_seed(0)
+    model, data = TokensToLogits(), [torch.randint(20, (100, 6))]
+    result = compress(model, calibration=data, constraints={"params": 0.7}, config=UNIFORM)
+    assert result.model.hidden.out_features < 40
+    assert result.model.embed.embedding_dim == 16
+
+
+def test_a_model_that_is_attention_itself_is_told_what_to_ignore():
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            left, right = self.left(x), self.right(x)
+            return self.head((left @ right.T).softmax(-1) @ right)
+
+    text = "the model, a Mix, multiplies activations .* put the layers that make them in ignored_la"
+    with pytest.raises(SimMIMError, match=text):
+        trace_units(Mix(), ROWS)
+
+
+def test_what_an_ignored_layer_that_cannot_shrink_reads_stays():
+    class Upsampling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, 2)
+            self.skip, self.last = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            x = self.up(x) + nn.functional.interpolate(self.skip(x), scale_factor=2)
+            return self.head(self.last(x.relu()).mean((2, 3)))
+
+    groups = trace_units(Upsampling(), torch.randn(2, 3, 8, 8), ignored_layers=["up"])
+    assert [group.name for group in groups] == ["last"]
