@@ -93,7 +93,7 @@ def test_report_says_what_design_says_and_is_json(trained, x, labels):
     assert all(len(layer["kept"]) == layer["after"] for layer in report["layers"])
     assert result.model[0].out_features == report["layers"][0]["after"]
     assert [stage["name"] for stage in report["stages"]] == [
-        *("score", "prune", "reconstruct", "distil", "compare")
+        *("score", "measure", "prune", "reconstruct", "distil", "compare")
     ]
     assert report["output"] == "classes"
     assert report["config"] == CONFIG.to_dict()
