@@ -249,11 +249,12 @@ def _passes(
     """Splits the groups so that what one pass gathers fits into PASS_BYTES, where it can."""
     part: list[UnitGroup] = []
     used = 0
+    if unread := [repr(group.name) for group in groups if not group.readers]:
+        raise SimMIMError(
+            f"collect: no layer reads all units of {', '.join(unread)}, as happens where they are "
+            "split among several; put all of these in ignored_layers"
+        )
     for group in groups:
-        if not group.readers:
-            raise SimMIMError(
-                f"collect: no layer reads all units of {group.name!r}; put it in ignored_layers"
-            )
         size = 4 * samples * group.units
         for member in _readers(model, group) if moments else ():
             outputs, columns = weighted(model, member.module).weight.flatten(1).shape

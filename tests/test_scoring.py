@@ -229,3 +229,30 @@ def test_rows_that_are_not_as_many_of_each_sample_are_refused():
     data = [torch.randint(20, (100, 6), generator=torch.Generator().manual_seed(0))]
     with pytest.raises(SimMIMError, match="of 'hidden' are read in 597 rows of 100 samples"):
         score(Tokens(some), data, criterion="relevance", ignored_layers=["embed"])
+
+
+class Split(nn.Module):
+    """As MixNet's blocks: channels of one convolution that two others read by halves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(10, 12, 1)
+        self.firsts = nn.ModuleList(nn.Conv2d(4, 5, 1) for _ in range(2))
+        self.seconds = nn.ModuleList(nn.Conv2d(6, 5, 1) for _ in range(2))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x):
+        for layer, parts in ((self.first, self.firsts), (self.second, self.seconds)):
+            halves = layer(x).relu().chunk(2, 1)
+            x = torch.cat([part(half) for part, half in zip(parts, halves, strict=True)], 1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_units_that_are_split_among_layers_are_all_named():
+    data = [torch.randn(100, 3, 4, 4)]
+    text = "no layer reads all units of 'first', 'second', .* split .*; put all of these in ignored"
+    with pytest.raises(SimMIMError, match=text):
+        score(Split(), data)
+    left = score(Split(), data, ignored_layers=["first", "second"])
+    assert set(left) == {"firsts.0", "firsts.1", "seconds.0", "seconds.1"}
