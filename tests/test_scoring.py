@@ -195,7 +195,7 @@ class Tokens(nn.Module):
         self.embed, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 12)
         self.back, self.head, self.arrange = nn.Linear(12, 8), nn.Linear(8, 4), arrange
 
-    def forward(self, tokens):
+    def forward(self, tokens, attention_mask=None):
         x = self.embed(tokens)
         y, restore = self.arrange(x)
         return self.head((x + restore(self.back(self.hidden(y).relu()))).mean(1))
@@ -216,6 +216,20 @@ def test_the_arrangement_of_tokens_does_not_matter(name):
         for arrange in (lambda x: (x, lambda y: y), ARRANGEMENTS[name])
     )
     assert plain.keys() == other.keys() == {"embed", "hidden"}
+    for layer, values in plain.items():
+        assert torch.allclose(values, other[layer], atol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["relevance", "simmim"])
+def test_tokens_before_samples_are_told_apart_where_they_are_as_many_or_masked(criterion):
+    # Of as many samples as tokens.
+    tokens = torch.randint(20, (40, 6, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.tensor([6, 2, 3, 1, 5, 4])[:, None]
+    data = [{"tokens": t, "attention_mask": mask.long()} for t in tokens]
+    plain, other = (
+        score(Tokens(arrange), data, criterion=criterion)
+        for arrange in (lambda x: (x, lambda y: y), ARRANGEMENTS["tokens first"])
+    )
     for layer, values in plain.items():
         assert torch.allclose(values, other[layer], atol=1e-6)
 
