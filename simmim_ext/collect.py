@@ -255,7 +255,7 @@ def _passes(
     if unread := [repr(group.name) for group in groups if not group.readers]:
         raise SimMIMError(
             f"collect: no layer reads all units of {', '.join(unread)}, as happens where they are "
-            "split among several; put all of these in ignored_layers"
+            "split among several or gate each other (GLU); put all of these in ignored_layers"
         )
     for group in groups:
         size = 4 * samples * group.units

@@ -265,8 +265,27 @@ class Split(nn.Module):
 
 def test_units_that_are_split_among_layers_are_all_named():
     data = [torch.randn(100, 3, 4, 4)]
-    text = "no layer reads all units of 'first', 'second', .* split .*; put all of these in ignored"
+    text = r"no layer reads all units of 'first', 'second', .* split .* \(GLU\); put all of these"
     with pytest.raises(SimMIMError, match=text):
         score(Split(), data)
     left = score(Split(), data, ignored_layers=["first", "second"])
     assert set(left) == {"firsts.0", "firsts.1", "seconds.0", "seconds.1"}
+
+
+@pytest.mark.parametrize("how", ["chunk", "slice", "glu"])
+def test_units_that_gate_each_other_in_one_layer_are_named_with_the_cause(how):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.down = nn.Linear(12, 20), nn.Linear(10, 4)
+
+        def forward(self, x):
+            x = self.up(x)
+            if how == "glu":
+                return self.down(nn.functional.glu(x))
+            value, gate = x.chunk(2, -1) if how == "chunk" else (x[:, :10], x[:, 10:])
+            return self.down(value * gate.sigmoid())
+
+    with pytest.raises(SimMIMError, match=r"units of 'up'.* gate each other \(GLU\).* put "):
+        score(Gated(), [torch.randn(100, 12)])
