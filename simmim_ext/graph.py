@@ -187,7 +187,7 @@ def _replace_attention(
                 f"attention does, and is of no known kind; put {left} in ignored_layers to leave "
                 "it as it is"
             )
-    insert_stand_ins(model, known, seen.results)
+    insert_stand_ins(model, known, seen)
     return {name: known[name] for name in seen.results}
 
 

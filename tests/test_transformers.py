@@ -62,6 +62,14 @@ def phi3():
     return transformers.Phi3ForCausalLM(config)
 
 
+def bloom():
+    config = transformers.BloomConfig(
+        vocab_size=60, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
+        **NO_CACHE,
+    )  # fmt: skip
+    return transformers.BloomForCausalLM(config)
+
+
 def distilbert():
     config = transformers.DistilBertConfig(
         vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=64
@@ -190,6 +198,20 @@ def test_a_gate_goes_with_its_value_in_a_fused_layer():
     layers = {layer["name"]: layer for layer in result.report["layers"]}
     assert set(layers) == {"model.embed_tokens", "model.layers.0.mlp", "model.layers.1.mlp"}
     assert all(layer["after"] < layer["before"] for layer in layers.values())
+
+
+def test_a_residual_that_is_added_within_attention_is_followed():
+    # BLOOM's position biases are made for the number of heads in the whole model: they stay.
+    model, data, heads = strong(bloom), text(), ["*.query_key_value"]
+    groups = {g.name: g for g in trace_units(model, data[0], ignored_layers=heads)}
+    width = groups["transformer.word_embeddings"]
+    assert {(f"transformer.h.{i}.self_attention.dense", "out") for i in range(2)} < {
+        (m.module, m.axis) for m in width.members
+    }
+    result = compress(
+        model, calibration=data, constraints={"params": 0.5}, ignored_layers=heads, config=CONFIG
+    )
+    assert result.report["student"]["params"] <= 0.5 * result.report["teacher"]["params"]
 
 
 def test_key_value_groups_of_two_do_not_hang():
