@@ -4,8 +4,9 @@
     python benchmarks/summary.py                        # the committed figures, drawn anew
 
 writes benchmarks/results/<machine>.json, which is committed, beside it the chart of the crossover
-and the tables, and between the README's markers the tables of the most capable machine. Only ratios
-of medians taken in turn are kept: absolute times say little of a shared machine.
+and the tables, and between the README's markers the highlights of the most capable machine and the
+comparisons of criteria (contests.py). Only ratios of medians taken in turn are kept: absolute times
+say little of a shared machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import contests
 import crossover
 from timing import LOOP
 
@@ -66,6 +68,12 @@ MATRIX = {
     ("training_step",): ("training step, against `F.linear(x, W*M)`", "W*M"),
 }
 COLUMNS = ("1", "16", "128", "512")
+# What the README shows; the machines' own pages show everything.
+HIGHLIGHTS = {
+    *("entropy[range-16]", "entropy[no range-16]", "pairwise", "labels", "soft_labels"),
+    *("conditional", "permutations", "quantile", "large_layer", "mlp", "slowest_cell"),
+}
+HIGHLIGHT_DENSITY = 0.1  # of layers that were measured at several
 
 
 def condense(run: dict[str, Any]) -> dict[str, Any]:
@@ -88,19 +96,24 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(results: dict[str, Any], folder: str = "") -> str:
-    """One machine's figures in Markdown, whose files are in the folder."""
+def tables(results: dict[str, Any], folder: str = "", *, highlights: bool = False) -> str:
+    """One machine's figures in Markdown, whose files are in the folder; or the highlights alone."""
     figures = results["figures"]
+    if highlights:
+        figures = {name: one for name, one in figures.items() if _is_highlight(name)}
     matrix, used = _matrix(figures)
     linear = {"mlp", "call_overhead", "slowest_cell", "two_threads"}
     rest = {name: figure for name, figure in figures.items() if name not in used}
     layers = {name: figure for name, figure in rest.items() if _parts(name)[0] in linear}
     information = {name: figure for name, figure in rest.items() if name not in layers}
     device = crossover.device(results["machine"])
+    where = f"[{_path(results).name}]({folder}{_path(results).name})"
+    if highlights:
+        where = f"[its page]({folder}{_path(results, 'md').name})"
     return "\n".join(
         [
             f"One thread of {device}; medians of runs in turn, from `make bench`. Every figure is"
-            f" in [{_path(results).name}]({folder}{_path(results).name}).",
+            f" {'on' if highlights else 'in'} {where}.",
             "",
             "| information | times as fast as | of one read of x |",
             "|---|---|---|",
@@ -117,13 +130,20 @@ def tables(results: dict[str, Any], folder: str = "") -> str:
             f"|---|---|{'---|' * len(COLUMNS)}",
             *matrix,
             "",
-            f"![Speed-up over density on {device}]({folder}{_path(results, 'svg').name})",
-            "",
             "| layers | times as fast as |",
             "|---|---|",
             *(f"| {_work(name, figure)} | {_ratios(figure)} |" for name, figure in layers.items()),
+            "",
+            f"![Speed-up over density on {device}]({folder}{_path(results, 'svg').name})",
         ]
     )
+
+
+def _is_highlight(name: str) -> bool:
+    base, parts = _parts(name)
+    if base in ("inference", "bfloat16", "training_step"):
+        return str(HIGHLIGHT_DENSITY) in parts
+    return base in HIGHLIGHTS or name in HIGHLIGHTS
 
 
 def _parts(name: str) -> tuple[str, list[str]]:
@@ -210,11 +230,11 @@ def write_readme(text: str, every: list[dict[str, Any]]) -> str:
     """The README with its tables drawn anew."""
     begin, end = MARKERS
     before, rest = text.split(begin)
-    shown = tables(every[0], "benchmarks/results/")
+    shown = tables(every[0], "benchmarks/results/", highlights=True)
     for other in every[1:]:
         where = f"benchmarks/results/{_path(other, 'md').name}"
         shown += f"\n\nThe same on [{crossover.device(other['machine'])}]({where})."
-    return f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
+    return contests.write_readme(f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}")
 
 
 def main(report: str | None = None) -> None:

@@ -36,8 +36,9 @@ class CompressConfig:
         criterion: how units are picked: "simmim" (conditional information), or a baseline; see
             ``score``.
         allocation: how the budget is divided between layers: "information" weighs the divergence
-            that a unit saves against what it costs (criterion "simmim"), or pools I(T; Yhat) (all
-            others); "score" pools the criterion's own scores, "uniform" gives equal shares.
+            that a unit saves, scaled to what was measured with some of each layer's units, against
+            what it costs (criterion "simmim"), or pools I(T; Yhat) (all others); "score" pools the
+            criterion's own scores, "uniform" gives equal shares.
         reconstruct: refit each next layer by ridge regression after units were removed. With a
             granularity of weights, criterion, allocation and this must stay at their defaults.
         bins: histogram bins of marginal estimates, 2 to 256.

@@ -69,7 +69,8 @@ def make_plan(
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
     check_round_to(round_to)
-    scores, needed = _guarded(scores)
+    order, needed = guarded(scores)
+    scores = replace(scores, order=order)
     costs = Costs(model, scores, example_inputs, forward_fn)
     ceilings = {
         name: value if is_count(value) else value * costs.original(name)
@@ -176,8 +177,8 @@ def _prices(
     return prices, seems_to_fit
 
 
-def _guarded(scores: Scores) -> tuple[Scores, Widths]:
-    """The scores with an order in which no layer loses all, and the least widths for that.
+def guarded(scores: Scores) -> tuple[dict[str, tuple[int, ...]], Widths]:
+    """An order of each layer's units in which no layer loses all, and the least widths for that.
 
     Before a concatenation layers make some of a group's units only: the best of each come first.
     """
@@ -191,7 +192,7 @@ def _guarded(scores: Scores) -> tuple[Scores, Widths]:
         needed[group.name] = max(1, len(first))
         rest = (unit for unit in order[group.name] if unit not in first)
         order[group.name] = (*first, *rest)
-    return replace(scores, order=order), needed
+    return order, needed
 
 
 def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:

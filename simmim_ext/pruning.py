@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import check_device, check_example, check_model, check_options
 from .assessment import assess, versions
-from .budget import plain_numbers
+from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
@@ -26,6 +26,7 @@ from .removal import History, check_mask_equivalence, remove_units
 from .result import CompressionResult
 from .scoring import Scores
 from .storage import signature_of
+from .trials import measured
 from .units import UnitGroup
 
 # What they were scored on is not known here.
@@ -55,8 +56,9 @@ def prune(
         constraints: "units", "params", "flops", "bytes" or "latency" to a fraction kept in
             (0, 1] or, for counts, an integer > 1. Each is a ceiling.
         calibration: batches on which the layers behind removed units are refitted (unless
-            ``config.reconstruct`` is False) and, on a fifth that this leaves out, the models
-            compared; without it neither is done. Where ``score`` saw them, it saw that fifth too.
+            ``config.reconstruct`` is False), on which it is measured what each layer's units are
+            worth and, on a fifth that this leaves out, the models are compared; without it none of
+            that is done. Where ``score`` saw them, it saw that fifth too.
         example_inputs: a batch; default the one that was scored with.
         ignored_layers: layers, their names or patterns of names, that keep their outputs.
         round_to: widths become multiples of it, or stay whole.
@@ -90,6 +92,23 @@ def prune(
         original = model
         model, converted = prepared(model, ignored)
         scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
+        fit: list[Batch] = []
+        held_out: list[Batch] = []
+        noise: float | None = None
+        if calibration is not None:
+            fit, held_out = split(gather(calibration, config.calibration_samples))
+            resolved = resolve_output(output, model, fit[0], forward_fn)
+            noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
+            if config.allocation == "information" and set(constraints) - {PER_LAYER}:
+                scores = measured(
+                    scores,
+                    model,
+                    fit,
+                    reconstructed=config.reconstruct,
+                    noise=noise,
+                    seed=config.seed,
+                    forward_fn=forward_fn,
+                )
         plan, student, history = prune_units(
             model,
             scores,
@@ -98,24 +117,17 @@ def prune(
             round_to=round_to,
             forward_fn=forward_fn,
         )
-        fit: list[Batch] = []
-        held_out: list[Batch] = []
-        noise: float | None = None
-        if calibration is not None:
-            fit, held_out = split(gather(calibration, config.calibration_samples))
-            resolved = resolve_output(output, model, fit[0], forward_fn)
-            noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
-            if config.reconstruct:
-                student = reconstruct(
-                    student,
-                    model,
-                    fit,
-                    history,
-                    samples=config.calibration_samples,
-                    seed=config.seed,
-                    refit_outputs=noise is None,
-                    forward_fn=forward_fn,
-                )
+        if calibration is not None and config.reconstruct:
+            student = reconstruct(
+                student,
+                model,
+                fit,
+                history,
+                samples=config.calibration_samples,
+                seed=config.seed,
+                refit_outputs=noise is None,
+                forward_fn=forward_fn,
+            )
         student, back = restored(student, original, converted)
         report: dict[str, Any]
         if calibration is None:

@@ -58,6 +58,7 @@ def reconstruct(
     samples: int,
     seed: int = 0,
     refit_outputs: bool = False,
+    depth: int | None = None,
     forward_fn: ForwardFn | None = None,
 ) -> nn.Module:
     """A copy of the student whose layers reproduce the teacher's pre-activations.
@@ -71,6 +72,8 @@ def reconstruct(
         seed: of the positions of a convolution's output that are looked at.
         refit_outputs: whether the layer that makes the outputs is refitted to the teacher's
             predictions by KL divergence; a distillation that follows does that better.
+        depth: how many layers, one behind the other, are refitted from the first that lost inputs
+            on; None: all.
         forward_fn: as in ``score``.
     """
     student = deepcopy(student)
@@ -83,7 +86,7 @@ def reconstruct(
         return student
     norms = norms_behind(teacher, order, pair.example, forward_fn)
     first = next(i for i, names in enumerate(together) if lost[0] in names)
-    for names in together[first:]:
+    for names in together[first:][:depth]:
         moments = pair.split_moments({name: kept.get((name, "out")) for name in names})
         for name in names:
             _refit(student, name, norms.get(name), moments[name])

@@ -25,6 +25,7 @@ from .removal import apply_history
 from .schedule import budgets, epochs_of_steps
 from .scoring import score_groups
 from .storage import Json
+from .trials import measured
 from .units import UnitGroup
 from .weights import prune_weights
 
@@ -149,6 +150,18 @@ class Run:
                 noise=self.noise,
                 forward_fn=self.forward_fn,
             )
+        if config.allocation == "information" and set(constraints) - {PER_LAYER}:
+            with stage(state.stages, "measure", False):
+                scores = measured(
+                    scores,
+                    model,
+                    self.fit,
+                    reconstructed=config.reconstruct,
+                    noise=self.noise,
+                    seed=config.seed,
+                    forward_fn=self.forward_fn,
+                    progress=self.progress,
+                )
         with stage(state.stages, "prune", self.progress):
             plan, student, history = prune_units(
                 model,

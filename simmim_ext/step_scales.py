@@ -53,4 +53,4 @@ def _root_mean_square(weight: Tensor, mask: Tensor | None) -> float:
     kept = weight.numel() if mask is None else int(mask.count_nonzero())
     squares = weight.float().square()
     total = squares.sum() if mask is None else squares.where(mask, 0).sum()
-    return float(total / max(kept, 1)) ** 0.5
+    return math.sqrt(float(total) / max(kept, 1))

@@ -46,10 +46,9 @@ def test_readme_shows_the_committed_figures(summary) -> None:
     every = summary.committed()
     assert summary.write_readme(text, every) == text
     assert every[0]["machine"]["capability"] == "amx"
-    for i, results in enumerate(every):
+    for results in every:
         assert summary._path(results, "md").read_text() == summary.page(results)
-        kind = "md" if i else "json"
-        assert f"benchmarks/results/{summary._path(results, kind).name}" in text
+        assert f"benchmarks/results/{summary._path(results, 'md').name}" in text
 
 
 def test_charts_show_the_committed_figures(summary) -> None:
@@ -106,3 +105,32 @@ def test_condense_keeps_what_each_benchmark_says(summary) -> None:
     assert results["figures"] == {"mlp": extra}
     assert results["machine"]["cpu"] == "Some CPU"
     assert summary._path(results).name.startswith("cpu-some-cpu-")
+
+
+def test_contests_say_who_is_ahead_and_who_is_behind(summary) -> None:
+    contests = summary.contests
+
+    def row(method, value, epochs=1):
+        figures = dict.fromkeys(("kl", "accuracy"), [value] * 3)
+        return {
+            "method": method,
+            "widths": "shared",
+            "reconstruct": True,
+            "epochs": epochs,
+        } | figures
+
+    def standing(figure, lead):
+        return {"column": "1 epoch", "figure": figure, "best_rival": "fpgm", "lead": lead,
+                "noise": 0.02}  # fmt: skip
+
+    results = {
+        "rows": [row("simmim", 0.5), row("fpgm", 0.6), row("simmim", 0.7, epochs=3)],
+        "standings": [standing("kl", 0.1), standing("accuracy", -0.1)],
+    }
+    text = contests.tables({"mlp": results})
+    assert "| 784-500-10, 10% of units |  | **0.500** / 0.600 fpgm |  |  |  |" in text
+    assert "| 784-500-10, 10% of units |  | *50.0* / 60.0 fpgm |  |  |  |" in text
+    results["standings"] = [standing("kl", 0.01), standing("accuracy", 0.01)]
+    assert "|  | 0.500 / 0.510 fpgm |  |" in contests.tables({"mlp": results})
+    for name in contests.committed():
+        assert f"compression-{name}-" in " ".join(p.name for p in contests.RESULTS.iterdir())

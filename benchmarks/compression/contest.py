@@ -21,11 +21,14 @@ from simmim_ext.data import Shuffled, seeded
 from simmim_ext.distillation import distill
 from simmim_ext.fidelity import compare
 from simmim_ext.measure import count_params
+from simmim_ext.plan import make_plan
 from simmim_ext.pruning import prune_units
 from simmim_ext.reconstruction import reconstruct
 from simmim_ext.removal import History
 from simmim_ext.scoring import Scores, score
 from simmim_ext.storage import masked_layers
+from simmim_ext.trials import measured
+from simmim_ext.widths import Count
 
 from .networks import RECIPES, Data, load_data, teacher, train
 from .weights import zeroed
@@ -199,12 +202,18 @@ class Contest:
         return student, [len(step["kept"]) for step in history if step["axis"] == "out"]
 
     def _pruned(self, method: str, widths: str) -> tuple[nn.Module, History]:
+        constraints = self._recipe.budget if widths == "own" else {"per_layer": self._widths}
+        allocation = "score" if widths == "own" else "information"
         scores = self._scored(method)
-        allocation = "information" if widths == "shared" else "score"
-        _, student, history = prune_units(
-            self.teacher, scores, self._recipe.budget, allocation=allocation
-        )
-        return student, history
+        return prune_units(self.teacher, scores, constraints, allocation=allocation)[1:]
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        """The layer widths that SimMIM sets, by layer."""
+        images = [x for x, _ in self.calibration]
+        scores = measured(self._scored("simmim"), self.teacher, images, seed=self._seed)
+        plan = make_plan(self.teacher, scores, self._recipe.budget, scores.example)
+        return {name: Count(len(units)) for name, units in plan.kept.items()}
 
     def _scored(self, method: str) -> Scores:
         if method not in self._scores:

@@ -1,0 +1,113 @@
+"""What compression reaches, and where criteria stand at equal budget, as tables for the README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BARS = RESULTS / "bars-fashion-mnist.json"
+# Case of the bars -> the network and what is kept in words.
+CASES = {
+    "mlp-25%": "784-500-10, 25% of units",
+    "mlp-10%": "784-500-10, 10% of units",
+    "mlp-5%": "784-500-10, 5% of units",
+    "mlp-10%-untrained": "784-500-10, 10% of units, without distillation",
+    "lenet-10%": "LeNet-300-100, 10% of parameters",
+    "lenet-95%-zeros": "LeNet-300-100, 95% zeros",
+    "lenet-98%-zeros": "LeNet-300-100, 98% zeros",
+    "cnn-6.4%": "a CNN of two convolutions, 6.4% of parameters, 2 epochs",
+}
+# File -> the network and its budget in words, in the order of the table.
+NETWORKS = {
+    "mlp": "784-500-10, 10% of units",
+    "lenet": "LeNet-300-100, 10% of parameters",
+    "resnet": "residual network with BatchNorm, 10% of parameters",
+    "lenet-90-zeros": "LeNet-300-100, 90% zeros",
+    "lenet-95-zeros": "LeNet-300-100, 95% zeros",
+    "lenet-98-zeros": "LeNet-300-100, 98% zeros",
+}
+COLUMNS = ("reconstructed", "1 epoch", "3 epochs", "10 epochs", "30 epochs")
+FIGURES = {"kl": ("KL from the original, nats", ".3f", 1), "accuracy": ("accuracy, %", ".1f", 100)}
+
+
+def committed() -> dict[str, dict[str, Any]]:
+    """The results by network, in the order of NETWORKS."""
+    paths = {name: RESULTS / f"compression-{name}-fashion-mnist.json" for name in NETWORKS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def tables(every: dict[str, dict[str, Any]]) -> str:
+    """One table for each figure: SimMIM and its best rival, by network and length of training."""
+    seeds = sorted({len(row["kl"]) for results in every.values() for row in results["rows"]})
+    lines = [
+        f"Means of {' to '.join(map(str, seeds))} seeds on test images, SimMIM / the best of its"
+        " rivals (for units L1, L2, FPGM, Taylor, Hessian, activation and random as torch-pruning"
+        " ranks them, each with SimMIM's layer widths and its own, with the same refit and"
+        " without; for zeros magnitude, LAMP and Wanda), after reconstruction and after epochs of"
+        " the same distillation, the learning rate chosen for each. **Bold**: ahead by more than"
+        " two standard errors; *slanted*: behind by more."
+    ]
+    for figure, (words, form, scale) in FIGURES.items():
+        lines += [
+            "",
+            f"| {words} | {' | '.join(COLUMNS)} |",
+            f"|---|{'---|' * len(COLUMNS)}",
+            *(
+                f"| {NETWORKS[name]} | {' | '.join(_cells(results, figure, form, scale))} |"
+                for name, results in every.items()
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _cells(results: dict[str, Any], figure: str, form: str, scale: int) -> Iterator[str]:
+    standings = {(one["column"], one["figure"]): one for one in results["standings"]}
+    for column in COLUMNS:
+        one = standings.get((column, figure))
+        if one is None:
+            yield ""
+            continue
+        epochs = 0 if column == "reconstructed" else int(column.split()[0])
+        ours = next(
+            mean(row[figure])
+            for row in results["rows"]
+            if (row["method"], row["widths"], row["reconstruct"]) == ("simmim", "shared", True)
+            and row["epochs"] == epochs
+        )
+        sign = -1 if figure == "kl" else 1
+        rival = ours - sign * one["lead"]
+        mark = "**" if one["lead"] > one["noise"] else "*" if one["lead"] < -one["noise"] else ""
+        yield (
+            f"{mark}{format(scale * ours, form)}{mark} / {format(scale * rival, form)}"
+            f" {one['best_rival']}"
+        )
+
+
+def bars() -> str:
+    """What the default recipe reaches."""
+    cases = json.loads(BARS.read_text())["cases"]
+    lines = [
+        "| network, what is kept | original | compressed | KL, nats | agreement |",
+        "|---|---|---|---|---|",
+    ]
+    for name, words in CASES.items():
+        one = cases[name]
+        accuracy, kl, agreement = (
+            one[figure]["mean"] for figure in ("accuracy", "kl", "agreement")
+        )
+        original = mean(one["teacher_accuracy"])
+        lines.append(f"| {words} | {original:.1%} | {accuracy:.1%} | {kl:.4f} | {agreement:.1%} |")
+    return "\n".join(lines)
+
+
+def write_readme(text: str) -> str:
+    """The README with its tables of compression drawn anew."""
+    for name, table in (("bars", bars()), ("contests", tables(committed()))):
+        before, rest = text.split(f"<!-- {name} -->")
+        end = f"<!-- end of {name} -->"
+        text = f"{before}<!-- {name} -->\n{table}\n{end}{rest.split(end)[1]}"
+    return text

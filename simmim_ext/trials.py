@@ -1,0 +1,124 @@
+"""The divergence that a layer's lost units cause, measured at a few widths.
+
+What is expected of second moments takes a layer's outputs for independent from position to position
+and from sample to sample, and later layers for what they were. Where a budget is divided between
+layers that is not enough: in a residual network with BatchNorm it is from equal to what is found to
+five times less, and whole branches are left with nothing. So each layer is tried with some of its
+units, and what is expected at all widths is scaled to what was found at these.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, split
+from .outputs import kl_per_sample
+from .plan import guarded
+from .progress import bar
+from .reconstruction import reconstruct
+from .removal import remove_units
+from .scoring import Scores
+
+# The shares of its units that a layer is tried with, ascending.
+_SHARES = (1 / 8, 1 / 2)
+
+# Samples for each layer, within bounds: so many divided between the layers, and once more, since in
+# a deeper network each sample takes longer, too.
+_SAMPLES, _LEAST, _MOST = 40_000, 128, 2000
+
+# How many layers behind are refitted: most of what they mend is mended by the first.
+_DEPTH = 6
+
+# Nats that do not count: of what hardly diverges the ratio is noise.
+_NOTHING = 1e-5
+
+
+def measured(
+    scores: Scores,
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    reconstructed: bool = True,
+    noise: float | None = None,
+    seed: int = 0,
+    forward_fn: ForwardFn | None = None,
+    progress: bool = False,
+) -> Scores:
+    """The scores, their divergences scaled to what was found.
+
+    Args:
+        scores: of the model, from ``score``; where they expect no divergence, or of a single layer,
+            for which nothing is divided, they are returned as they are.
+        model: the network; it is not changed.
+        data: calibration batches.
+        reconstructed: whether the layers behind are refitted.
+        noise: None for classes; for values the variance of the outputs' Gaussian noise.
+        seed: of the positions that a refit looks at.
+        forward_fn: as in ``score``.
+        progress: show progress where standard error is a terminal.
+    """
+    names = [group.name for group in scores.groups if group.name in scores.divergence]
+    if len(names) < 2:
+        return scores
+    order, needed = guarded(scores)
+    samples = min(_MOST, max(_LEAST, _SAMPLES // len(names) ** 2))
+    fit, held_out = split(list(batches(data, limit=samples, name="calibration")))
+    everything = {group.name: range(group.units) for group in scores.groups}
+
+    def found(name: str, width: int) -> float:
+        """Nats from the network with that layer's best units alone."""
+        kept = everything | {name: sorted(order[name][:width])}
+        student, history = remove_units(model, scores.groups, kept)
+        if reconstructed:
+            options: dict[str, Any] = {"samples": samples, "seed": seed, "forward_fn": forward_fn}
+            student = reconstruct(student, model, fit, history, depth=_DEPTH, **options)
+        return _divergence(model, student, held_out, noise, forward_fn)
+
+    divergence = dict(scores.divergence)
+    with bar("measure", len(names), enabled=progress) as advance:
+        for name in names:
+            shares = (int(share * len(order[name])) for share in _SHARES)
+            widths = sorted({max(width, needed[name]) for width in shares})
+            divergence[name] = scaled(divergence[name], {w: found(name, w) for w in widths})
+            advance(1)
+    return replace(scores, divergence=divergence)
+
+
+def scaled(expected: Tensor, found: Mapping[int, float]) -> Tensor:
+    """[units + 1] nats expected at every width, made those found where some were.
+
+    Between two widths the ratio is interpolated on logarithmic axes; beyond them it stays.
+    """
+    widths = [width for width, value in found.items() if math.isfinite(value)]
+    if not widths:
+        return expected
+    ratios = [
+        math.log((found[width] + _NOTHING) / (float(expected[width]) + _NOTHING))
+        for width in widths
+    ]
+    places = np.log(np.arange(len(expected)).clip(min=1))
+    factors = np.exp(np.interp(places, np.log(widths), ratios))
+    return (expected * torch.from_numpy(factors)).cummin(0).values
+
+
+@torch.no_grad()
+def _divergence(
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Iterable[Batch],
+    noise: float | None,
+    forward_fn: ForwardFn | None,
+) -> float:
+    """Mean KL of the student from the teacher in nats."""
+    total, answers = 0.0, 0
+    with evaluating(teacher), evaluating(student):
+        for batch in batches(data, device=device_of(teacher), name="calibration"):
+            theirs, ours = (forward(m, batch, forward_fn).float() for m in (teacher, student))
+            total += float(kl_per_sample(theirs, ours, noise=noise).sum())
+            answers += len(theirs)
+    return total / answers
