@@ -50,14 +50,11 @@ class Answers:
         """What the layer that reads a group is given, [..., inputs], at the same places.
 
         Means where there are more; over the tokens that the mask keeps where the outputs are about
-        samples. Samples are the first axis, or the second behind tokens (as torch's encoder has
-        them by default), or are folded into the first with whatever else there is of each.
+        samples. Samples are the first axis, or folded into it with whatever else there is of each.
 
         Raises:
             SimMIMError: the rows are not as many for each sample.
         """
-        if x.dim() > 2 and len(x) != self._samples == x.shape[1]:
-            x = x.transpose(0, 1)
         rows = x[..., 0].numel()
         if rows % self._samples:
             raise SimMIMError(

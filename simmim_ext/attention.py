@@ -3,6 +3,9 @@
 A kind is known by the layers that it is made of, not by its class: Llama, Qwen2, Mistral and
 Gemma are one row. A unit is a head, or under grouped-query attention a key/value head together
 with all query heads that read it; of one single key/value head, the query heads are the units.
+
+A gated MLP whose gate and values come from one layer is a row too: each channel of the product is
+a head of one channel, and of two parts instead of three.
 """
 
 from collections.abc import Iterator
@@ -20,11 +23,13 @@ class Kind:
         output: the layer behind the heads; None where another module holds it.
         by_head: whether the rows of a fused projection are those of each head together, rather
             than all queries, all keys, all values.
+        parts: what each head is made from: query, key and value, or gate and value.
     """
 
     projections: tuple[str, ...]
     output: str | None
     by_head: bool = False
+    parts: int = 3
 
 
 KINDS = (
@@ -37,6 +42,7 @@ KINDS = (
     Kind(("c_attn",), "c_proj"),  # GPT-2
     Kind(("qkv_proj",), "o_proj"),  # Phi-3
     Kind(("query_key_value",), "dense", by_head=True),  # GPT-NeoX
+    Kind(("gate_up_proj",), "down_proj", parts=2),  # the MLP of Phi-3 and GLM
 )
 
 # Attributes in which modules keep the sizes that change with the heads.
@@ -80,7 +86,7 @@ class Attention:
         """Each projection's output channels that belong to units: (layer, (channel, unit) ...)."""
         shared = self.key_value_heads == 1 < self.heads  # the one key/value head stays
         parts = [(self.heads, self.channels)]
-        parts += [(self.key_value_heads, 0 if shared else self.head_dim)] * 2
+        parts += [(self.key_value_heads, 0 if shared else self.head_dim)] * (self.kind.parts - 1)
         separate = len(self.kind.projections) == 3
         fused: list[tuple[int, int]] = []
         start = 0
@@ -140,6 +146,9 @@ def _match(name: str, module: nn.Module) -> Attention | None:
 
 def _sizes(module: nn.Module, kind: Kind, layers: list[nn.Linear]) -> tuple[int, int, int] | None:
     """Query heads, key/value heads and channels of a head, by the layers' shapes."""
+    if kind.parts == 2:
+        width = layers[-1].in_features
+        return (width, width, 1) if layers[0].out_features == 2 * width else None
     given = next((h for h in (_integer(module, a) for a in _HEADS) if h), None)
     outputs = [layer.out_features for layer in layers]
     fused = len(kind.projections) == 1

@@ -1,6 +1,6 @@
 """Calibration statistics: what units do and what the layers behind them make of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import PASS_BYTES, Answers
+from .arrangement import sample_axes
 from .data import (
     Batch,
     ForwardFn,
@@ -119,13 +120,14 @@ def collect(
         network = deepcopy(model)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    few = next(iter(batches(data, device=device_of(network), limit=2, name="calibration")))
     if device_of(network).type == "cpu":
-        few = next(iter(batches(data, device=device_of(network), limit=2, name="calibration")))
         network = fastest_format(network, few, forward_fn)
+    axes = sample_axes(network, few, forward_fn)
     passes = list(_passes(network, groups, samples, moments))
 
     def run(part: Sequence[UnitGroup]) -> tuple[Predictions, Iterator[GroupStatistics]]:
-        return _collect_pass(network, part, data, samples, seed, moments, noise, forward_fn)
+        return _collect_pass(network, part, data, samples, seed, moments, noise, forward_fn, axes)
 
     predictions, first = run(passes[0] if passes else ())
 
@@ -146,12 +148,13 @@ def _collect_pass(
     moments: bool,
     noise: float | None,
     forward_fn: ForwardFn | None,
+    axes: Mapping[str, int],
 ) -> tuple[Predictions, Iterator[GroupStatistics]]:
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
     summed = [m.module for group in groups for m in _readers(model, group)] if moments else []
     firsts = [group.readers[0].module for group in groups]
-    gatherer = Gatherer(model, firsts, summed, generator)
+    gatherer = Gatherer(model, firsts, summed, generator, axes)
     answered, seen_samples = 0, 0
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
@@ -249,11 +252,12 @@ def _passes(
     """Splits the groups so that what one pass gathers fits into PASS_BYTES, where it can."""
     part: list[UnitGroup] = []
     used = 0
+    if unread := [repr(group.name) for group in groups if not group.readers]:
+        raise SimMIMError(
+            f"collect: no layer reads all units of {', '.join(unread)}, as happens where they are "
+            "split among several or gate each other (GLU); put all of these in ignored_layers"
+        )
     for group in groups:
-        if not group.readers:
-            raise SimMIMError(
-                f"collect: no layer reads all units of {group.name!r}; put it in ignored_layers"
-            )
         size = 4 * samples * group.units
         for member in _readers(model, group) if moments else ():
             outputs, columns = weighted(model, member.module).weight.flatten(1).shape

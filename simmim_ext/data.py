@@ -226,8 +226,9 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
     """The model's outputs [samples, outputs] for a batch, in the mode that the model is in.
 
     Takes a tensor, ``.logits``, ``.last_hidden_state`` (mean over the tokens that the attention
-    mask keeps), or a tuple's first item. Outputs per token [batch, tokens, outputs] count every
-    token that the mask keeps as a sample. ``forward_fn(model, batch)`` overrules all of it.
+    mask keeps), a mapping's items of these names, or a tuple's first item. Outputs per token
+    [batch, tokens, outputs] count every token that the mask keeps as a sample.
+    ``forward_fn(model, batch)`` overrules all of it.
 
     Raises:
         SimMIMError: the model fails on the batch, or its outputs are none of these.
@@ -235,16 +236,15 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
     outputs, mask = _answer(model, batch, forward_fn)
     if isinstance(outputs, tuple) and not hasattr(outputs, "_fields") and len(outputs) > 0:
         outputs = outputs[0]
-    logits = getattr(outputs, "logits", None)
-    if not isinstance(outputs, Tensor) and isinstance(logits, Tensor):
+    if isinstance(logits := named_output(outputs, "logits"), Tensor):
         outputs = logits
-    elif not isinstance(outputs, Tensor) and hasattr(outputs, "last_hidden_state"):
-        return _pool(outputs.last_hidden_state, mask)
+    elif isinstance(hidden := named_output(outputs, "last_hidden_state"), Tensor):
+        return _pool(hidden, mask)
     if not isinstance(outputs, Tensor):
         raise SimMIMError(
-            f"the model returned {_describe(outputs)}; expected a tensor or an object with .logits "
-            "or .last_hidden_state; pass forward_fn=lambda model, batch: ... that returns "
-            "[samples, outputs]"
+            f"the model returned {_describe(outputs)}; expected a tensor, or an object or a dict "
+            "with logits or last_hidden_state; pass forward_fn=lambda model, batch: ... that "
+            "returns [samples, outputs]"
         )
     if not outputs.is_floating_point():
         raise SimMIMError(
@@ -262,6 +262,11 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
             "[samples, outputs]; pass forward_fn=lambda model, batch: ... that returns it"
         )
     return outputs
+
+
+def named_output(outputs: Any, name: str) -> Any:
+    """What a model's outputs hold under that name, as an attribute or an item; None if nothing."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
 def _answer(

@@ -4,7 +4,7 @@ Everything is taken at the moment when a layer runs: nothing of its input or out
 what follows may change them in place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrangement import samples_first
 from .gram import Gram, affine_moments, joint_moments
 from .layers import input_columns, is_affine, is_convolution, output_rows, weighted
 from .moments import Moments
@@ -43,6 +44,8 @@ class Gatherer:
         means: layers whose input is to be had, at convolutions its mean over positions.
         summed: layers whose inputs, outputs and gradients are summed up.
         generator: draws positions.
+        axes: layer -> the axis that samples lie along, where it is not the first; what is gathered
+            has them first.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Gatherer:
         means: Iterable[str],
         summed: Iterable[str],
         generator: torch.Generator,
+        axes: Mapping[str, int] | None = None,
     ) -> None:
-        self._model, self._generator = model, generator
+        self._model, self._generator, self._axes = model, generator, axes or {}
         self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
         self._sums: dict[str, _Sums] = {}
         self._sources: list[Tensor] = []
@@ -104,18 +108,24 @@ class Gatherer:
         return gradients.sums()[1] / max(gradients.rows, 1)
 
     def _hook(self, name: str, mask: Tensor | None, graded: bool) -> Any:
-        def gather(layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor | None:
-            x = args[0].detach()
+        axis = self._axes.get(name, 0)
+
+        def gather(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            x, z = (samples_first(value.detach(), axis) for value in (args[0], out))
             if name in self._means and name not in self.inputs:
                 self.inputs[name] = x.flatten(2).mean(2) if is_convolution(layer) else x.clone()
             self.places[name] += _count_places(layer, z, mask)
             if name not in self._summed:
                 return None
             at = draw_positions(layer, z, self._generator, mask)
-            sums = self._add(name, layer, x, z.detach(), at)
+            sums = self._add(name, layer, x, z, at)
             if not graded:
                 return None
-            return self._watched(layer, z, at, sums.gradients)
+
+            def add_gradient(gradient: Tensor) -> None:
+                sums.gradients.add_(output_rows(layer, samples_first(gradient, axis), at))
+
+            return self._watched(out, add_gradient)
 
         return gather
 
@@ -137,16 +147,14 @@ class Gatherer:
         self._sums[name].inputs.add_(rows)
         return self._sums[name]
 
-    def _watched(self, layer: nn.Module, z: Tensor, at: Tensor | None, to: Gram) -> Tensor:
-        """The output, of whose gradient rows will be added."""
+    def _watched(self, z: Tensor, add: Callable[[Tensor], None]) -> Tensor:
+        """The output, whose gradient will be added."""
         # Gradients are wanted no further back than to the first of the layers.
         if not z.requires_grad:
             z = z.detach().requires_grad_(True)
             self._sources.append(z)
             z = z.clone()  # of a source nothing can be changed in place
-        z.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: to.add_(output_rows(layer, gradient, at))
-        )
+        z.register_hook(add)  # type: ignore[no-untyped-call]
         return z
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from .arguments import copied
 from .attention import Attention, find_attention
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
+from .embeddings import follow_embeddings, made_by_embeddings, proved
 from .errors import SimMIMError
 from .grouping import group_of, in_own_layers
 from .layers import (
@@ -42,7 +44,7 @@ def trace_units(
 
     The model is traced on a copy, in eval mode and with gradients enabled, so frozen parameters
     hide nothing and nothing of the caller's is touched. What makes up the model's outputs, or
-    is added to its inputs, is no group.
+    is added to its inputs, is no group, nor are units of embeddings that cannot be followed.
 
     Args:
         model: the network.
@@ -81,7 +83,9 @@ def trace_units(
         ) from error
     order = [name for name, _ in model.named_modules()]
     groups = sorted(groups, key=lambda group: order.index(group.name))
-    return tuple(_sized(group, model) for group in groups)
+    doubtful = [group for group in groups if made_by_embeddings(model, group)]
+    sure = proved(model, doubtful, batch, forward_fn)
+    return tuple(_sized(g, model) for g in groups if g not in doubtful or g in sure)
 
 
 def _sized(group: UnitGroup, model: nn.Module) -> UnitGroup:
@@ -99,7 +103,9 @@ def _trace(
     sizes = {name: kept_together(module) for name, module in model.named_modules()}
     together = {name: size for name, size in sizes.items() if size > 1}
     _simplify(model)
-    heads = _replace_attention(model, ignored, lambda: forward(model, Sources()(batch), forward_fn))
+    heads, strangers = _replace_attention(
+        model, ignored, lambda: forward(model, Sources()(batch), forward_fn)
+    )
     graph, sources = _dependencies(model, batch, forward_fn)
     modules = dict(model.named_modules())
     # A layer that does not run itself but shares its weights with one that does, runs.
@@ -117,12 +123,19 @@ def _trace(
         if any(f"{name}.{layer}" in ignored for layer in attention.kind.projections)
     ]
     groups = []
-    for found in _followed(graph, kept, ignored):
-        channels = group_of(found, graph, sources, ignored)
-        if channels is None:
-            continue
-        group = in_own_layers(channels, heads, together)
-        _check_untied(group, tied)
+    # Into the products of strangers torch-pruning may follow embeddings without end.
+    of_embeddings = () if strangers else follow_embeddings(graph, kept)
+    for found in chain(_followed(graph, kept, ignored), of_embeddings):
+        try:
+            channels = group_of(found, graph, sources, ignored)
+            if channels is None:
+                continue
+            group = in_own_layers(channels, heads, together)
+            _check_untied(group, tied)
+        except SimMIMError:
+            if isinstance(found[0].dep.target.module, nn.Embedding):
+                continue  # see ``embeddings``
+            raise
         if group.units > 1:
             groups.append(group)
     return groups
@@ -173,8 +186,8 @@ def _dependencies(
 
 def _replace_attention(
     model: nn.Module, ignored: frozenset[str], run: Callable[[], object]
-) -> dict[str, Attention]:
-    """Puts stand-ins where attention of known kinds runs, and refuses any other."""
+) -> tuple[dict[str, Attention], list[str]]:
+    """Puts stand-ins where attention of known kinds runs; the others, refused unless ignored."""
     known = find_attention(model)
     with torch.enable_grad(), evaluating(model):
         seen = observe(model, known, run)
@@ -187,8 +200,8 @@ def _replace_attention(
                 f"attention does, and is of no known kind; put {left} in ignored_layers to leave "
                 "it as it is"
             )
-    insert_stand_ins(model, known, seen.results)
-    return {name: known[name] for name in seen.results}
+    insert_stand_ins(model, known, seen)
+    return {name: known[name] for name in seen.results}, seen.strangers
 
 
 def _simplify(model: nn.Module) -> None:

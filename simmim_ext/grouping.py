@@ -50,7 +50,8 @@ def group_of(found: Any, graph: Any, sources: Sources, ignored: frozenset[str]) 
 def _lost(root: str, name: str) -> SimMIMError:
     return SimMIMError(
         f"trace_units: the units of {root!r} could not be followed into {name!r}, as happens where "
-        f"a layer's input is concatenated with its output; put {root!r} in ignored_layers"
+        "they gate each other (GLU) or a layer's input is concatenated with its output; put "
+        f"{root!r} in ignored_layers"
     )
 
 

@@ -18,6 +18,7 @@ from .data import (
     evaluating,
     forward,
     labels_of,
+    named_output,
     to_device,
 )
 from .errors import SimMIMError
@@ -50,7 +51,8 @@ def resolve_output(
 
     def watch(module: nn.Module, args: object, result: object) -> None:
         nonlocal pooled
-        pooled = hasattr(result, "last_hidden_state") and not hasattr(result, "logits")
+        names = ("logits", "last_hidden_state")
+        pooled = [named_output(result, name) is not None for name in names] == [False, True]
 
     handle = model.register_forward_hook(watch)
     try:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrangement import sample_axes, samples_first, samples_of_rows
 from .data import (
     Batch,
     ForwardFn,
@@ -28,7 +29,7 @@ from .data import (
     to_device,
     token_mask,
 )
-from .layers import Weighted, input_columns, is_convolution, is_grouped, output_rows, weighted
+from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 from .norms import norms_behind
@@ -135,6 +136,7 @@ class Pair:
         self._student, self._seed, self._device = student, seed, device_of(teacher)
         self._data = list(batches(data, limit=samples, name="calibration"))
         self.example = next(iter(batches(self._data, device=self._device, limit=2)))
+        self._axes = sample_axes(teacher, self.example, forward_fn)
         self._runs = [
             Resumed(model, self._data, self.example, self._device, forward_fn)
             for model in (student, teacher)
@@ -160,13 +162,14 @@ class Pair:
         for batch, (student, teacher), _ in self._run(layers, to_the_end=False):
             samples = samples_of(batch)
             for name, kept in layers.items():
-                layer = self._student.get_submodule(name)
+                layer, axis = self._student.get_submodule(name), self._axes.get(name, 0)
                 for (x, _), (_, z) in zip(student[name], teacher[name], strict=True):
+                    x, z = samples_first(x, axis), samples_first(z, axis)
                     at = draw_positions(layer, z, generators[name], token_mask(batch))
                     rows = output_rows(layer, z, at)
                     rows = rows if kept is None else rows[:, kept]
                     columns = input_columns(layer, x, at)
-                    turn = (first + 1 + _samples_of_rows(layer, z, at, samples)) % _HELD_OUT_EVERY
+                    turn = (first + 1 + samples_of_rows(layer, z, at, samples)) % _HELD_OUT_EVERY
                     if name not in totals:
                         shape = columns.shape[1], rows.shape[1], z.device
                         totals[name] = Moments.zeros(*shape), Moments.zeros(*shape)
@@ -191,17 +194,6 @@ class Pair:
         student, teacher = (run.run(names, to_the_end=to_the_end) for run in self._runs)
         for batch, (ours, _), (theirs, outputs) in zip(self._data, student, teacher, strict=True):
             yield to_device(batch, self._device), (ours, theirs), outputs
-
-
-def _samples_of_rows(layer: nn.Module, z: Tensor, at: Tensor | None, samples: int) -> Tensor:
-    """[rows] the batch's sample that each row of ``output_rows`` belongs to."""
-    if is_convolution(layer):
-        assert at is not None
-        return torch.arange(len(z), device=z.device).repeat_interleave(len(at))
-    places = z[..., 0].numel()
-    rows = torch.arange(places, device=z.device) if at is None else at
-    # What is no whole number of rows for each sample is told apart by row.
-    return rows // max(1, places // samples)
 
 
 def layers_together(

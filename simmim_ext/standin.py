@@ -42,11 +42,14 @@ class Observation:
 
     Attributes:
         results: of every known attention that ran, what its module returned.
+        added: of those that add an argument of theirs to what they return, as BLOOM's add the
+            residual, its place among the arguments.
         strangers: names of the modules that multiply activations with each other and are not
             known; the innermost with parameters.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)
 
 
@@ -64,8 +67,24 @@ def observe(
         for name, attention in known.items()
         for layer in attention.kind.projections
     ]
+    outputs: dict[str, Tensor] = {}
+    for name, attention in known.items():
+        if attention.kind.output is not None:
+            behind = modules[f"{name}.{attention.kind.output}"]
+            hooks.append(
+                behind.register_forward_hook(lambda _, a, out, n=name: outputs.update({n: out}))
+            )
+
+    def end(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        seen.results[name] = result
+        place = _added(outputs.get(name), (*args, *kwargs.values()), _first(result))
+        if place is not None:
+            seen.added[name] = place
+
     hooks += [
-        modules[name].register_forward_hook(lambda m, a, out, n=name: seen.results.update({n: out}))
+        modules[name].register_forward_hook(
+            lambda _, args, kwargs, out, n=name: end(n, args, kwargs, out), with_kwargs=True
+        )
         for name in known
     ]
     try:
@@ -79,6 +98,22 @@ def observe(
             seen.strangers.append(name)
             seen.results.pop(name, None)
     return seen
+
+
+def _first(result: Any) -> Any:
+    """The tensor that a module's result is or begins with."""
+    return result[0] if isinstance(result, tuple | list) and result else result
+
+
+def _added(made: Any, arguments: tuple[Any, ...], result: Any) -> int | None:
+    """Which argument the result is the sum of with what its last layer made, if any."""
+    if not isinstance(made, Tensor) or not isinstance(result, Tensor) or made.equal(result):
+        return None
+    for place, x in enumerate(arguments):
+        like = isinstance(x, Tensor) and x.shape == made.shape == result.shape
+        if like and result.equal(made + x):
+            return place
+    return None
 
 
 @contextmanager
@@ -140,24 +175,24 @@ def _computed(values: Iterable[Any]) -> Iterator[bool]:
             yield from _computed(value)
 
 
-def insert_stand_ins(
-    model: nn.Module, known: Mapping[str, Attention], results: Mapping[str, Any]
-) -> None:
+def insert_stand_ins(model: nn.Module, known: Mapping[str, Attention], seen: Observation) -> None:
     """Replaces, in place, every known attention that ran."""
-    for name, result in results.items():
-        stand_in = StandIn(model.get_submodule(name), known[name], result)
-        set_submodule(model, name, stand_in)
+    for name, result in seen.results.items():
+        module = model.get_submodule(name)
+        set_submodule(model, name, StandIn(module, known[name], result, seen.added.get(name)))
 
 
 class StandIn(nn.Module):
     """Reads and writes like an attention; in between its heads are channels of one layer."""
 
-    def __init__(self, module: nn.Module, attention: Attention, result: Any) -> None:
+    def __init__(
+        self, module: nn.Module, attention: Attention, result: Any, added: int | None
+    ) -> None:
         super().__init__()
         first = module.get_submodule(attention.kind.projections[0])
         assert isinstance(first, nn.Linear)
         weight = first.weight
-        self._inputs, self._result = first.in_features, result
+        self._inputs, self._result, self._added = first.in_features, result, added
         width = attention.heads * attention.head_dim
         reads = nn.Linear(first.in_features, width, device=weight.device, dtype=weight.dtype)
         self.add_module(READS, reads)
@@ -182,6 +217,8 @@ class StandIn(nn.Module):
         out = self.get_submodule(READS)(x)
         if self._output is not None:
             out = self.get_submodule(self._output)(out)
+        if self._added is not None:
+            out = out + (*args, *kwargs.values())[self._added]
         if isinstance(self._result, Tensor):
             return out
         if isinstance(self._result, tuple | list):

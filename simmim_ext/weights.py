@@ -78,7 +78,8 @@ def prune_weights(
 
     Raises:
         SimMIMError: the model has no Linear layer to remove weights from, one does not fit the
-            granularity, or per_layer names none or leaves nothing to reach the sparsity with.
+            granularity, or per_layer names none or leaves nothing to reach the sparsity with, or
+            the sparsity does not leave every layer a block.
     """
     if sparsity is not None and not 0 < sparsity < 1:
         raise ValueError(f"prune_weights: sparsity must be in (0, 1), got {sparsity!r}")
@@ -154,24 +155,52 @@ def _counts(
 def _largest(
     weights: Mapping[str, Tensor], removed: float, granularity: Granularity
 ) -> dict[str, Tensor]:
-    """Layer -> [stripes] blocks that each stripe keeps: those of largest magnitude overall."""
+    """Layer -> [stripes] blocks that each stripe keeps: those of largest magnitude overall.
+
+    Every layer keeps its largest, since a layer without weights answers the same to every input.
+    """
     squares, sizes = {}, {}
     for name, weight in weights.items():
         squares[name] = granularity.blocks(weight.double().square()).sum((1, 3)).cpu()
         # The last block of a stripe counts as whole: another may be kept in its place.
         whole = granularity.blocks(torch.ones(weight.shape)).sum((1, 3))
         sizes[name] = whole.amax(1, keepdim=True).expand_as(whole)
-    size = torch.cat([s.flatten() for s in sizes.values()])
-    magnitude = torch.cat([s.flatten() for s in squares.values()]) / size
-    keep = int(sum(weight.numel() for weight in weights.values()) - removed + 1e-6)
-    order = magnitude.sqrt().argsort(descending=True, stable=True)
+    size = torch.cat([s.flatten() for s in sizes.values()]).long()
+    magnitude = (torch.cat([s.flatten() for s in squares.values()]) / size).sqrt()
+    lengths = [s.numel() for s in sizes.values()]
+    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    firsts = torch.stack([part.argmax() for part in torch.split(magnitude, lengths)]) + starts
+    room = int(sum(weight.numel() for weight in weights.values()) - removed + 1e-6)
+    _check_room(dict(zip(weights, size[firsts].tolist(), strict=True)), room, granularity)
     kept = torch.zeros(len(size), dtype=torch.bool)
-    kept[order] = size.double()[order].cumsum(0) <= keep
-    parts = torch.split(kept, [s.numel() for s in sizes.values()])
+    kept[firsts] = True
+    room -= int(size[firsts].sum())
+    order = magnitude.argsort(descending=True, stable=True)
+    order = order[~kept[order]]
+    # As many as fit, then of those that are small enough for the rest.
+    while len(order := order[size[order] <= room]):
+        fits = size[order].cumsum(0) <= room
+        kept[order[fits]] = True
+        room -= int(size[order[fits]].sum())
+        order = order[~fits]
+    parts = torch.split(kept, lengths)
     return {
         name: part.view(size.shape).sum(1)
         for (name, size), part in zip(sizes.items(), parts, strict=True)
     }
+
+
+def _check_room(firsts: Mapping[str, int], room: int, granularity: Granularity) -> None:
+    """Raises SimMIMError unless one block of each layer, of that many weights, may stay."""
+    needed = sum(firsts.values())
+    if needed > room:
+        largest = max(firsts, key=firsts.__getitem__)
+        raise SimMIMError(
+            f"granularity={granularity.name!r}: the sparsity leaves {room} weights, and one block "
+            f"of each layer, without which it is cut off, takes {needed} ({firsts[largest]} in "
+            f"{largest!r}); choose smaller blocks or a lower sparsity, or put {largest!r} in "
+            "ignored_layers"
+        )
 
 
 def _eliminate(

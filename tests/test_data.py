@@ -141,18 +141,21 @@ def test_forward_takes_what_models_return():
     assert d.forward(Answers(y), x) is y
     assert d.forward(Answers((y, None)), x) is y
     assert d.forward(Answers(SimpleNamespace(logits=y)), x) is y
+    assert d.forward(Answers({"loss": None, "logits": y}), x) is y
     assert d.forward(Answers(torch.rand(2)), x).shape == (2, 1)
     assert d.forward(Answers(tokens), x).shape == (6, 5)
     assert torch.equal(d.forward(Answers(tokens), padded), tokens[mask.bool()])
     pooled = d.forward(Answers(SimpleNamespace(last_hidden_state=tokens)), padded)
     torch.testing.assert_close(pooled, torch.stack([tokens[0, :2].mean(0), tokens[1, 0]]))
+    assert torch.equal(d.forward(Answers({"last_hidden_state": tokens}), padded), pooled)
     assert d.forward(Answers(None), x, lambda model, batch: batch) is x
 
 
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (None, "returned a NoneType; expected a tensor or an object with .logits"),
+        (None, "returned a NoneType; expected a tensor, or an object or a dict with log"),
+        ({"y": torch.rand(2, 5)}, r"returned a dict of 'y': tensor of shape \[2, 5\]; expected"),
         (torch.rand(2, 3, 4, 4), r"shape \[2, 3, 4, 4\]; expected \[samples, outputs\]"),
     ],
 )

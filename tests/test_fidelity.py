@@ -195,6 +195,17 @@ def test_auto_output_with_a_forward_fn_follows_shape_alone(outputs, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"), [("logits", "classes"), ("last_hidden_state", "embeddings")]
+)
+def test_auto_output_knows_a_dicts_items_by_name(key, expected):
+    class Named(nn.Module):
+        def forward(self, x):
+            return {key: x[:, None] if key == "last_hidden_state" else x}
+
+    assert resolve_output("auto", Named(), torch.randn(5, 4)) == expected
+
+
 def test_outputs_that_cannot_serve_say_what_to_do():
     with pytest.raises(ValueError, match=r"output must be one of auto, classes, .* got 'text'"):
         resolve_output("text", Column(0), torch.randn(5, 4))

@@ -83,7 +83,7 @@ def test_exactly_n_of_every_m_are_kept(name, n, m):
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "sizes"), [(16, 1, (256, 64)), (4, 3, (50, 22)), (8, 5, (7, 3))]
+    ("rows", "columns", "sizes"), [(16, 1, (256, 64)), (4, 3, (50, 22)), (8, 5, (7, 18))]
 )
 def test_blocks_go_whole_and_are_smaller_at_the_ends(rows, columns, sizes):
     torch.manual_seed(0)
@@ -103,6 +103,31 @@ def test_blocks_go_whole_and_are_smaller_at_the_ends(rows, columns, sizes):
     short = -(-outputs // rows) * rows * (-inputs % columns)  # one may stay where one may be whole
     assert 0.7 * total <= removed < 0.7 * total + rows * columns + short
     assert layers[0]["after"] == int(mask.sum())
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.8])
+def test_a_budget_is_met_as_nearly_as_the_smallest_blocks_allow(sparsity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+    sparse, _ = pruned(model, "block:8x8", torch.randn(400, 16).split(100), sparsity)
+    kept = [int(sparse[i].mask.sum()) for i in (0, 2)]
+    assert min(kept) > 0
+    room = int((1 - sparsity) * (16 * 32 + 32 * 5)) - sum(kept)
+    assert 0 <= room < 5 * 8  # a block of the last layer
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("block:64x64", {"sparsity": 0.7}, r"leaves 163 weights, and one block .* takes 544 \(384"),
+        ("block:8x8", {"sparsity": 0.9}, r"leaves 54 weights, .* takes 104 \(64 in '0'\)"),
+        ("weight", {"per_layer": {"0": 0.999}}, r"leaves 0 weights, .* takes 1 \(1 in '0'\)"),
+    ],
+)
+def test_a_sparsity_that_would_cut_off_a_layer_names_it(name, options, text):
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 5))
+    with pytest.raises(SimMIMError, match=text + r".*; choose smaller .* put '0' in ignored_lay"):
+        pruned(model, name, **options)
 
 
 @pytest.mark.parametrize("name", ["2:4", "block:4x2"])

@@ -154,3 +154,34 @@ def test_layers_that_read_one_tensor_are_fitted_in_one_pass():
 
     together = layers_together(Net(), torch.randn(3, 4), None)
     assert together == [["a", "b"], ["c"], ["d"]]
+
+
+class Mixed(nn.Module):
+    """A text model of one hidden layer, which sees tokens before samples if it is told so."""
+
+    def __init__(self, tokens_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.hidden, self.head = nn.Embedding(20, 8), nn.Linear(8, 12), nn.Linear(12, 4)
+        self.tokens_first = tokens_first
+
+    def forward(self, tokens, attention_mask):
+        x = self.embed(tokens)
+        y = self.hidden(x.transpose(0, 1)).transpose(0, 1) if self.tokens_first else self.hidden(x)
+        return self.head(y.relu().mean(1))
+
+
+@pytest.mark.parametrize("samples", [4, 6])
+def test_padding_is_left_out_whether_tokens_or_samples_come_first(samples):
+    tokens = torch.randint(20, (10, samples, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.tensor([6, 2, 3, 1, 5, 4])[:samples, None]
+    data = [{"tokens": t, "attention_mask": mask.long()} for t in tokens]
+    found = []
+    for tokens_first in (False, True):
+        model = Mixed(tokens_first).eval()
+        pair = Pair(model, model, data, 10 * samples, 0, None)
+        found.append(pair.split_moments({"hidden": None})["hidden"])
+    for plain, other in zip(*found, strict=True):
+        assert plain.samples == other.samples > 0
+        for name in ("x", "z", "xx", "xz"):
+            torch.testing.assert_close(getattr(plain, name), getattr(other, name))

@@ -195,7 +195,7 @@ class Tokens(nn.Module):
         self.embed, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 12)
         self.back, self.head, self.arrange = nn.Linear(12, 8), nn.Linear(8, 4), arrange
 
-    def forward(self, tokens):
+    def forward(self, tokens, attention_mask=None):
         x = self.embed(tokens)
         y, restore = self.arrange(x)
         return self.head((x + restore(self.back(self.hidden(y).relu()))).mean(1))
@@ -220,6 +220,20 @@ def test_the_arrangement_of_tokens_does_not_matter(name):
         assert torch.allclose(values, other[layer], atol=1e-6)
 
 
+@pytest.mark.parametrize("criterion", ["relevance", "simmim"])
+def test_tokens_before_samples_are_told_apart_where_they_are_as_many_or_masked(criterion):
+    # Of as many samples as tokens.
+    tokens = torch.randint(20, (40, 6, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.tensor([6, 2, 3, 1, 5, 4])[:, None]
+    data = [{"tokens": t, "attention_mask": mask.long()} for t in tokens]
+    plain, other = (
+        score(Tokens(arrange), data, criterion=criterion)
+        for arrange in (lambda x: (x, lambda y: y), ARRANGEMENTS["tokens first"])
+    )
+    for layer, values in plain.items():
+        assert torch.allclose(values, other[layer], atol=1e-6)
+
+
 def test_rows_that_are_not_as_many_of_each_sample_are_refused():
     def some(x):
         chosen = torch.ones(x.shape[:2], dtype=torch.bool)
@@ -229,3 +243,49 @@ def test_rows_that_are_not_as_many_of_each_sample_are_refused():
     data = [torch.randint(20, (100, 6), generator=torch.Generator().manual_seed(0))]
     with pytest.raises(SimMIMError, match="of 'hidden' are read in 597 rows of 100 samples"):
         score(Tokens(some), data, criterion="relevance", ignored_layers=["embed"])
+
+
+class Split(nn.Module):
+    """As MixNet's blocks: channels of one convolution that two others read by halves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(10, 12, 1)
+        self.firsts = nn.ModuleList(nn.Conv2d(4, 5, 1) for _ in range(2))
+        self.seconds = nn.ModuleList(nn.Conv2d(6, 5, 1) for _ in range(2))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x):
+        for layer, parts in ((self.first, self.firsts), (self.second, self.seconds)):
+            halves = layer(x).relu().chunk(2, 1)
+            x = torch.cat([part(half) for part, half in zip(parts, halves, strict=True)], 1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_units_that_are_split_among_layers_are_all_named():
+    data = [torch.randn(100, 3, 4, 4)]
+    text = r"no layer reads all units of 'first', 'second', .* split .* \(GLU\); put all of these"
+    with pytest.raises(SimMIMError, match=text):
+        score(Split(), data)
+    left = score(Split(), data, ignored_layers=["first", "second"])
+    assert set(left) == {"firsts.0", "firsts.1", "seconds.0", "seconds.1"}
+
+
+@pytest.mark.parametrize("how", ["chunk", "slice", "glu"])
+def test_units_that_gate_each_other_in_one_layer_are_named_with_the_cause(how):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.down = nn.Linear(12, 20), nn.Linear(10, 4)
+
+        def forward(self, x):
+            x = self.up(x)
+            if how == "glu":
+                return self.down(nn.functional.glu(x))
+            value, gate = x.chunk(2, -1) if how == "chunk" else (x[:, :10], x[:, 10:])
+            return self.down(value * gate.sigmoid())
+
+    with pytest.raises(SimMIMError, match=r"units of 'up'.* gate each other \(GLU\).* put "):
+        score(Gated(), [torch.randn(100, 12)])

@@ -54,6 +54,22 @@ def phi():
     return transformers.PhiForCausalLM(config)
 
 
+def phi3():
+    config = transformers.Phi3Config(
+        **SIZES, intermediate_size=48, num_key_value_heads=2, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, **NO_CACHE,
+    )  # fmt: skip
+    return transformers.Phi3ForCausalLM(config)
+
+
+def bloom():
+    config = transformers.BloomConfig(
+        vocab_size=60, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
+        **NO_CACHE,
+    )  # fmt: skip
+    return transformers.BloomForCausalLM(config)
+
+
 def distilbert():
     config = transformers.DistilBertConfig(
         vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=64
@@ -113,6 +129,10 @@ def one_thread(threads):
 def made(name):
     """A model with weights that mean something to it, and its batches."""
     make, data, budget = MODELS[name]
+    return strong(make), data(), budget
+
+
+def strong(make):
     torch.manual_seed(0)
     model = make()
     with torch.no_grad():
@@ -121,7 +141,7 @@ def made(name):
                 parameter.mul_(4)
             else:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return model, data(), budget
+    return model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,6 +182,36 @@ def test_heads_go_whole_and_nothing_else_changes(name):
     wrong = [{**s, "kept": [0, *s["kept"][1:]]} if s is step else s for s in history]
     with pytest.raises(SimMIMError, match="removed at the wrong place"):
         check_mask_equivalence(model, apply_history(model, wrong), history, data[0])
+
+
+def test_a_gate_goes_with_its_value_in_a_fused_layer():
+    # Phi-3's attention has the number of its heads from the config of them all: they stay.
+    model, data, heads = strong(phi3), text(), ["*.qkv_proj"]
+    groups = {g.name: g for g in trace_units(model, data[0], ignored_layers=heads)}
+    gated = groups["model.layers.0.mlp"]
+    assert (gated.units, gated.channels) == (48, 1)
+    assert [m.module.rpartition(".")[2] for m in gated.members] == ["gate_up_proj", "down_proj"]
+    assert gated.members[0].units == (*range(48), *range(48))
+    result = compress(
+        model, calibration=data, constraints={"params": 0.5}, ignored_layers=heads, config=CONFIG
+    )
+    layers = {layer["name"]: layer for layer in result.report["layers"]}
+    assert set(layers) == {"model.embed_tokens", "model.layers.0.mlp", "model.layers.1.mlp"}
+    assert all(layer["after"] < layer["before"] for layer in layers.values())
+
+
+def test_a_residual_that_is_added_within_attention_is_followed():
+    # BLOOM's position biases are made for the number of heads in the whole model: they stay.
+    model, data, heads = strong(bloom), text(), ["*.query_key_value"]
+    groups = {g.name: g for g in trace_units(model, data[0], ignored_layers=heads)}
+    width = groups["transformer.word_embeddings"]
+    assert {(f"transformer.h.{i}.self_attention.dense", "out") for i in range(2)} < {
+        (m.module, m.axis) for m in width.members
+    }
+    result = compress(
+        model, calibration=data, constraints={"params": 0.5}, ignored_layers=heads, config=CONFIG
+    )
+    assert result.report["student"]["params"] <= 0.5 * result.report["teacher"]["params"]
 
 
 def test_key_value_groups_of_two_do_not_hang():
