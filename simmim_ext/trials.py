@@ -24,8 +24,9 @@ from .reconstruction import reconstruct
 from .removal import remove_units
 from .scoring import Scores
 
-# The shares of its units that a layer is tried with, ascending.
-_SHARES = (1 / 8, 1 / 2)
+# The shares of its units that a layer is tried with, ascending; one where there are many layers.
+_SHARES, _SHARE = (1 / 8, 1 / 2), (1 / 4,)
+_MANY = 12
 
 # Samples for each layer, within bounds: so many divided between the layers, and once more, since in
 # a deeper network each sample takes longer, too.
@@ -82,8 +83,8 @@ def measured(
     divergence = dict(scores.divergence)
     with bar("measure", len(names), enabled=progress) as advance:
         for name in names:
-            shares = (int(share * len(order[name])) for share in _SHARES)
-            widths = sorted({max(width, needed[name]) for width in shares})
+            shares = _SHARES if len(names) <= _MANY else _SHARE
+            widths = sorted({max(int(share * len(order[name])), needed[name]) for share in shares})
             divergence[name] = scaled(divergence[name], {w: found(name, w) for w in widths})
             advance(1)
     return replace(scores, divergence=divergence)
