@@ -51,6 +51,13 @@ def tables(every: dict[str, dict[str, Any]]) -> str:
         " the same distillation, the learning rate chosen for each. **Bold**: ahead by more than"
         " two standard errors; *slanted*: behind by more."
     ]
+    rivals = {name: _rivals(results) for name, results in every.items()}
+    most = max(rivals.values(), key=len)
+    lines[0] += "".join(
+        f" Of the {NETWORKS[name]}, the rivals are {', '.join(sorted(some))}."
+        for name, some in rivals.items()
+        if some < most
+    )
     for figure, (words, form, scale) in FIGURES.items():
         lines += [
             "",
@@ -62,6 +69,12 @@ def tables(every: dict[str, dict[str, Any]]) -> str:
             ),
         ]
     return "\n".join(lines)
+
+
+def _rivals(results: dict[str, Any]) -> set[str]:
+    """The criteria that SimMIM was compared with."""
+    methods = {row["method"] for row in results["rows"]} - {"simmim"}
+    return {method for method in methods if not method.startswith("scratch")}
 
 
 def _cells(results: dict[str, Any], figure: str, form: str, scale: int) -> Iterator[str]:
