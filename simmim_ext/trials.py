@@ -30,7 +30,10 @@ _MANY = 12
 
 # Samples for each layer, within bounds: so many divided between the layers, and once more, since in
 # a deeper network each sample takes longer, too.
-_SAMPLES, _LEAST, _MOST = 40_000, 128, 2000
+_SAMPLES, _LEAST, _MOST = 40_000, 64, 2000
+
+# With fewer, those that were refitted to are judged by, too: a fifth would say too little.
+_FEW = 500
 
 # How many layers behind are refitted: most of what they mend is mended by the first.
 _DEPTH = 6
@@ -68,7 +71,10 @@ def measured(
         return scores
     order, needed = guarded(scores)
     samples = min(_MOST, max(_LEAST, _SAMPLES // len(names) ** 2))
-    fit, held_out = split(list(batches(data, limit=samples, name="calibration")))
+    some = list(batches(data, limit=samples, name="calibration"))
+    fit, judged = split(some)
+    if samples < _FEW:
+        judged = some
     everything = {group.name: range(group.units) for group in scores.groups}
 
     def found(name: str, width: int) -> float:
@@ -78,7 +84,7 @@ def measured(
         if reconstructed:
             options: dict[str, Any] = {"samples": samples, "seed": seed, "forward_fn": forward_fn}
             student = reconstruct(student, model, fit, history, depth=_DEPTH, **options)
-        return _divergence(model, student, held_out, noise, forward_fn)
+        return _divergence(model, student, judged, noise, forward_fn)
 
     divergence = dict(scores.divergence)
     with bar("measure", len(names), enabled=progress) as advance:
