@@ -49,8 +49,8 @@ def distill(
     """Trains a copy of the student to predict what the teacher predicts.
 
     The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule, whose
-    learning rate is meant for weights as large as the teacher's: those of a layer that are larger
-    or smaller take larger or smaller steps, as in LARS (You et al., 2017);
+    learning rate is meant for weights no larger than the teacher's: those of a layer that are
+    larger take larger steps, as in LARS (You et al., 2017);
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
     taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
     that of Gaussian outputs.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .nn import MaskedLinear
 
-# No layer's steps are so many times larger or smaller than the learning rate says.
+# No layer's steps are so many times larger than the learning rate says.
 _MOST = 8.0
 # Parts of an octave that scales are rounded to, so that many layers have the same.
 _PARTS = 4
@@ -17,11 +17,12 @@ def step_scales(student: nn.Module, teacher: nn.Module) -> dict[str, float]:
 
     Adam's steps are of one size whatever that of the weights. Few units that say what many said
     have large weights behind them, and of single weights the large ones are kept: next to all
-    others these would hardly move.
+    others these would hardly move. Small weights, as those of a network not trained yet, take the
+    steps that the learning rate says.
 
     Returns:
-        Parameter name -> ratio of the root mean squares, in quarters of an octave, of weights of
-        two or more axes. A masked weight does not count.
+        Parameter name -> ratio of the root mean squares, in quarters of an octave and at least 1,
+        of weights of two or more axes. A masked weight does not count.
     """
     theirs = _sizes(teacher)
     return {
@@ -32,7 +33,7 @@ def step_scales(student: nn.Module, teacher: nn.Module) -> dict[str, float]:
 
 
 def _rounded(ratio: float) -> float:
-    ratio = min(max(ratio, 1 / _MOST), _MOST)
+    ratio = min(max(ratio, 1.0), _MOST)
     return float(2 ** (round(_PARTS * math.log2(ratio)) / _PARTS))
 
 
