@@ -58,16 +58,13 @@ def tables(every: dict[str, dict[str, Any]]) -> str:
         for name, some in rivals.items()
         if some < most
     )
+    found = {one["column"] for results in every.values() for one in results["standings"]}
+    columns = [column for column in COLUMNS if column in found]
     for figure, (words, form, scale) in FIGURES.items():
-        lines += [
-            "",
-            f"| {words} | {' | '.join(COLUMNS)} |",
-            f"|---|{'---|' * len(COLUMNS)}",
-            *(
-                f"| {NETWORKS[name]} | {' | '.join(_cells(results, figure, form, scale))} |"
-                for name, results in every.items()
-            ),
-        ]
+        lines += ["", f"| {words} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        for name, results in every.items():
+            cells = _cells(results, columns, figure, form, scale)
+            lines.append(f"| {NETWORKS[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -77,9 +74,11 @@ def _rivals(results: dict[str, Any]) -> set[str]:
     return {method for method in methods if not method.startswith("scratch")}
 
 
-def _cells(results: dict[str, Any], figure: str, form: str, scale: int) -> Iterator[str]:
+def _cells(
+    results: dict[str, Any], columns: list[str], figure: str, form: str, scale: int
+) -> Iterator[str]:
     standings = {(one["column"], one["figure"]): one for one in results["standings"]}
-    for column in COLUMNS:
+    for column in columns:
         one = standings.get((column, figure))
         if one is None:
             yield ""

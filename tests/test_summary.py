@@ -128,9 +128,9 @@ def test_contests_say_who_is_ahead_and_who_is_behind(summary) -> None:
         "standings": [standing("kl", 0.1), standing("accuracy", -0.1)],
     }
     text = contests.tables({"mlp": results})
-    assert "| 784-500-10, 10% of units |  | **0.500** / 0.600 fpgm |  |  |  |" in text
-    assert "| 784-500-10, 10% of units |  | *50.0* / 60.0 fpgm |  |  |  |" in text
+    assert "| 784-500-10, 10% of units | **0.500** / 0.600 fpgm |" in text
+    assert "| 784-500-10, 10% of units | *50.0* / 60.0 fpgm |" in text
     results["standings"] = [standing("kl", 0.01), standing("accuracy", 0.01)]
-    assert "|  | 0.500 / 0.510 fpgm |  |" in contests.tables({"mlp": results})
+    assert "| 0.500 / 0.510 fpgm |" in contests.tables({"mlp": results})
     for name in contests.committed():
         assert f"compression-{name}-" in " ".join(p.name for p in contests.RESULTS.iterdir())
