@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward, split
+from .data import (
+    Batch,
+    ForwardFn,
+    batches,
+    device_of,
+    evaluating,
+    forward,
+    samples_of,
+    split,
+)
 from .outputs import kl_per_sample
 from .plan import guarded
 from .progress import bar
@@ -32,7 +41,7 @@ _MANY = 12
 # a deeper network each sample takes longer, too.
 _SAMPLES, _LEAST, _MOST = 40_000, 64, 2000
 
-# With fewer, those that were refitted to are judged by, too: a fifth would say too little.
+# With fewer, all are refitted to and judged by: a fifth would say too little.
 _FEW = 500
 
 # How many layers behind are refitted: most of what they mend is mended by the first.
@@ -72,9 +81,7 @@ def measured(
     order, needed = guarded(scores)
     samples = min(_MOST, max(_LEAST, _SAMPLES // len(names) ** 2))
     some = list(batches(data, limit=samples, name="calibration"))
-    fit, judged = split(some)
-    if samples < _FEW:
-        judged = some
+    fit, judged = split(some) if sum(map(samples_of, some)) >= _FEW else (some, some)
     everything = {group.name: range(group.units) for group in scores.groups}
 
     def found(name: str, width: int) -> float:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
 
 @pytest.fixture
 def data():
-    return torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(5)).split(100)
+    return torch.randn(600, 1, 8, 8, generator=torch.Generator().manual_seed(5)).split(100)
 
 
 @pytest.fixture
@@ -46,13 +46,24 @@ def test_divergences_are_those_of_the_model_with_fewer_units(model, data):
     again = measured(scores, model, data, seed=1)
     assert all(torch.equal(found.divergence[n], again.divergence[n]) for n in scores)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert any(found.divergence[n][4] > 2 * scores.divergence[n][4] for n in scores)
     for name, values in found.divergence.items():
         assert (values.diff() <= 0).all()
         width = len(scores[name]) // 2
         budget = {"per_layer": {name: width}}
         result = prune(model, scores, constraints=budget, calibration=data)
-        # On other samples, and with the outputs refitted, but no other number.
-        assert values[width] == pytest.approx(result.report["fidelity"]["kl"], rel=0.5, abs=1e-3)
+        # The same samples are held out; to the ratio some nats are added.
+        assert values[width] == pytest.approx(result.report["fidelity"]["kl"], rel=1e-2)
+
+
+def test_a_few_samples_are_enough(model, data):
+    few = [batch[:2] for batch in data[:2]]
+    scores = score(model, data)
+    found = measured(scores, model, few)
+    assert all(torch.isfinite(values).all() for values in found.divergence.values())
+    config = CompressConfig(epochs=0)
+    budget = {"params": 0.5}
+    compress(model, calibration=few, evaluate=data, constraints=budget, config=config)
 
 
 def test_where_nothing_is_divided_nothing_is_measured(model, data):
