@@ -150,7 +150,8 @@ class Run:
                 noise=self.noise,
                 forward_fn=self.forward_fn,
             )
-        if config.allocation == "information" and set(constraints) - {PER_LAYER}:
+        divided = len(scores.divergence) > 1 and set(constraints) - {PER_LAYER}
+        if config.allocation == "information" and divided:
             with stage(state.stages, "measure", False):
                 scores = measured(
                     scores,
