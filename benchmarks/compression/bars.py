@@ -22,7 +22,7 @@ from simmim_ext.cli import say
 from simmim_ext.data import Shuffled
 from simmim_ext.errors import SimMIMError
 
-from .contest import BATCH, CALIBRATION, Store, add_run_arguments
+from .contest import BATCH, CALIBRATION, Store, add_run_arguments, seeds_of
 from .networks import RECIPES, Data, load_data, teacher
 
 
@@ -80,11 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown:
         raise SimMIMError(f"--cases must be of {', '.join(CASES)}, got {unknown[0]}")
     store = Store(arguments.output)
-    results: dict[str, Any] = {"cases": {}}
+    results: dict[str, Any] = {"seeds": list(seeds_of(arguments)), "cases": {}}
     for name in names:
         data = load_data(RECIPES[CASES[name].model], arguments.data_dir)
         found = []
-        for seed in range(arguments.seeds):
+        for seed in seeds_of(arguments):
             say(f"{name}, seed {seed}")
             key = f"bar-{name}-{seed}"
             kept = store.get(key)

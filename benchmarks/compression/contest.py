@@ -98,6 +98,13 @@ class Store:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what every experiment takes: how often to run it, on what, and where results go."""
     parser.add_argument("--seeds", type=integer(1), default=3, metavar="N", help="default: 3")
+    parser.add_argument(
+        "--first-seed",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="that they begin with: what was tried out on some is judged on others (default: 0)",
+    )
     parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the idx files")
     parser.add_argument(
         "--output",
@@ -107,6 +114,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="where results are kept; what is there is not run again (default: simmim_bench)",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def seeds_of(arguments: argparse.Namespace) -> range:
+    """The seeds that the arguments ask for."""
+    return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
 
 
 class Contest:

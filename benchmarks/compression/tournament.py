@@ -34,6 +34,7 @@ from .contest import (
     Store,
     add_run_arguments,
     contestants,
+    seeds_of,
 )
 from .networks import RECIPES, load_data
 from .weights import METHODS as WEIGHT_METHODS
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     results = play(
         arguments.model,
-        range(arguments.seeds),
+        seeds_of(arguments),
         arguments.epochs,
         methods,
         arguments.output,
@@ -178,6 +179,7 @@ def summary(
         "model": model,
         "data": data,
         "budget": budget,
+        "seeds": list(teachers),
         "teacher_accuracy": list(teachers.values()),
         "learning_rates": LEARNING_RATES,
         "standings": standings(rows),
