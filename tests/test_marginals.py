@@ -7,7 +7,7 @@ import torch
 from inputs import normal
 from torch import Tensor
 
-from simmim_ext import discretize, entropy
+from simmim_ext import Discretized, discretize, entropy, mutual_information
 from simmim_ext.ops.histogram import histogram
 
 
@@ -59,6 +59,29 @@ def test_outside_by_less_than_a_bin_shows(bins: int, cpu_capability: str) -> Non
             x, bins, torch.full((64,), low), torch.full((64,), high), None, "omit", "drop"
         )
         assert kept.sum(1).tolist() == [64] * 63 + [63]
+
+
+@pytest.mark.parametrize("row_bytes", [2048, 2176, 2688, 2752, 4096, 8192, 16384, 16448])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+def test_all_samples_in_one_bin(row_bytes: int, dtype: torch.dtype, cpu_capability: str) -> None:
+    """Tiles have more or fewer rows by the width of x, and carries are put away in time in all."""
+    features = row_bytes // dtype.itemsize
+    bounds = () if dtype == torch.uint8 else (torch.zeros(features), torch.ones(features))
+    labels = torch.arange(3000) % 2
+    for samples in (257, 770, 3000):
+        x = torch.zeros(samples, features, dtype=dtype)
+        x[::300] = 1
+        first = x[:, :1].float()
+        ones = len(range(0, samples, 300))
+        expected = torch.tensor([samples - ones] + [0] * 15)
+        expected[1 if dtype == torch.uint8 else 15] = ones
+        assert histogram(x, 16, *bounds).eq(expected).all()
+        if dtype == torch.uint8:
+            found = mutual_information(Discretized(x.t(), 16), labels[:samples])
+        else:
+            found = mutual_information(x, labels[:samples], bins=16, range=(0.0, 1.0))
+        alone = mutual_information(first, labels[:samples], bins=16, range=(0.0, 1.0))
+        assert found.eq(alone).all()
 
 
 @pytest.mark.parametrize("features", [1, 7, 31, 33, 500, 4097])

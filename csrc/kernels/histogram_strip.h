@@ -129,15 +129,18 @@ void count_strip(const Strip<Stored>& strip, int64_t* counts, CacheLine* workspa
   const int group_states = states_of(bins);
   const bool one_feature = strip.bound_stride == 0;
   auto* states = reinterpret_cast<State*>(workspace);  // [groups, group_states]
-  constexpr int kSettle = 16 * State::kRows;           // rows between two calls of settle
+  constexpr int64_t kSettle = 16 * State::kRows;       // most rows between two calls of settle
   TileCounter<Stored> counter;
 
   for (int64_t begin = 0; begin < strip.rows; begin += State::kMaxRows) {
     const int64_t end = std::min(begin + State::kMaxRows, strip.rows);
     for (int64_t s = 0; s < groups * group_states; ++s) states[s].clear();
+    int64_t unsettled = 0;
     for (int64_t row = begin; row < end; row += strip.tile_rows) {
       const int rows = static_cast<int>(std::min<int64_t>(strip.tile_rows, end - row));
-      const bool settle = (row - begin + rows) % kSettle == 0 || row + rows == end;
+      unsettled += rows;
+      const bool settle = unsettled + strip.tile_rows > kSettle || row + rows == end;
+      if (settle) unsettled = 0;
       for (int64_t g = 0; g < groups; ++g) {
         State* own = states + g * group_states;
         counter.count(strip, row, rows, g * kGroup, own);
