@@ -18,25 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import sample_axes, samples_first, samples_of_rows
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    device_of,
-    evaluating,
-    forward,
-    samples_of,
-    to_device,
-    token_mask,
-)
-from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
+from .data import Batch, ForwardFn, batches, device_of, samples_of, to_device, token_mask
+from .layers import input_columns, output_rows, weighted
 from .moments import Moments
 from .nn import MaskedLinear
 from .norms import norms_behind
-from .recording import Recorder, draw_positions
+from .order import layers_together, output_layer
+from .recording import draw_positions
 from .resume import Resumed
 from .ridge import regression
-from .sharing import tied_parameters
 
 # Ridge of single weights' regressions, as a share of the inputs' mean variance.
 RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}
@@ -194,83 +184,6 @@ class Pair:
         student, teacher = (run.run(names, to_the_end=to_the_end) for run in self._runs)
         for batch, (ours, _), (theirs, outputs) in zip(self._data, student, teacher, strict=True):
             yield to_device(batch, self._device), (ours, theirs), outputs
-
-
-def layers_together(
-    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
-) -> list[list[str]]:
-    """``layers_in_order``, those that read one and the same tensor in one list."""
-    read: dict[str, list[tuple[Tensor, int]]] = {}
-    order = layers_in_order(model, batch, forward_fn)
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            # With its version, since x += layer(x) is another tensor of the same name.
-            lambda _, args, n=name: read.setdefault(n, []).append((args[0], args[0]._version))
-        )
-        for name in order
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    together: list[list[str]] = []
-    last: tuple[Tensor, int] | None = None
-    for name in order:
-        (x, version), *more = read[name]
-        same = last is not None and x is last[0] and version == last[1]
-        if same and not more:
-            together[-1].append(name)
-        else:
-            together.append([name])
-        last = None if more else (x, version)
-    return together
-
-
-def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
-    """Linear and convolution layers that can be refitted, in the order in which they run.
-
-    A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
-    """
-    tied = tied_parameters(model)
-    return [
-        name
-        for name in weighted_in_order(model, batch, forward_fn)
-        if not is_grouped(model.get_submodule(name)) and name not in tied
-    ]
-
-
-def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
-    """All Linear and convolution layers that run, in the order in which they first do."""
-    names = [name for name, module in model.named_modules() if isinstance(module, Weighted)]
-    order: list[str] = []
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda *_, n=name: order.append(n))
-        for name in names
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))
-
-
-def output_layer(
-    model: nn.Module, batch: Batch, names: list[str], forward_fn: ForwardFn | None
-) -> str | None:
-    """The Linear layer whose output is the model's output, if there is one."""
-    recorder = Recorder(model, names)
-    with torch.no_grad(), evaluating(model), recorder.recording():
-        outputs = forward(model, batch, forward_fn)
-    for name, calls in recorder.calls.items():
-        if calls and isinstance(model.get_submodule(name), nn.Linear | MaskedLinear):
-            made = calls[-1][1].flatten(0, -2)
-            if made.shape == outputs.shape and torch.equal(made, outputs):
-                return name
-    return None
 
 
 def refit_to_predictions(

@@ -20,14 +20,8 @@ from .layers import weighted
 from .moments import Moments
 from .names import matching
 from .nn import MaskedLinear
-from .reconstruction import (
-    RIDGE,
-    Pair,
-    layers_in_order,
-    output_layer,
-    refit_to_predictions,
-    weighted_in_order,
-)
+from .order import layers_in_order, output_layer, weighted_in_order
+from .reconstruction import RIDGE, Pair, refit_to_predictions
 from .storage import set_submodule
 
 # Elements of the inverse matrices that stripes are worked on with at a time.

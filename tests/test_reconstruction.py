@@ -5,7 +5,8 @@ from torch import nn
 
 from simmim_ext import ridge
 from simmim_ext.graph import trace_units
-from simmim_ext.reconstruction import Pair, layers_together, reconstruct
+from simmim_ext.order import layers_together
+from simmim_ext.reconstruction import Pair, reconstruct
 from simmim_ext.removal import remove_units
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from simmim_ext import CompressConfig, assessment, compress, resume
 from simmim_ext.nn import MaskedLinear
-from simmim_ext.reconstruction import layers_in_order
+from simmim_ext.order import layers_in_order
 from simmim_ext.recording import Recorder
 
 
