@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, evaluating, forward, take
+from .data import Batch, ForwardFn, forward, take
 from .layers import is_convolution
+from .recording import observing
 
 # Two sizes of a batch; some models do without the axis where there is a single sample.
 _SIZES = (2, 4)
@@ -55,10 +56,6 @@ def _shapes(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> dic
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with observing(model, hooks):
+        forward(model, batch, forward_fn)
     return shapes

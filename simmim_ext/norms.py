@@ -5,12 +5,12 @@ Such a norm has a layer's bias in its running mean: y = (W x + b - mean) / devia
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import Batch, ForwardFn, evaluating, forward
+from .data import Batch, ForwardFn, forward
 from .readers import Readers
+from .recording import observing
 
 
 def norms_behind(
@@ -57,12 +57,8 @@ def norms_behind(
     # A module without others in it may read by other functions than torch's.
     last = [module for module in model.modules() if not list(module.children())]
     hooks += [module.register_forward_pre_hook(read, with_kwargs=True) for module in last]
-    try:
-        with torch.no_grad(), evaluating(model), readers:
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with observing(model, hooks), readers:
+        forward(model, batch, forward_fn)
     return {
         layer: norm
         for layer, norm in behind.items()

@@ -1,6 +1,5 @@
 """Who reads a tensor during a forward pass."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -8,16 +7,21 @@ from torch.utils import _pytree as pytree
 
 
 class Readers(TorchFunctionMode):
-    """Notes whose tensors come into any function of torch, or into a module that is watched.
+    """Notes whose tensors come into any function of torch.
 
     Args:
         owners: id of a tensor -> whose it is; more may be added later.
+
+    Attributes:
+        running: what runs at the moment, as the caller tells.
+        found: whose tensors were read -> by what ran at these times.
     """
 
     def __init__(self, owners: dict[int, str]) -> None:
         super().__init__()
         self.owners = owners
-        self.found: set[str] = set()
+        self.running: list[str] = []
+        self.found: dict[str, set[frozenset[str]]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -25,17 +29,9 @@ class Readers(TorchFunctionMode):
         self.note((args, kwargs))
         return func(*args, **(kwargs or {}))
 
-    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A module's forward function that notes what comes into it."""
-
-        def call(*args: Any, **options: Any) -> Any:
-            self.note((args, options))
-            return original(*args, **options)
-
-        return call
-
     def note(self, arguments: Any) -> None:
         """That a function reads the tensors among its arguments."""
         for leaf in pytree.tree_leaves(arguments):
             if id(leaf) in self.owners:
-                self.found.add(self.owners[id(leaf)])
+                times = self.found.setdefault(self.owners[id(leaf)], set())
+                times.add(frozenset(self.running))

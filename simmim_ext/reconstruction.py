@@ -10,39 +10,25 @@ the smaller network. To take running statistics anew from the calibration data d
 the fit, and where these are not the data of training, all that the network knows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arrangement import sample_axes, samples_first, samples_of_rows
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    device_of,
-    evaluating,
-    forward,
-    samples_of,
-    to_device,
-    token_mask,
-)
-from .layers import Weighted, input_columns, is_grouped, output_rows, weighted
+from .arrangement import samples_first
+from .data import Batch, ForwardFn
+from .layers import input_columns, weighted
 from .moments import Moments
 from .nn import MaskedLinear
-from .norms import norms_behind
-from .recording import Recorder, draw_positions
+from .order import output_layer
+from .original import Original
 from .resume import Resumed
 from .ridge import regression
-from .sharing import tied_parameters
 
 # Ridge of single weights' regressions, as a share of the inputs' mean variance.
 RIDGE = {nn.Linear: 1e-3, nn.Conv1d: 1e-2, nn.Conv2d: 1e-2}
-
-# Samples that do not fit but choose the ridge.
-_HELD_OUT_EVERY = 4
 
 # The logistic regression of the last layer: penalty per squared change of a weight, and steps.
 _REFIT_PENALTY = 1e-5
@@ -76,25 +62,38 @@ def reconstruct(
             on; None: all.
         forward_fn: as in ``score``.
     """
-    student = deepcopy(student)
+    original = Original(deepcopy(teacher), data, samples=samples, seed=seed, forward_fn=forward_fn)
+    runs = original.resumed(deepcopy(student))
+    refit_(runs, original, history, refit_outputs=refit_outputs, depth=depth)
+    return runs.model
+
+
+def refit_(
+    runs: Resumed,
+    original: Original,
+    history: Iterable[Mapping[str, Any]],
+    *,
+    refit_outputs: bool = False,
+    depth: int | None = None,
+) -> None:
+    """``reconstruct`` in place, of a student that runs over the data of the original."""
+    student, pair = runs.model, Pair(runs, original)
     kept = {(step["module"], step["axis"]): step["kept"] for step in history if "kept" in step}
-    pair = Pair(student, deepcopy(teacher), data, samples, seed, forward_fn)
-    together = layers_together(teacher, pair.example, forward_fn)
-    order = [name for names in together for name in names]
-    lost = [name for name in order if (name, "in") in kept]
+    lost = [name for name in original.order if (name, "in") in kept]
     if not lost:
-        return student
-    norms = norms_behind(teacher, order, pair.example, forward_fn)
-    first = next(i for i, names in enumerate(together) if lost[0] in names)
-    for names in together[first:][:depth]:
+        return
+    first = next(i for i, names in enumerate(original.together) if lost[0] in names)
+    for names in original.together[first:][:depth]:
         moments = pair.split_moments({name: kept.get((name, "out")) for name in names})
         for name in names:
-            _refit(student, name, norms.get(name), moments[name])
-    if refit_outputs and order[-1] == output_layer(student, pair.example, order, forward_fn):
-        last = student.get_submodule(order[-1])
+            _refit(student, name, original.norms.get(name), moments[name])
+    if not refit_outputs:
+        return
+    name = original.order[-1]
+    if name == output_layer(student, original.example, original.order, original.forward_fn):
+        last = student.get_submodule(name)
         assert isinstance(last, nn.Linear)
-        refit_to_predictions(last, *pair.features(order[-1]))
-    return student
+        refit_to_predictions(last, *pair.features(name))
 
 
 def _refit(
@@ -116,34 +115,19 @@ def _refit(
         mean.sub_(bias)
 
 
-# A batch, calls of layers in the student and in the teacher, the teacher's outputs.
-_Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
-_Run = tuple[Batch, tuple[_Calls, _Calls], Tensor]
-
-
 class Pair:
-    """Student and teacher run side by side over the calibration data."""
+    """Student and original run side by side over the calibration data.
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        data: Iterable[Batch],
-        samples: int,
-        seed: int,
-        forward_fn: ForwardFn | None,
-    ) -> None:
-        self._student, self._seed, self._device = student, seed, device_of(teacher)
-        self._data = list(batches(data, limit=samples, name="calibration"))
-        self.example = next(iter(batches(self._data, device=self._device, limit=2)))
-        self._axes = sample_axes(teacher, self.example, forward_fn)
-        self._runs = [
-            Resumed(model, self._data, self.example, self._device, forward_fn)
-            for model in (student, teacher)
-        ]
+    Args:
+        runs: the student's over the original's data.
+        original: the network that it came from.
+    """
+
+    def __init__(self, runs: Resumed, original: Original) -> None:
+        self._runs, self._original = runs, original
 
     def moments(self, layers: Mapping[str, list[int] | None]) -> dict[str, Moments]:
-        """Of student layers' inputs with the outputs that are left of the teacher's layers.
+        """Of student layers' inputs with the outputs that are left of the original's layers.
 
         Args:
             layers: their names, each with the outputs that are left, or None for all.
@@ -154,123 +138,26 @@ class Pair:
         self, layers: Mapping[str, list[int] | None]
     ) -> dict[str, tuple[Moments, Moments]]:
         """``moments`` of the samples to fit on and of those held out, every fourth."""
-        generators = {
-            name: torch.Generator(self._device).manual_seed(self._seed) for name in layers
-        }
         totals: dict[str, tuple[Moments, Moments]] = {}
-        first = 0
-        for batch, (student, teacher), _ in self._run(layers, to_the_end=False):
-            samples = samples_of(batch)
+        runs = self._runs.run(layers, to_the_end=False)
+        for (calls, _), said in zip(runs, self._original.said(layers), strict=True):
             for name, kept in layers.items():
-                layer, axis = self._student.get_submodule(name), self._axes.get(name, 0)
-                for (x, _), (_, z) in zip(student[name], teacher[name], strict=True):
-                    x, z = samples_first(x, axis), samples_first(z, axis)
-                    at = draw_positions(layer, z, generators[name], token_mask(batch))
-                    rows = output_rows(layer, z, at)
-                    rows = rows if kept is None else rows[:, kept]
-                    columns = input_columns(layer, x, at)
-                    turn = (first + 1 + samples_of_rows(layer, z, at, samples)) % _HELD_OUT_EVERY
+                layer = self._runs.model.get_submodule(name)
+                for (x, _), (at, z, held_out) in zip(calls[name], said[name], strict=True):
+                    x = samples_first(x, self._original.axes.get(name, 0))
+                    columns, rows = input_columns(layer, x, at), z if kept is None else z[:, kept]
                     if name not in totals:
                         shape = columns.shape[1], rows.shape[1], z.device
                         totals[name] = Moments.zeros(*shape), Moments.zeros(*shape)
-                    for part, chosen in zip(totals[name], (turn > 0, turn == 0), strict=True):
+                    for part, chosen in zip(totals[name], (~held_out, held_out), strict=True):
                         part.add_(columns[chosen], rows[chosen])
-            first += samples
         return totals
 
     def features(self, name: str) -> tuple[Tensor, Tensor]:
-        """The student layer's inputs [rows, inputs], and the teacher's predictions."""
-        inputs, predictions = [], []
-        for _, (student, _), outputs in self._run([name]):
-            inputs.append(student[name][-1][0].flatten(0, -2))
-            predictions.append(outputs.float().softmax(-1))
-        return torch.cat(inputs), torch.cat(predictions)
-
-    def _run(self, names: Iterable[str], *, to_the_end: bool = True) -> Iterator[_Run]:
-        """Both models' calls of the layers for each batch, and the teacher's outputs.
-
-        Unless it goes to the end, a forward pass stops after the layers, without outputs.
-        """
-        student, teacher = (run.run(names, to_the_end=to_the_end) for run in self._runs)
-        for batch, (ours, _), (theirs, outputs) in zip(self._data, student, teacher, strict=True):
-            yield to_device(batch, self._device), (ours, theirs), outputs
-
-
-def layers_together(
-    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
-) -> list[list[str]]:
-    """``layers_in_order``, those that read one and the same tensor in one list."""
-    read: dict[str, list[tuple[Tensor, int]]] = {}
-    order = layers_in_order(model, batch, forward_fn)
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            # With its version, since x += layer(x) is another tensor of the same name.
-            lambda _, args, n=name: read.setdefault(n, []).append((args[0], args[0]._version))
-        )
-        for name in order
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    together: list[list[str]] = []
-    last: tuple[Tensor, int] | None = None
-    for name in order:
-        (x, version), *more = read[name]
-        same = last is not None and x is last[0] and version == last[1]
-        if same and not more:
-            together[-1].append(name)
-        else:
-            together.append([name])
-        last = None if more else (x, version)
-    return together
-
-
-def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
-    """Linear and convolution layers that can be refitted, in the order in which they run.
-
-    A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
-    """
-    tied = tied_parameters(model)
-    return [
-        name
-        for name in weighted_in_order(model, batch, forward_fn)
-        if not is_grouped(model.get_submodule(name)) and name not in tied
-    ]
-
-
-def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
-    """All Linear and convolution layers that run, in the order in which they first do."""
-    names = [name for name, module in model.named_modules() if isinstance(module, Weighted)]
-    order: list[str] = []
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda *_, n=name: order.append(n))
-        for name in names
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            forward(model, batch, forward_fn)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))
-
-
-def output_layer(
-    model: nn.Module, batch: Batch, names: list[str], forward_fn: ForwardFn | None
-) -> str | None:
-    """The Linear layer whose output is the model's output, if there is one."""
-    recorder = Recorder(model, names)
-    with torch.no_grad(), evaluating(model), recorder.recording():
-        outputs = forward(model, batch, forward_fn)
-    for name, calls in recorder.calls.items():
-        if calls and isinstance(model.get_submodule(name), nn.Linear | MaskedLinear):
-            made = calls[-1][1].flatten(0, -2)
-            if made.shape == outputs.shape and torch.equal(made, outputs):
-                return name
-    return None
+        """The student layer's inputs [rows, inputs], and the original's predictions."""
+        inputs = [calls[name][-1][0] for calls, _ in self._runs.run([name], to_the_end=False)]
+        predictions = [x.float().softmax(-1) for x in self._original.predictions(name)]
+        return torch.cat([x.flatten(0, -2) for x in inputs]), torch.cat(predictions)
 
 
 def refit_to_predictions(

@@ -6,12 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from .data import evaluating
 from .layers import is_convolution
 
 # Positions that are looked at in each sample, of a convolution's output or of a text's tokens:
 # neighbours say the same.
 POSITIONS = 16
+
+
+@contextmanager
+def observing(model: nn.Module, hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """The model in eval mode without gradients for the block, after which the hooks are gone."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _EnoughError(BaseException):

@@ -6,67 +6,56 @@ of modules that ended before the layer are kept, as far as anything still reads 
 run takes them instead of computing them anew.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .answers import PASS_BYTES
-from .data import Batch, ForwardFn, evaluating, forward, to_device
-from .readers import Readers
+from .course import Course, Wrapper, largest, replaced, with_tensors
+from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .recording import Recorder
+from .remembered import bytes_of
 
 Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
+
+# Module -> its output by batch.
+Outputs = Mapping[str, Sequence[Any]]
 
 # Bytes of outputs that are kept of one model; beyond, more is computed anew.
 MOST_KEPT = PASS_BYTES // 2
 
-# Makes another forward function of a module's own.
-_Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-_SIMPLE = (int, float, bool, str, type(None))
-
-
-@dataclass
-class _Span:
-    """When a module ran, in events of the example's forward pass."""
-
-    begin: int
-    end: int = -1
-    calls: int = 0
-    simple: bool = True
+# Stands for a tensor that nobody can read.
+_NOBODYS = torch.empty(0, device="meta")
 
 
 class Resumed:
-    """A model and batches; layers' calls on them, each asked for in the order in which they run.
+    """A model and batches; layers' calls on them, best asked for in the order in which they run.
 
     Args:
         model: its layers may change between runs, if they were asked for before.
         data: the batches.
-        example: a small batch, on which it is seen what runs when.
-        device: where the model is.
+        course: the model's, or that of the one with more units that it came from.
         forward_fn: as in ``score``.
+        kept: what another model kept that is the same up to there.
+
+    Attributes:
+        model: the model.
+        kept: modules that are not run again, with their outputs.
     """
 
     def __init__(
         self,
         model: nn.Module,
         data: Sequence[Batch],
-        example: Batch,
-        device: torch.device,
+        course: Course,
         forward_fn: ForwardFn | None,
+        kept: Outputs | None = None,
     ) -> None:
-        self._model, self._data, self._example = model, data, example
-        self._device, self._forward_fn = device, forward_fn
-        self._spans = self._observed()
-        # Modules that are not run again, each with an output that nobody can read, and the
-        # outputs by batch of those that are still read.
-        self._done: dict[str, Any] = {}
-        self._kept: dict[str, list[Any]] = {}
+        self.model, self.kept = model, kept or {}
+        self._data, self._course, self._forward_fn = data, course, forward_fn
+        self._device = device_of(model)
 
     def run(self, names: Iterable[str], *, to_the_end: bool) -> Iterator[tuple[Calls, Tensor]]:
         """For each batch the calls of the layers, and the model's outputs.
@@ -74,130 +63,78 @@ class Resumed:
         Unless it goes to the end, a forward pass stops after the layers, without outputs.
         """
         names = list(names)
-        recorder = Recorder(self._model, names)
-        done, read = self._still_read(self._before(names))
-        wanted = read - set(self._kept)
-        found: dict[str, list[Any]] = {name: [] for name in wanted}
-        size = _bytes(self._kept)
-        most = None if to_the_end else sum(self._spans[name].calls for name in names)
+        ended = self._course.ended(self._course.begin(names))
+        if not ended.issuperset(self.kept):  # It went further before.
+            self.kept = {}
+        done = largest(ended)
+        read = self._course.still_read(done)
+        new = done - set(self.kept)
+        found: dict[str, list[Any]] = {name: [] for name in new}
+        recorder = Recorder(self.model, names)
+        most = None if to_the_end else self._course.calls(names)
+        size = bytes_of(self.kept)
         outputs = torch.empty(0)
-        for index, batch in enumerate(self._data):
-            given = {name: self._kept[name][index] for name in self._kept}
+        for index in range(len(self._data)):
             seen: dict[str, Any] = {}
-            with (
-                torch.no_grad(),
-                evaluating(self._model),
-                self._replaced({**_stubs({**self._done, **given}), **_notes(wanted, seen)}),
-                recorder.recording(most),
-            ):
-                outputs = forward(self._model, to_device(batch, self._device), self._forward_fn)
+            with recorder.recording(most):
+                outputs = self._forward(index, _notes(new, read, seen))
             yield recorder.calls, outputs
-            size += _bytes(seen)
-            if size > MOST_KEPT or set(seen) != wanted:
-                wanted = set()  # What was done before is all that is kept.
-            for name in wanted:
+            size += bytes_of(seen)
+            if size > MOST_KEPT or set(seen) != new:
+                new = frozenset()  # What was done before is all that is kept.
+            for name in new:
                 found[name].append(seen[name])
-        if wanted == set(found):
-            self._kept = {n: outs for n, outs in {**self._kept, **found}.items() if n in read}
-            self._done = done
-
-    def _before(self, names: Sequence[str]) -> frozenset[str]:
-        """The largest modules that end before the first of the layers begins."""
-        first = min(self._spans[name].begin for name in names)
-        ended = {
-            name
-            for name, span in self._spans.items()
-            if span.calls == 1 and span.simple and 0 <= span.end < first
-        }
-        return frozenset(n for n in ended if not any(a in ended for a in _ancestors(n)))
-
-    def _observed(self) -> dict[str, _Span]:
-        spans: dict[str, _Span] = {}
-        clock = iter(range(1 << 62))
-
-        def watch(name: str) -> _Wrapper:
-            def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-                def call(*args: Any, **options: Any) -> Any:
-                    span = spans.setdefault(name, _Span(next(clock)))
-                    span.calls += 1
-                    output = original(*args, **options)
-                    span.end = next(clock)
-                    span.simple &= _is_simple(output)
-                    return output
-
-                return call
-
-            return wrap
-
-        every = {name: watch(name) for name, _ in self._model.named_modules()}
-        with torch.no_grad(), evaluating(self._model), self._replaced(every):
-            forward(self._model, self._example, self._forward_fn)
-        return spans
-
-    def _still_read(self, done: Iterable[str]) -> tuple[dict[str, Any], set[str]]:
-        """The modules with outputs like theirs that nobody can read, and those that are read.
-
-        What only modules among them read is not, up to the model's end.
-        """
-        seen: dict[str, Any] = {}
-        with torch.no_grad(), evaluating(self._model):
-            with self._replaced(_notes(done, seen)):
-                forward(self._model, self._example, self._forward_fn)
-            owners = {
-                id(leaf): name
-                for name, output in seen.items()
-                for leaf in pytree.tree_leaves(output)
-                if isinstance(leaf, Tensor)
+        if new == set(found):
+            self.kept = {
+                name: outputs if name in read else with_tensors(outputs, lambda _: _NOBODYS)
+                for name, outputs in {**self.kept, **found}.items()
+                if name in done
             }
-            with (
-                Readers(owners) as readers,
-                # A module may read by other functions than torch's.
-                self._replaced({n: readers.watch for n, _ in self._model.named_modules()}),
-                self._replaced(_stubs(seen, copy=False)),
-            ):
-                forward(self._model, self._example, self._forward_fn)
-        nobodys = torch.empty(0, device="meta")
-        return _with_tensors(seen, lambda _: nobodys), readers.found
 
-    @contextmanager
-    def _replaced(self, wrappers: Mapping[str, _Wrapper]) -> Iterator[None]:
-        """Wraps the forward functions of the modules for the block."""
-        before = []
-        try:
-            for name, wrap in wrappers.items():
-                module = self._model.get_submodule(name)
-                before.append((vars(module), vars(module).get("forward")))
-                vars(module)["forward"] = wrap(module.forward)
-            yield
-        finally:
-            for attributes, own in before:
-                if own is None:
-                    del attributes["forward"]
-                else:
-                    attributes["forward"] = own
+    def reach(self, names: Iterable[str]) -> Outputs:
+        """What is kept after a run up to the layers."""
+        for _ in self.run(names, to_the_end=False):
+            pass
+        return self.kept
+
+    def outputs(self) -> Iterator[Tensor]:
+        """The model's outputs for each batch."""
+        for index in range(len(self._data)):
+            yield self._forward(index, {})
+
+    def _forward(self, index: int, wrappers: Mapping[str, Wrapper]) -> Tensor:
+        given = {name: outputs[index] for name, outputs in self.kept.items()}
+        batch = to_device(self._data[index], self._device)
+        with (
+            torch.no_grad(),
+            evaluating(self.model),
+            replaced(self.model, {**_stubs(given), **wrappers}),
+        ):
+            return forward(self.model, batch, self._forward_fn)
 
 
-def _stubs(outputs: Mapping[str, Any], *, copy: bool = True) -> dict[str, _Wrapper]:
+def _stubs(outputs: Mapping[str, Any]) -> dict[str, Wrapper]:
     """Module -> what makes its forward return that output."""
 
-    def stub(output: Any) -> _Wrapper:
+    def stub(output: Any) -> Wrapper:
         def call(*args: Any, **options: Any) -> Any:
             # A function in place must not change what is kept.
-            return _with_tensors(output, torch.clone) if copy else output
+            return with_tensors(output, torch.clone)
 
         return lambda _: call
 
     return {name: stub(output) for name, output in outputs.items()}
 
 
-def _notes(names: Iterable[str], seen: dict[str, Any]) -> dict[str, _Wrapper]:
-    """Module -> what leaves a copy of its output in ``seen``."""
+def _notes(names: Iterable[str], read: set[str], seen: dict[str, Any]) -> dict[str, Wrapper]:
+    """Module -> what leaves a copy of its output in ``seen``, without tensors unless it is read."""
 
-    def note(name: str) -> _Wrapper:
-        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+    def note(name: str) -> Wrapper:
+        def wrap(original: Any) -> Any:
             def call(*args: Any, **options: Any) -> Any:
                 output = original(*args, **options)
-                seen[name] = _with_tensors(output, torch.clone)
+                copy = torch.clone if name in read else lambda _: _NOBODYS
+                seen[name] = with_tensors(output, copy)
                 return output
 
             return call
@@ -205,20 +142,3 @@ def _notes(names: Iterable[str], seen: dict[str, Any]) -> dict[str, _Wrapper]:
         return wrap
 
     return {name: note(name) for name in names}
-
-
-def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return pytree.tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, value)
-
-
-def _ancestors(name: str) -> list[str]:
-    parts = name.split(".") if name else []
-    return [".".join(parts[:i]) for i in range(len(parts))]
-
-
-def _is_simple(output: Any) -> bool:
-    return all(isinstance(leaf, (Tensor, *_SIMPLE)) for leaf in pytree.tree_leaves(output))
-
-
-def _bytes(value: Any) -> int:
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

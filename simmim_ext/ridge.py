@@ -4,6 +4,8 @@ The ridge draws the weights to those that the layer has, not to zero: where the 
 to say anything better, the layer stays as it is.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,30 +35,30 @@ def regression(
     if not held_out.samples:
         return weight, bias
     best, least = None, _error(weight, bias, held_out)
-    for share in SHARES:
-        error = _error(*_fitted(weight, bias, seen, share), held_out)
+    for share, fit in zip(SHARES, _fits(weight, bias, seen, SHARES), strict=True):
+        error = _error(*fit, held_out)
         if error < least:
             best, least = share, error
-    if best is None:
-        return weight, bias
-    return _fitted(weight, bias, seen + held_out, best)
+    return (weight, bias) if best is None else next(_fits(weight, bias, seen + held_out, [best]))
 
 
-def _fitted(
-    weight: Tensor, bias: Tensor | None, moments: Moments, share: float
-) -> tuple[Tensor, Tensor | None]:
-    if bias is None:
-        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
-    else:
-        xx, xz, _ = moments.covariances()
-    damped = xx.clone()
-    least = _ROUNDING * (moments.xx.trace() / moments.samples).clamp(min=1e-18)
-    damped.diagonal().add_((share * xx.diagonal().mean()).clamp(min=least))
-    change = torch.cholesky_solve(xz - xx @ weight.T, torch.linalg.cholesky(damped))
-    weight = weight + change.T
+def _fits(
+    weight: Tensor, bias: Tensor | None, moments: Moments, shares: Iterable[float]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The weight and bias that each ridge leads to."""
+    n = moments.samples
+    xx, xz = moments.xx / n, moments.xz / n
     if bias is not None:
-        bias = (moments.z - weight @ moments.x) / moments.samples
-    return weight, bias
+        xx -= torch.outer(moments.x, moments.x) / n**2
+        xz -= torch.outer(moments.x, moments.z) / n**2
+    missing = xz - xx @ weight.T
+    variance, least = xx.diagonal().mean(), _ROUNDING * (moments.xx.trace() / n).clamp(min=1e-18)
+    for share in shares:
+        damped = xx.clone()
+        damped.diagonal().add_((share * variance).clamp(min=least))
+        change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
+        fit = weight + change.T
+        yield fit, None if bias is None else (moments.z - fit @ moments.x) / n
 
 
 def _error(weight: Tensor, bias: Tensor | None, moments: Moments) -> float:

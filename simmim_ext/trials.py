@@ -9,6 +9,7 @@ units, and what is expected at all widths is scaled to what was found at these.
 
 import math
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -16,20 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    device_of,
-    evaluating,
-    forward,
-    samples_of,
-    split,
-)
+from .data import Batch, ForwardFn, batches, device_of, samples_of, split
+from .memory_format import fastest_format
+from .original import Original
 from .outputs import kl_per_sample
 from .plan import guarded
 from .progress import bar
-from .reconstruction import reconstruct
+from .reconstruction import refit_
 from .removal import remove_units
 from .scoring import Scores
 
@@ -83,19 +77,35 @@ def measured(
     some = list(batches(data, limit=samples, name="calibration"))
     fit, judged = split(some) if sum(map(samples_of, some)) >= _FEW else (some, some)
     everything = {group.name: range(group.units) for group in scores.groups}
+    network = deepcopy(model)
+    if (device := device_of(network)).type == "cpu":
+        few = next(iter(batches(some, device=device, limit=2)))
+        network = fastest_format(network, few, forward_fn)
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "forward_fn": forward_fn}
+    original = Original(network, fit, **options)
+    judge = original if judged is fit else Original(network, judged, **options)
 
     def found(name: str, width: int) -> float:
         """Nats from the network with that layer's best units alone."""
         kept = everything | {name: sorted(order[name][:width])}
-        student, history = remove_units(model, scores.groups, kept)
+        student, history = remove_units(network, scores.groups, kept)
+        changed = [step["module"] for step in history]
+        runs = original.resumed(student, changed)
         if reconstructed:
-            options: dict[str, Any] = {"samples": samples, "seed": seed, "forward_fn": forward_fn}
-            student = reconstruct(student, model, fit, history, depth=_DEPTH, **options)
-        return _divergence(model, student, judged, noise, forward_fn)
+            refit_(runs, original, history, depth=_DEPTH)
+        if judge is not original:
+            runs = judge.resumed(student, changed)
+        nats = [
+            kl_per_sample(theirs.float(), ours.float(), noise=noise)
+            for theirs, ours in zip(judge.outputs, runs.outputs(), strict=True)
+        ]
+        return float(torch.cat(nats).double().mean())
 
+    # In the order in which they run, so that each trial goes on from where the last one began.
+    begin = {g.name: original.course.begin(m.module for m in g.members) for g in scores.groups}
     divergence = dict(scores.divergence)
     with bar("measure", len(names), enabled=progress) as advance:
-        for name in names:
+        for name in sorted(names, key=begin.__getitem__):
             shares = _SHARES if len(names) <= _MANY else _SHARE
             widths = sorted({max(int(share * len(order[name])), needed[name]) for share in shares})
             divergence[name] = scaled(divergence[name], {w: found(name, w) for w in widths})
@@ -118,21 +128,3 @@ def scaled(expected: Tensor, found: Mapping[int, float]) -> Tensor:
     places = np.log(np.arange(len(expected)).clip(min=1))
     factors = np.exp(np.interp(places, np.log(widths), ratios))
     return (expected * torch.from_numpy(factors)).cummin(0).values
-
-
-@torch.no_grad()
-def _divergence(
-    teacher: nn.Module,
-    student: nn.Module,
-    data: Iterable[Batch],
-    noise: float | None,
-    forward_fn: ForwardFn | None,
-) -> float:
-    """Mean KL of the student from the teacher in nats."""
-    total, answers = 0.0, 0
-    with evaluating(teacher), evaluating(student):
-        for batch in batches(data, device=device_of(teacher), name="calibration"):
-            theirs, ours = (forward(m, batch, forward_fn).float() for m in (teacher, student))
-            total += float(kl_per_sample(theirs, ours, noise=noise).sum())
-            answers += len(theirs)
-    return total / answers

@@ -20,14 +20,9 @@ from .layers import weighted
 from .moments import Moments
 from .names import matching
 from .nn import MaskedLinear
-from .reconstruction import (
-    RIDGE,
-    Pair,
-    layers_in_order,
-    output_layer,
-    refit_to_predictions,
-    weighted_in_order,
-)
+from .order import output_layer, weighted_in_order
+from .original import Original
+from .reconstruction import RIDGE, Pair, refit_to_predictions
 from .storage import set_submodule
 
 # Elements of the inverse matrices that stripes are worked on with at a time.
@@ -84,10 +79,12 @@ def prune_weights(
     if sparsity is not None and not 0 < sparsity < 1:
         raise ValueError(f"prune_weights: sparsity must be in (0, 1), got {sparsity!r}")
     student = deepcopy(model)
-    pair = Pair(student, deepcopy(model), data, samples, seed, forward_fn)
-    fitted = layers_in_order(model, pair.example, forward_fn)
+    original = Original(deepcopy(model), data, samples=samples, seed=seed, forward_fn=forward_fn)
+    pair = Pair(original.resumed(student), original)
     linear = [
-        n for n in fitted if type(weighted(model, n)) is nn.Linear and n not in ignored_layers
+        name
+        for name in original.order
+        if type(weighted(model, name)) is nn.Linear and name not in ignored_layers
     ]
     if not linear:
         raise SimMIMError("prune_weights: the model has no Linear layer to remove weights from")
@@ -109,12 +106,13 @@ def prune_weights(
                 layer.bias.copy_(bias)
         masks[name] = mask.to(layer.weight.device)
         set_submodule(student, name, MaskedLinear.from_linear(layer, masks[name]))
-    last = output_layer(student, pair.example, list(counts), forward_fn) if refit_outputs else None
-    if last is not None and last == linear[-1]:
-        masked = student.get_submodule(last)
+    if refit_outputs and linear[-1] == output_layer(
+        student, original.example, list(counts), forward_fn
+    ):
+        masked = student.get_submodule(linear[-1])
         assert isinstance(masked, MaskedLinear)
-        refit_to_predictions(masked, *pair.features(last), mask=masked.mask)
-    names = weighted_in_order(model, pair.example, forward_fn)
+        refit_to_predictions(masked, *pair.features(linear[-1]), mask=masked.mask)
+    names = weighted_in_order(model, original.example, forward_fn)
     return student, [_described(model, name, masks) for name in names]
 
 

@@ -183,8 +183,9 @@ def test_bars_are_judged_on_the_means(tmp_path, capsys, monkeypatch):
 def test_costs_are_measured_and_answers_checked(tmp_path, capsys, monkeypatch):
     def small():
         torch.manual_seed(0)
-        layers = (torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
-        return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8, 4)).eval()
+        convolutions = (torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+        pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+        return torch.nn.Sequential(*convolutions, torch.nn.ReLU(), *pooled).eval()
 
     monkeypatch.setattr(cost, "efficientnet", small)
     command = ["bench", "cost", "--images", "32", "--size", "32", "--units", "24"]
@@ -194,6 +195,7 @@ def test_costs_are_measured_and_answers_checked(tmp_path, capsys, monkeypatch):
     assert results["select"]["units"] == 24
     assert results["compress 784-500-10"]["cpu_seconds"] > 0
     assert results["score EfficientNet-Lite0"]["cpu_seconds"] > 0
+    assert results["measure EfficientNet-Lite0"]["layers"] == 2
     wrong = cost.select_units([], 24, count=24)
     monkeypatch.setattr(cost, "select_units", lambda layers, units: wrong)
     assert main([*command, "--targets", "6", "--output", str(tmp_path)]) == 2

@@ -5,7 +5,9 @@ from torch import nn
 
 from simmim_ext import ridge
 from simmim_ext.graph import trace_units
-from simmim_ext.reconstruction import Pair, layers_together, reconstruct
+from simmim_ext.order import layers_together
+from simmim_ext.original import Original
+from simmim_ext.reconstruction import Pair, reconstruct
 from simmim_ext.removal import remove_units
 
 
@@ -19,6 +21,11 @@ def squared_error(student, teacher, batches):
     with torch.no_grad():
         x = torch.cat(list(batches))
         return float((student.eval()(x) - teacher.eval()(x)).square().mean())
+
+
+def pair_of(student, teacher, batches):
+    original = Original(teacher, batches, samples=100)
+    return Pair(original.resumed(student), original)
 
 
 def halved(name):
@@ -72,13 +79,13 @@ def test_few_samples_make_nothing_worse(samples):
 def test_the_held_out_samples_are_every_fourth_of_whole_samples():
     teacher, student, history = halved("cnn")
     batches = data("cnn", 10)
-    pair = Pair(student, teacher, [b[:5] for b in (batches[0], batches[0][5:])], 10, 0, None)
+    pair = pair_of(student, teacher, [batches[0][:5], batches[0][5:]])
     (seen, held_out) = pair.split_moments({"features.4": [0, 1, 2]})["features.4"]
     positions = (seen.samples + held_out.samples) // 10
     assert held_out.samples == 2 * positions
     (whole,) = pair.moments({"features.4": [0, 1, 2]}).values()
     torch.testing.assert_close(whole.xz, seen.xz + held_out.xz)
-    only = Pair(student, teacher, [batches[0][[3, 7]]], 10, 0, None)
+    only = pair_of(student, teacher, [batches[0][[3, 7]]])
     (again,) = only.moments({"features.4": [0, 1, 2]}).values()
     assert positions == 4  # all of them are looked at
     torch.testing.assert_close(again.xz, held_out.xz)
@@ -179,7 +186,7 @@ def test_padding_is_left_out_whether_tokens_or_samples_come_first(samples):
     found = []
     for tokens_first in (False, True):
         model = Mixed(tokens_first).eval()
-        pair = Pair(model, model, data, 10 * samples, 0, None)
+        pair = pair_of(model, model, data)
         found.append(pair.split_moments({"hidden": None})["hidden"])
     for plain, other in zip(*found, strict=True):
         assert plain.samples == other.samples > 0

@@ -5,9 +5,11 @@ from models import CASES, case, snapshot
 from torch import nn
 
 from simmim_ext import CompressConfig, assessment, compress, resume
+from simmim_ext.course import Course
 from simmim_ext.nn import MaskedLinear
-from simmim_ext.reconstruction import layers_in_order
+from simmim_ext.order import layers_in_order
 from simmim_ext.recording import Recorder
+from simmim_ext.remembered import bytes_of
 
 
 class Split(nn.Module):
@@ -43,7 +45,7 @@ def network(name):
 
 
 def resumed(model, data):
-    return resume.Resumed(model, data, data[0][:2], torch.device("cpu"), None)
+    return resume.Resumed(model, data, Course(model, data[0][:2], None), None)
 
 
 def plain(model, data, name):
@@ -97,8 +99,8 @@ def test_what_is_done_is_not_computed_again():
         list(runs.run([str(i)], to_the_end=False))
     # Once as the layer that is asked for, and once more on the way to the next.
     assert Counted.computed == 5 * (2 * 8 - 1)
-    assert set(runs._kept) == {"6"}
-    assert set(runs._done) == set("0123456")
+    assert set(runs.kept) == set("0123456")
+    assert {name for name, outputs in runs.kept.items() if bytes_of(outputs)} == {"6"}
 
 
 def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
@@ -120,7 +122,7 @@ def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
             assert [tuple(map(torch.Tensor.tolist, c)) for c in one] == [
                 tuple(map(torch.Tensor.tolist, c)) for c in expected
             ]
-        assert "a" not in runs._kept
+        assert "a" not in runs.kept
 
 
 class Twice(nn.Module):
@@ -176,3 +178,37 @@ def test_layers_of_fused_encoders_are_seen(granularity, constraints, monkeypatch
     inner = [layer for layer in result.report["layers"] if "linear1" in layer["name"]]
     assert len(inner) == 2
     assert all(layer["after"] < layer["before"] for layer in inner)
+
+
+class Sized(nn.Module):
+    """A layer that says how many samples there are, which is read when the rest is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x), len(x)
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sized, self.mid, self.head = Sized(), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x, samples = self.sized(x)
+        return self.head(self.mid(x)) / samples
+
+
+@pytest.mark.parametrize("order", [["sized.layer", "mid", "head"], ["head", "mid", "head"]])
+def test_numbers_are_those_of_each_batch_and_runs_may_go_back(order):
+    torch.manual_seed(0)
+    model, data = Counts(), [torch.randn(n, 6) for n in (5, 3)]
+    runs = resumed(model, data)
+    for name in order:
+        ran = runs.run([name], to_the_end=True)
+        for (calls, outputs), (expected, whole) in zip(ran, plain(model, data, name), strict=True):
+            assert torch.equal(outputs, whole)
+            assert torch.equal(calls[name][0][0], expected[0][0])
+    assert all(map(torch.equal, runs.outputs(), [whole for _, whole in plain(model, data, "mid")]))

@@ -47,7 +47,7 @@ def test_noise_and_few_samples_take_a_larger_ridge():
     parts = moments(x[:16], z[:16]), moments(x[16:], z[16:])
     fresh = moments(*problem(2000, 4.0)[:2])
     chosen = ridge._error(*ridge.regression(*start, *parts), fresh)
-    smallest = ridge._fitted(start[0].double(), start[1].double(), parts[0] + parts[1], 1e-4)
+    smallest = next(ridge._fits(start[0].double(), start[1].double(), parts[0] + parts[1], [1e-4]))
     assert chosen < 0.5 * ridge._error(*smallest, fresh)
 
 

@@ -6,10 +6,20 @@ import math
 
 import pytest
 import torch
+from architectures import architecture
 from models import case
+from torch import nn
 
-from simmim_ext import CompressConfig, compress, prune, score
+from simmim_ext import CompressConfig, compress, original, prune, resume, score
+from simmim_ext.conversion import prepared
+from simmim_ext.data import forward
+from simmim_ext.outputs import kl_per_sample
+from simmim_ext.plan import guarded
+from simmim_ext.reconstruction import reconstruct
+from simmim_ext.removal import remove_units
 from simmim_ext.trials import measured, scaled
+
+PROJECTIONS = [f"blocks.{block}.attention.{part}" for block in (0, 1) for part in "qkv"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
 
@@ -54,6 +64,94 @@ def test_divergences_are_those_of_the_model_with_fewer_units(model, data):
         result = prune(model, scores, constraints=budget, calibration=data)
         # The same samples are held out; to the ratio some nats are added.
         assert values[width] == pytest.approx(result.report["fidelity"]["kl"], rel=1e-2)
+
+
+def plainly(scores, model, data, reconstructed):
+    """What is measured, each trial by itself and from the input to the output."""
+    order, needed = guarded(scores)
+    everything = {group.name: range(group.units) for group in scores.groups}
+    divergence = {}
+    for name, expected in scores.divergence.items():
+        found = {}
+        for share in (1 / 8, 1 / 2) if len(scores.divergence) <= 12 else (1 / 4,):
+            width = max(int(share * len(order[name])), needed[name])
+            kept = everything | {name: sorted(order[name][:width])}
+            student, history = remove_units(model, scores.groups, kept)
+            if reconstructed:
+                student = reconstruct(student, model, data, history, samples=2000, depth=6)
+            with torch.no_grad():
+                ours, theirs = (
+                    torch.cat([forward(m.eval(), batch).float() for batch in data])
+                    for m in (student, copy.deepcopy(model))
+                )
+            found[width] = float(kl_per_sample(theirs, ours).mean())
+        divergence[name] = scaled(expected, found)
+    return divergence
+
+
+class Odd(nn.Module):
+    """A parameter of no layer, a layer that runs twice, a long skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.first = nn.Parameter(torch.randn(12)), nn.Linear(12, 16)
+        self.twice, self.act = nn.Linear(16, 16), nn.ReLU(inplace=True)
+        self.mid, self.last, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.first(x + self.place)
+        y = self.act(self.twice(torch.relu(self.twice(x))))
+        return self.head(x + self.last(self.act(self.mid(y))))
+
+
+SOME = ("resnet", "gated transformer", "timm vit", "torch encoder", "in place", "tuple outputs")
+
+
+@pytest.mark.parametrize("name", [*SOME, "odd"])
+@pytest.mark.parametrize("kept", ["all", "nothing"])
+def test_trials_that_share_what_they_compute_find_what_each_finds_by_itself(
+    name, kept, monkeypatch
+):
+    if kept == "nothing":
+        monkeypatch.setattr(resume, "MOST_KEPT", 0)
+        monkeypatch.setattr(original, "MOST_KEPT", 0)
+        monkeypatch.setattr(original, "MOST_SAID", 0)
+    if name == "odd":
+        torch.manual_seed(0)
+        model, data = Odd(), torch.randn(300, 12).split(100)
+    else:
+        model, data = architecture(name)
+    ignored = PROJECTIONS if "transformer" in name else []
+    model = prepared(model, ignored)[0]
+    scores = score(model, data, ignored_layers=ignored)
+    assert len(scores.divergence) > 1
+    for reconstructed in (True, False):
+        expected = plainly(scores, model, data, reconstructed)
+        found = measured(scores, model, data, reconstructed=reconstructed)
+        for n in scores:
+            torch.testing.assert_close(found.divergence[n], expected[n], rtol=1e-3, atol=1e-7)
+
+
+def test_no_trial_computes_what_comes_before_its_layer():
+    class Counted(nn.Linear):
+        computed = 0
+
+        def forward(self, x):
+            self.__class__.computed += len(x) == 50
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(12, 12), nn.ReLU())]
+    model = nn.Sequential(Counted(12, 12), nn.ReLU(), *layers, nn.Linear(12, 4))
+    data = torch.randn(200, 12).split(50)
+    scores = score(model, data)
+    assert len(scores) == 7
+    Counted.computed = 0
+    found = measured(scores, model, data)
+    assert len(found.divergence) == 7
+    # The original's answers, what its layers say, and what the trials of each of two layers go on
+    # from, twice for the first; and the two trials of the first.
+    assert Counted.computed == 7 * len(data)
 
 
 def test_a_few_samples_are_enough(model, data):

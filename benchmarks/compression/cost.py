@@ -1,4 +1,4 @@
-"""``simmim bench cost``: what scoring, selection and a whole compression take.
+"""``simmim bench cost``: what scoring, selection, trials and a whole compression take.
 
 Seconds are those of the processor, on one thread: a busy machine bends them little. Each answer is
 checked before it counts.
@@ -12,14 +12,14 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from simmim_ext import CompressConfig, collect, compress, score
+from simmim_ext import CompressConfig, Scores, collect, compress, score
 from simmim_ext._version import __version__
 from simmim_ext.cli import integer, say
 from simmim_ext.errors import SimMIMError
@@ -29,12 +29,16 @@ from simmim_ext.selection import (
     ConditionalInformation,
     select_units,
 )
+from simmim_ext.trials import measured
 
 from .networks import mlp
 
 # What a user would give, to which the cost of fewer images is scaled.
 _IMAGES = 2048
 _BATCH = 16
+
+# More than trials take of a network as deep.
+_TRIED = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         "compress 784-500-10": compression(),
         "select": selection(arguments.units, arguments.targets),
         "score EfficientNet-Lite0": scoring(arguments.images, arguments.size),
+        "measure EfficientNet-Lite0": measuring(arguments.images, arguments.size),
         "versions": {"simmim_ext": __version__, "torch": torch.__version__},
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -115,24 +120,17 @@ def scoring(images: int, size: int) -> dict[str, Any]:
     model = efficientnet()
     batches = torch.randn(images, 3, size, size).split(_BATCH)
 
-    def forward() -> None:
-        with torch.no_grad():
-            for batch in batches:
-                model(batch)
-
     def scored(part: Sequence[torch.Tensor]) -> float:
         begin = time.process_time()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few samples
-            scores = score(model, part)
+        scores = scores_of(model, part)
         seconds = time.process_time() - begin
         check(all(torch.isfinite(v).all() for v in scores.values()), "scores must be finite")
         units = sum(len(order) for order in scores.order.values())
         check(units == sum(group.units for group in scores.groups), "every unit must have a place")
         return seconds
 
-    cpu_seconds(forward)  # the first pass sets up more than it computes
-    once = cpu_seconds(forward)
+    passes(model, batches)  # the first sets up more than it computes
+    once = passes(model, batches)
     before, fisher = peak(), collect.FISHER_SAMPLES
     whole = scored(batches)
     memory = peak() - before
@@ -142,7 +140,7 @@ def scoring(images: int, size: int) -> dict[str, Any]:
         half = scored(batches[: len(batches) // 2])
     finally:
         collect.FISHER_SAMPLES = fisher
-    once = (once + cpu_seconds(forward)) / 2
+    once = (once + passes(model, batches)) / 2
     each = (ungraded - half) / (1 - len(batches) // 2 / len(batches))
     scale = images / _IMAGES
     parts = {
@@ -166,6 +164,37 @@ def scoring(images: int, size: int) -> dict[str, Any]:
     }
 
 
+def measuring(images: int, size: int) -> dict[str, Any]:
+    """Divergences measured at every layer of a network, against forward passes.
+
+    Of however many images trials take the same few: it is put in relation to as many as a user
+    would give.
+    """
+    model = efficientnet()
+    batches = torch.randn(min(images, _TRIED), 3, size, size).split(_BATCH)
+    scores = scores_of(model, batches)
+    once = passes(model, batches)
+    begin = time.process_time()
+    found = measured(scores, model, batches)
+    seconds = time.process_time() - begin
+    once = (once + passes(model, batches)) / 2
+    check(found is not scores, "layers must be tried")
+    for nats in found.divergence.values():
+        check(bool(torch.isfinite(nats).all()), "divergences must be finite")
+        check(bool((nats.diff() <= 0).all()), "with more units there must be no more of it")
+        check(float(nats[0]) > 0, "without units there must be some")
+    samples = sum(map(len, batches)) * seconds / once
+    return {
+        "layers": len(found.divergence),
+        "size": size,
+        "batch": _BATCH,
+        "cpu_seconds": round(seconds, 2),
+        "in_passes_of_a_sample": round(samples),
+        f"times_the_forward_passes_of_{_IMAGES}": round(samples / _IMAGES, 2),
+        "bar": 1,
+    }
+
+
 def efficientnet() -> nn.Module:
     """EfficientNet-Lite0 with its published weights, as the tests build it."""
     root = str(Path(__file__).resolve().parents[2] / "tests")
@@ -176,10 +205,19 @@ def efficientnet() -> nn.Module:
     return pretrained().eval()
 
 
-def cpu_seconds(call: Callable[[], None]) -> float:
+def passes(model: nn.Module, batches: Sequence[torch.Tensor]) -> float:
+    """CPU seconds of a forward pass over the batches."""
     begin = time.process_time()
-    call()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
     return time.process_time() - begin
+
+
+def scores_of(model: nn.Module, batches: Sequence[torch.Tensor]) -> Scores:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few samples
+        return score(model, batches)
 
 
 def peak() -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from simmim_ext.moments import Moments
 from simmim_ext.nn import MaskedLinear
+from simmim_ext.original import Original
 from simmim_ext.reconstruction import RIDGE, Pair, refit_to_predictions
 from simmim_ext.weights import prune_weights
 
@@ -47,7 +48,8 @@ def zeroed(
             refit_outputs=refit_outputs,
         )[0]
     student = copy.deepcopy(teacher)
-    pair = Pair(student, teacher, data, samples, seed, None)
+    original = Original(teacher, data, samples=samples, seed=seed)
+    pair = Pair(original.resumed(student), original)
     names = [name for name, layer in student.named_modules() if isinstance(layer, nn.Linear)]
     weights = {name: student.get_submodule(name).weight.detach().clone() for name in names}
     if method == "simmim":

@@ -1,0 +1,79 @@
+"""The layers of a network in the order in which they run."""
+
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, ForwardFn, forward
+from .layers import Weighted, is_grouped
+from .nn import MaskedLinear
+from .recording import Recorder, observing
+from .sharing import tied_parameters
+
+
+def layers_together(
+    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
+) -> list[list[str]]:
+    """``layers_in_order``, those that read one and the same tensor in one list."""
+    read: dict[str, list[tuple[Tensor, int]]] = {}
+    order = layers_in_order(model, batch, forward_fn)
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            # With its version, since x += layer(x) is another tensor of the same name.
+            lambda _, args, n=name: read.setdefault(n, []).append((args[0], args[0]._version))
+        )
+        for name in order
+    ]
+    with observing(model, hooks):
+        forward(model, batch, forward_fn)
+    together: list[list[str]] = []
+    last: tuple[Tensor, int] | None = None
+    for name in order:
+        (x, version), *more = read[name]
+        same = last is not None and x is last[0] and version == last[1]
+        if same and not more:
+            together[-1].append(name)
+        else:
+            together.append([name])
+        last = None if more else (x, version)
+    return together
+
+
+def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
+    """Linear and convolution layers that can be refitted, in the order in which they run.
+
+    A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
+    """
+    tied = tied_parameters(model)
+    return [
+        name
+        for name in weighted_in_order(model, batch, forward_fn)
+        if not is_grouped(model.get_submodule(name)) and name not in tied
+    ]
+
+
+def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
+    """All Linear and convolution layers that run, in the order in which they first do."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Weighted)]
+    order: list[str] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda *_, n=name: order.append(n))
+        for name in names
+    ]
+    with observing(model, hooks):
+        forward(model, batch, forward_fn)
+    return list(dict.fromkeys(order))
+
+
+def output_layer(
+    model: nn.Module, batch: Batch, names: list[str], forward_fn: ForwardFn | None
+) -> str | None:
+    """The Linear layer whose output is the model's output, if there is one."""
+    recorder = Recorder(model, names)
+    with observing(model, ()), recorder.recording():
+        outputs = forward(model, batch, forward_fn)
+    for name, calls in recorder.calls.items():
+        if calls and isinstance(model.get_submodule(name), nn.Linear | MaskedLinear):
+            made = calls[-1][1].flatten(0, -2)
+            if made.shape == outputs.shape and torch.equal(made, outputs):
+                return name
+    return None
