@@ -15,7 +15,7 @@ from .norms import norms_behind
 from .order import layers_together
 from .recording import draw_positions
 from .remembered import Remembered
-from .resume import MOST_KEPT, Resumed
+from .resume import MOST_KEPT, Outputs, Resumed
 
 # How many layers are remembered by what they said, and the bytes of that at most.
 _REMEMBERED = 8
@@ -101,13 +101,13 @@ class Original:
             changed: its modules and parameters that are not the network's, which go on where the
                 network itself was before the first of them; best in the order in which they run.
         """
-        runs = Resumed(student, self.data, self.course, self.forward_fn)
+        kept: Outputs | None = None
         if changed is not None:
             time = self.course.begin(changed)
             before = [name for name in self.order if self.course.begin([name]) <= time]
             if before:
-                runs.kept = self._behind.reach(before[-1:])
-        return runs
+                kept = self._behind.reach(before[-1:])
+        return Resumed(student, self.data, self.course, self.forward_fn, kept)
 
     def said(self, names: Iterable[str]) -> Remembered[dict[str, list[Said]]]:
         """For each batch what each call of the layers said."""

@@ -20,10 +20,11 @@ from .remembered import bytes_of
 
 Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
 
-# Module -> its output by batch.
-Outputs = Mapping[str, Sequence[Any]]
+# For each batch module -> its output.
+Outputs = Sequence[Mapping[str, Any]]
 
-# Bytes of outputs that are kept of one model; beyond, more is computed anew.
+# Bytes of outputs that are kept of one model; beyond, batches are computed anew from where what is
+# kept of them ends.
 MOST_KEPT = PASS_BYTES // 2
 
 # Stands for a tensor that nobody can read.
@@ -42,7 +43,7 @@ class Resumed:
 
     Attributes:
         model: the model.
-        kept: modules that are not run again, with their outputs.
+        kept: for each batch modules that are not run again, with their outputs.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class Resumed:
         forward_fn: ForwardFn | None,
         kept: Outputs | None = None,
     ) -> None:
-        self.model, self.kept = model, kept or {}
+        self.model, self.kept = model, list(kept or [{}] * len(data))
         self._data, self._course, self._forward_fn = data, course, forward_fn
-        self._device = device_of(model)
+        self._device, self._size = device_of(model), bytes_of(self.kept)
 
     def run(self, names: Iterable[str], *, to_the_end: bool) -> Iterator[tuple[Calls, Tensor]]:
         """For each batch the calls of the layers, and the model's outputs.
@@ -64,32 +65,29 @@ class Resumed:
         """
         names = list(names)
         ended = self._course.ended(self._course.begin(names))
-        if not ended.issuperset(self.kept):  # It went further before.
-            self.kept = {}
         done = largest(ended)
         read = self._course.still_read(done)
-        new = done - set(self.kept)
-        found: dict[str, list[Any]] = {name: [] for name in new}
         recorder = Recorder(self.model, names)
         most = None if to_the_end else self._course.calls(names)
-        size = bytes_of(self.kept)
         outputs = torch.empty(0)
         for index in range(len(self._data)):
+            if not ended.issuperset(self.kept[index]):  # It went further before.
+                self._keep(index, {})
+            new = done - set(self.kept[index])
             seen: dict[str, Any] = {}
             with recorder.recording(most):
                 outputs = self._forward(index, _notes(new, read, seen))
             yield recorder.calls, outputs
-            size += bytes_of(seen)
-            if size > MOST_KEPT or set(seen) != new:
-                new = frozenset()  # What was done before is all that is kept.
-            for name in new:
-                found[name].append(seen[name])
-        if new == set(found):
-            self.kept = {
-                name: outputs if name in read else with_tensors(outputs, lambda _: _NOBODYS)
-                for name, outputs in {**self.kept, **found}.items()
-                if name in done
-            }
+            if set(seen) == new:
+                every = {**self.kept[index], **seen}
+                self._keep(
+                    index,
+                    {
+                        n: out if n in read else _unread(out)
+                        for n, out in every.items()
+                        if n in done
+                    },
+                )
 
     def reach(self, names: Iterable[str]) -> Outputs:
         """What is kept after a run up to the layers."""
@@ -97,20 +95,29 @@ class Resumed:
             pass
         return self.kept
 
+    def _keep(self, index: int, outputs: Mapping[str, Any]) -> None:
+        """Keeps these of a batch in place of others, if there is room."""
+        size = self._size + bytes_of(outputs) - bytes_of(self.kept[index])
+        if size <= MOST_KEPT:
+            self.kept[index], self._size = outputs, size
+
     def outputs(self) -> Iterator[Tensor]:
         """The model's outputs for each batch."""
         for index in range(len(self._data)):
             yield self._forward(index, {})
 
     def _forward(self, index: int, wrappers: Mapping[str, Wrapper]) -> Tensor:
-        given = {name: outputs[index] for name, outputs in self.kept.items()}
         batch = to_device(self._data[index], self._device)
         with (
             torch.no_grad(),
             evaluating(self.model),
-            replaced(self.model, {**_stubs(given), **wrappers}),
+            replaced(self.model, {**_stubs(self.kept[index]), **wrappers}),
         ):
             return forward(self.model, batch, self._forward_fn)
+
+
+def _unread(output: Any) -> Any:
+    return with_tensors(output, lambda _: _NOBODYS)
 
 
 def _stubs(outputs: Mapping[str, Any]) -> dict[str, Wrapper]:
@@ -133,8 +140,7 @@ def _notes(names: Iterable[str], read: set[str], seen: dict[str, Any]) -> dict[s
         def wrap(original: Any) -> Any:
             def call(*args: Any, **options: Any) -> Any:
                 output = original(*args, **options)
-                copy = torch.clone if name in read else lambda _: _NOBODYS
-                seen[name] = with_tensors(output, copy)
+                seen[name] = with_tensors(output, torch.clone) if name in read else _unread(output)
                 return output
 
             return call

@@ -84,7 +84,10 @@ def test_calls_are_those_of_whole_passes_while_layers_change(name, kept, monkeyp
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_is_done_is_not_computed_again():
+@pytest.mark.parametrize("fit", [5, 2], ids=["all batches fit", "two fit"])
+def test_what_is_done_is_not_computed_again(fit, monkeypatch):
+    monkeypatch.setattr(resume, "MOST_KEPT", fit * 3 * 4 * 4)
+
     class Counted(nn.Linear):
         computed = 0
 
@@ -97,10 +100,12 @@ def test_what_is_done_is_not_computed_again():
     runs = resumed(model, data)
     for i in range(8):
         list(runs.run([str(i)], to_the_end=False))
-    # Once as the layer that is asked for, and once more on the way to the next.
-    assert Counted.computed == 5 * (2 * 8 - 1)
-    assert set(runs.kept) == set("0123456")
-    assert {name for name, outputs in runs.kept.items() if bytes_of(outputs)} == {"6"}
+    # Once as the layer that is asked for, and once more on the way to the next; else by all runs.
+    assert Counted.computed == fit * (2 * 8 - 1) + (5 - fit) * sum(range(1, 9))
+    assert runs.kept[fit:] == [{}] * (5 - fit)
+    for kept in runs.kept[:fit]:
+        assert set(kept) == set("0123456")
+        assert {name for name, outputs in kept.items() if bytes_of(outputs)} == {"6"}
 
 
 def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
@@ -122,7 +127,8 @@ def test_a_module_that_is_skipped_on_some_batches_is_computed_on_all():
             assert [tuple(map(torch.Tensor.tolist, c)) for c in one] == [
                 tuple(map(torch.Tensor.tolist, c)) for c in expected
             ]
-        assert "a" not in runs.kept
+    assert set(runs.kept[0]) == set("ab")
+    assert runs.kept[1] == {}
 
 
 class Twice(nn.Module):
