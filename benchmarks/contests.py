@@ -31,7 +31,11 @@ NETWORKS = {
     "lenet-98-zeros": "LeNet-300-100, 98% zeros",
 }
 COLUMNS = ("reconstructed", "1 epoch", "3 epochs", "10 epochs", "30 epochs")
-FIGURES = {"kl": ("KL from the original, nats", ".3f", 1), "accuracy": ("accuracy, %", ".1f", 100)}
+FIGURES = {
+    "kl": ("KL from the original, nats", ".3f", 1),
+    "accuracy": ("accuracy, %", ".1f", 100),
+    "agreement": ("agreement with the original, %", ".1f", 100),
+}
 
 
 def committed() -> dict[str, dict[str, Any]]:
@@ -42,14 +46,14 @@ def committed() -> dict[str, dict[str, Any]]:
 
 def tables(every: dict[str, dict[str, Any]]) -> str:
     """One table for each figure: SimMIM and its best rival, by network and length of training."""
-    seeds = sorted({len(row["kl"]) for results in every.values() for row in results["rows"]})
+    seeds = sorted({tuple(results["seeds"]) for results in every.values()})
     lines = [
-        f"Means of {' to '.join(map(str, seeds))} seeds on test images, SimMIM / the best of its"
-        " rivals (for units L1, L2, FPGM, Taylor, Hessian, activation and random as torch-pruning"
-        " ranks them, each with SimMIM's layer widths and its own, with the same refit and"
-        " without; for zeros magnitude, LAMP and Wanda), after reconstruction and after epochs of"
-        " the same distillation, the learning rate chosen for each. **Bold**: ahead by more than"
-        " two standard errors; *slanted*: behind by more."
+        f"Means over seeds {' or '.join(map(_listed, seeds))}, on test images, SimMIM / the best"
+        " of its rivals (for units L1, L2, FPGM, Taylor, Hessian, activation and random as"
+        " torch-pruning ranks them, each with SimMIM's layer widths and its own, with the same"
+        " refit and without; for zeros magnitude, LAMP and Wanda), after reconstruction and after"
+        " epochs of the same distillation, the learning rate chosen for each. **Bold**: ahead by"
+        " more than two standard errors; *slanted*: behind by more."
     ]
     rivals = {name: _rivals(results) for name, results in every.items()}
     most = max(rivals.values(), key=len)
@@ -66,6 +70,11 @@ def tables(every: dict[str, dict[str, Any]]) -> str:
             cells = _cells(results, columns, figure, form, scale)
             lines.append(f"| {NETWORKS[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _listed(seeds: tuple[int, ...]) -> str:
+    *most, last = map(str, seeds)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _rivals(results: dict[str, Any]) -> set[str]:

@@ -14,6 +14,10 @@ EXPERIMENTS = {
         "benchmarks.compression.tournament",
     ),
     "cost": ("what scoring, selection and compression take", "benchmarks.compression.cost"),
+    "pretrained": (
+        "networks with their published weights, made smaller by each criterion",
+        "benchmarks.compression.pretrained",
+    ),
     "bars": ("the recipe against the figures it must reach", "benchmarks.compression.bars"),
 }
 

