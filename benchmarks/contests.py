@@ -30,6 +30,8 @@ NETWORKS = {
     "lenet-95-zeros": "LeNet-300-100, 95% zeros",
     "lenet-98-zeros": "LeNet-300-100, 98% zeros",
 }
+_NO_FIGURES = ("method", "widths", "left")
+PRETRAINED = RESULTS / "pretrained.json"
 COLUMNS = ("reconstructed", "1 epoch", "3 epochs", "10 epochs", "30 epochs")
 FIGURES = {
     "kl": ("KL from the original, nats", ".3f", 1),
@@ -125,9 +127,38 @@ def bars() -> str:
     return "\n".join(lines)
 
 
+def pretrained() -> str:
+    """What is left of networks with published weights, by criterion."""
+    cases = json.loads(PRETRAINED.read_text())["cases"]
+    figures = {
+        name: [f for f in case["rows"][0] if f not in _NO_FIGURES] for name, case in cases.items()
+    }
+    headings = [
+        f"{name}, {value:.0%} of {cost}: {figure.replace('_', ' ').replace('kl', 'KL')}"
+        for name, case in cases.items()
+        for cost, value in case["budget"].items()
+        for figure in figures[name]
+    ]
+    lines = [f"| criterion | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
+    for rows in zip(*(case["rows"] for case in cases.values()), strict=True):
+        method, own = rows[0]["method"], rows[0]["widths"] == "own"
+        words = method if method == "simmim" or not own else f"{method}, its own widths"
+        values = [
+            f"{mean(row[figure]):.3f}"
+            for name, row in zip(cases, rows, strict=True)
+            for figure in figures[name]
+        ]
+        lines.append(f"| {words} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def write_readme(text: str) -> str:
     """The README with its tables of compression drawn anew."""
-    for name, table in (("bars", bars()), ("contests", tables(committed()))):
+    for name, table in (
+        ("bars", bars()),
+        ("contests", tables(committed())),
+        ("pretrained", pretrained()),
+    ):
         before, rest = text.split(f"<!-- {name} -->")
         end = f"<!-- end of {name} -->"
         text = f"{before}<!-- {name} -->\n{table}\n{end}{rest.split(end)[1]}"

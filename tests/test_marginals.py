@@ -84,6 +84,22 @@ def test_all_samples_in_one_bin(row_bytes: int, dtype: torch.dtype, cpu_capabili
         assert found.eq(alone).all()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_wide_and_mostly_equal(seed: int, cpu_capability: str) -> None:
+    """As behind a ReLU: most samples of many features are in one bin."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = int(torch.randint(250, 1500, (), generator=generator))
+    features = int(
+        torch.randint(*((500, 700) if seed < 8 else (700, 1500)), (), generator=generator)
+    )
+    x = (torch.randn(samples, features, generator=generator) - seed % 3).relu()
+    x[:, ::5] = 1.0
+    bins = (2, 8, 16, 17, 64, 256)[seed % 6]
+    low, high = torch.zeros(features), torch.full((features,), 4.0)
+    counts = histogram(x, bins, low, high, None, "raise", "clip")
+    assert torch.equal(counts, counts_of(x.clamp(max=4.0), bins, low, high))
+
+
 @pytest.mark.parametrize("features", [1, 7, 31, 33, 500, 4097])
 def test_widths_that_fill_no_vector(features: int, cpu_capability: str) -> None:
     x = torch.rand(130, features + 3, generator=torch.Generator().manual_seed(0))
