@@ -1,6 +1,7 @@
 """The README's tables and chart: drawn from the committed figures, which they match."""
 
 import copy
+import json
 import xml.dom.minidom
 from importlib import import_module
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_contests_say_who_is_ahead_and_who_is_behind(summary) -> None:
     contests = summary.contests
 
     def row(method, value, epochs=1):
-        figures = dict.fromkeys(("kl", "accuracy"), [value] * 3)
+        figures = dict.fromkeys(("kl", "accuracy", "agreement"), [value] * 3)
         return {
             "method": method,
             "widths": "shared",
@@ -124,13 +125,34 @@ def test_contests_say_who_is_ahead_and_who_is_behind(summary) -> None:
                 "noise": 0.02}  # fmt: skip
 
     results = {
+        "seeds": [5, 6, 7],
         "rows": [row("simmim", 0.5), row("fpgm", 0.6), row("simmim", 0.7, epochs=3)],
-        "standings": [standing("kl", 0.1), standing("accuracy", -0.1)],
+        "standings": [standing("kl", 0.1), standing("accuracy", -0.1), standing("agreement", 0.1)],
     }
     text = contests.tables({"mlp": results})
+    assert text.startswith("Means over seeds 5, 6 and 7,")
+    assert "| 784-500-10, 10% of units | **50.0** / 40.0 fpgm |" in text
     assert "| 784-500-10, 10% of units | **0.500** / 0.600 fpgm |" in text
     assert "| 784-500-10, 10% of units | *50.0* / 60.0 fpgm |" in text
     results["standings"] = [standing("kl", 0.01), standing("accuracy", 0.01)]
     assert "| 0.500 / 0.510 fpgm |" in contests.tables({"mlp": results})
     for name in contests.committed():
         assert f"compression-{name}-" in " ".join(p.name for p in contests.RESULTS.iterdir())
+
+
+def test_what_is_left_of_pretrained_networks(summary, tmp_path, monkeypatch) -> None:
+    def row(method, widths, kl):
+        return {"method": method, "widths": widths, "kl": kl, "left": [0.5]}
+
+    rows = [row("simmim", "own", [0.1, 0.3]), row("fpgm", "shared", [0.4]), row("fpgm", "own", [1])]
+    cases = {name: {"budget": {"flops": 0.5}, "rows": rows} for name in ("One", "Two")}
+    path = tmp_path / "pretrained.json"
+    path.write_text(json.dumps({"cases": cases}))
+    monkeypatch.setattr(summary.contests, "PRETRAINED", path)
+    lines = summary.contests.pretrained().splitlines()
+    assert lines[0] == "| criterion | One, 50% of flops: KL | Two, 50% of flops: KL |"
+    assert lines[2:] == [
+        "| simmim | 0.200 | 0.200 |",
+        "| fpgm | 0.400 | 0.400 |",
+        "| fpgm, its own widths | 1.000 | 1.000 |",
+    ]
