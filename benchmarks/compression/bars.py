@@ -20,9 +20,8 @@ from simmim_ext import CompressConfig, compress
 from simmim_ext._version import __version__
 from simmim_ext.cli import say
 from simmim_ext.data import Shuffled
-from simmim_ext.errors import SimMIMError
 
-from .contest import BATCH, CALIBRATION, Store, add_run_arguments, seeds_of
+from .contest import BATCH, CALIBRATION, Store, add_run_arguments, cases_of, seeds_of
 from .networks import RECIPES, Data, load_data, teacher
 
 
@@ -75,10 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the cases and prints what they came to."""
-    names = [name.strip() for name in arguments.cases.split(",")]
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise SimMIMError(f"--cases must be of {', '.join(CASES)}, got {unknown[0]}")
+    names = cases_of(arguments, CASES)
     store = Store(arguments.output)
     results: dict[str, Any] = {"seeds": list(seeds_of(arguments)), "cases": {}}
     for name in names:

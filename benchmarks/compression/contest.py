@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from simmim_ext.config import CompressConfig
 from simmim_ext.criteria import CRITERIA
 from simmim_ext.data import Shuffled, seeded
 from simmim_ext.distillation import distill
+from simmim_ext.errors import SimMIMError
 from simmim_ext.fidelity import compare
 from simmim_ext.measure import count_params
 from simmim_ext.plan import make_plan
@@ -119,6 +120,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def seeds_of(arguments: argparse.Namespace) -> range:
     """The seeds that the arguments ask for."""
     return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+
+
+def cases_of(arguments: argparse.Namespace, known: Collection[str]) -> list[str]:
+    """The cases that the arguments name.
+
+    Raises:
+        SimMIMError: one of them is unknown.
+    """
+    names = [name.strip() for name in arguments.cases.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SimMIMError(f"--cases must be of {', '.join(known)}, got {unknown[0]}")
+    return names
 
 
 class Contest:

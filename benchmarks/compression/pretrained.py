@@ -26,10 +26,9 @@ from simmim_ext import CompressConfig, compress
 from simmim_ext._version import __version__
 from simmim_ext.cli import say
 from simmim_ext.data import Batch
-from simmim_ext.errors import SimMIMError
 from simmim_ext.widths import Count
 
-from .contest import Store, add_run_arguments, seeds_of
+from .contest import Store, add_run_arguments, cases_of, seeds_of
 
 RIVALS = ("magnitude_l2", "fpgm", "activation", "random")
 
@@ -82,10 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compresses, and prints what is left."""
-    names = [name.strip() for name in arguments.cases.split(",")]
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise SimMIMError(f"--cases must be of {', '.join(CASES)}, got {unknown[0]}")
+    names = cases_of(arguments, CASES)
     root = str(Path(__file__).resolve().parents[2] / "tests")  # which holds the networks
     if root not in sys.path:
         sys.path.append(root)
