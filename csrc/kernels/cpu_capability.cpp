@@ -44,7 +44,8 @@ CpuCapability detect() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
     return CpuCapability::avx2;
   }
-  if (!(__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2"))) {
+  if (!(__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vbmi2"))) {
     return CpuCapability::avx512;
   }
   return amx_is_available() ? CpuCapability::amx : CpuCapability::avx512_bf16;

@@ -18,7 +18,8 @@
 
 namespace simmim {
 
-// avx512_bf16 has its products of bfloat16 and VBMI2 (Zen 4, Ice Lake's successors), amx those too.
+// avx512_bf16 has its products of bfloat16, VBMI and VBMI2 (Zen 4, Ice Lake's successors), amx
+// those too.
 enum class CpuCapability { portable, avx2, avx512, avx512_bf16, amx };
 
 // The best this machine offers, or the lower one that SIMMIM_CPU_CAPABILITY asks for.

@@ -84,8 +84,8 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
                    [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
   rows.resize(divide_up(args.out_features, kWindowRows) * kWindowRows, -1);
 
-  const auto last = static_cast<int32_t>(window_columns(args.in_features) - 2 * kWindowVector);
-  std::vector<WindowGroup> groups = {{0, 0}};
+  const auto last = static_cast<int32_t>(window_steps(args.in_features) - 2);
+  std::vector<int64_t> first = {0};
   std::vector<float> values;
   std::vector<uint8_t> offsets;
   std::vector<int32_t> windows;
@@ -99,28 +99,29 @@ void pack_window(const PackArgs& args, const Allocate& allocate) {
       int32_t column = INT32_MAX;
       for (int lane = 0; lane < kWindowRows; ++lane) column = std::min(column, next(lane));
       if (column == INT32_MAX) break;
-      const int32_t begin =
-          std::min(column / int32_t{kWindowVector} * int32_t{kWindowVector}, last);
-      windows.push_back(begin / kWindowVector);
+      windows.push_back(std::min(column / int32_t{kWindowStep}, last));
+      const int32_t begin = windows.back() * int32_t{kWindowStep};
+      offsets.resize(offsets.size() + kWindowRows);
+      uint8_t* const step = &offsets[offsets.size() - kWindowRows];
       for (int lane = 0; lane < kWindowRows; ++lane) {
-        const bool takes = next(lane) < begin + 2 * kWindowVector;
-        offsets.push_back(takes ? kTaken + next(lane) - begin : 0);
+        const bool takes = next(lane) < begin + 2 * kWindowStep;
+        values.push_back(takes ? args.weight[rows[group + lane] * args.in_features + next(lane)]
+                               : 0.0f);
         if (!takes) continue;
-        values.push_back(args.weight[rows[group + lane] * args.in_features + next(lane)]);
+        step[window_byte(lane)] = kTaken + next(lane) - begin;
         ++taken[lane];
       }
     }
-    groups.push_back({static_cast<int64_t>(windows.size()), static_cast<int64_t>(values.size())});
+    first.push_back(static_cast<int64_t>(windows.size()));
   }
-  values.resize(values.size() + kWindowVector);  // whole vectors are read
   Packer packer(args);
-  packer.reserve<WindowGroup>(0, groups.size());
+  packer.reserve<int64_t>(0, first.size());
   packer.reserve<int32_t>(1, rows.size());
   packer.reserve<float>(2, values.size());
   packer.reserve<uint8_t>(3, offsets.size());
   packer.reserve<int32_t>(4, windows.size());
   packer.allocate(allocate);
-  packer.write(0, groups);
+  packer.write(0, first);
   packer.write(1, rows);
   packer.write(2, values);
   packer.write(3, offsets);

@@ -4,7 +4,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -106,22 +105,6 @@ void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& 
   };
   if (args.lanes == 1) return run(args);
   run_on_tiles(args, x, header.in_features, std::max<int64_t>(header.in_features, 1), run);
-}
-
-void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
-  // Rows of whole vectors, for the kernel gathers from two of them at a time.
-  const int64_t columns = window_columns(header.in_features);
-  Tensor padded;
-  if (columns != header.in_features) {
-    padded = at::zeros({args.batch, columns}, x.options());
-    float* rows = padded.mutable_data_ptr<float>();
-    for (int64_t b = 0; b < args.batch; ++b) {
-      std::copy_n(args.x + b * header.in_features, header.in_features, rows + b * columns);
-    }
-    args.x = rows;
-  }
-  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
-                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
 }
 
 // x and y float or bfloat16.
@@ -240,7 +223,8 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
       run_block(args, header, x, work);
       break;
     case Layout::window:
-      run_window(args, header, x, work);
+      parallel_ranges(divide_up(out_features, kWindowRows), work,
+                      [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
       break;
     case Layout::tile:
       break;  // left above
