@@ -23,35 +23,64 @@ inline Lanes broadcast_weight(const float* values, const Lanes& quads) {
   return broadcast<kLanes>(values[r]);
 }
 
-// `rows` rows of a group, from its row number `first` on, times `vectors` vectors of a tile's batch
-// lanes: eight accumulators, or four, that live in registers.
+// The columns of a group's next weights, `steps` of each row, a byte each. In one load: those of x
+// keep the loads busy.
+template <int steps>
+inline uint64_t load_columns(const uint8_t* columns) {
+  static_assert(steps * kGroupRows <= 8);
+  uint64_t bytes = 0;
+  std::memcpy(&bytes, columns, steps * kGroupRows);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  bytes = __builtin_bswap64(bytes);
+#endif
+  return bytes;
+}
+
+// `row...` rows of a group, from its row number `first` on, times `vectors` vectors of a tile's
+// batch lanes. Eight accumulators hide the latency of a multiply-add: those of four rows with one
+// vector each are doubled, for even and odd weights.
 template <bool spreads, int lanes, int vectors, int first, int... row>
 inline void element_rows(const float* values, const uint8_t* columns, const uint16_t* row_numbers,
                          int64_t count, const float* x, float* y,
                          std::integer_sequence<int, row...>) {
   constexpr int kRows = sizeof...(row);
-  Lanes sums[kRows][vectors];
+  constexpr int kChains = kRows * vectors < 8 ? 2 : 1;
+  Lanes sums[kChains][kRows][vectors] = {};
   float* outputs[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     outputs[r] = y + row_numbers[first + r] * lanes;
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[r][v] = load<kLanes>(outputs[r] + v * kLanes);
+    for (int v = 0; v < vectors; ++v) sums[0][r][v] = load<kLanes>(outputs[r] + v * kLanes);
   }
-  for (int64_t i = 0; i < count; ++i, values += kGroupRows, columns += kGroupRows) {
-    const Lanes quads = spreads ? load_quads(values) : Lanes{};
-    const auto add = [&](const Lanes& weight, const float* inputs, Lanes* sum) {
+  const auto add = [&](const Lanes& weight, const float* inputs, Lanes* sum) {
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[v] += weight * load<kLanes>(inputs + v * kLanes);
-    };
-    (add(broadcast_weight<spreads, first + row>(values, quads),
-         x + int64_t{columns[first + row]} * lanes, sums[row]),
+    for (int v = 0; v < vectors; ++v) sum[v] += weight * load<kLanes>(inputs + v * kLanes);
+  };
+  const auto add_weights = [&](const float* weights, uint64_t from, Lanes(*sums)[vectors]) {
+    const Lanes quads = spreads ? load_quads(weights) : Lanes{};
+    (add(broadcast_weight<spreads, first + row>(weights, quads),
+         x + (from >> 8 * (first + row) & 0xff) * lanes, sums[row]),
      ...);
+  };
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains) {
+    const uint64_t from = load_columns<kChains>(columns + i * kGroupRows);
+#pragma GCC unroll 2
+    for (int chain = 0; chain < kChains; ++chain) {
+      add_weights(values + (i + chain) * kGroupRows, from >> 8 * kGroupRows * chain, sums[chain]);
+    }
+  }
+  if (i < count) {
+    add_weights(values + i * kGroupRows, load_columns<1>(columns + i * kGroupRows), sums[0]);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store<kLanes>(outputs[r] + v * kLanes, sums[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      if constexpr (kChains == 2) sums[0][r][v] += sums[1][r][v];
+      store<kLanes>(outputs[r] + v * kLanes, sums[0][r][v]);
+    }
   }
 }
 
