@@ -88,7 +88,7 @@ def test_masks_whose_bytes_are_others_than_1(byte: int, cpu_capability: str) -> 
     kept = torch.rand(70, 300, generator=generator) < 0.1
     odd = (kept * torch.tensor(byte, dtype=torch.uint8)).view(torch.bool)
     expected = F.linear(x, weight.where(kept, 0))
-    for layout in ("element", "gather", "window"):
+    for layout in ("element", "gather", "window", "planes"):
         packed = pack_sparse_weight(weight, odd, layout)
         assert torch.equal(packed, pack_sparse_weight(weight, kept, layout))
         torch.testing.assert_close(sparse_linear(x, packed, None, 70), expected, rtol=0, atol=1e-4)

@@ -13,7 +13,7 @@ from simmim_ext.nn import SparseLinear
 from simmim_ext.ops._library import cpu_capability
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
-LAYOUTS = ("element", "gather", "block", "window", "tile")
+LAYOUTS = ("element", "gather", "block", "window", "planes", "tile")
 BATCHES = (0, 1, 2, 7, 16, 33, 130)
 # out_features, in_features: large ones take the sparse kernels; none is a multiple of a vector
 SHAPES = ((1, 1), (1, 300), (300, 1), (10, 33), (259, 131), (130, 517))
@@ -266,12 +266,12 @@ def test_recognises_patterns(mask, pattern) -> None:
 
 def test_choice_is_what_runs() -> None:
     assert make(10, 33).choice.kernel(1) == "dense"
-    assert make(512, 512, "half").choice.kernel(1) in ("dense", "gather", "window")
+    assert make(512, 512, "half").choice.kernel(1) in ("dense", "gather", "window", "planes")
     assert make(512, 512, "rows/columns").choice.kernel(1) == "compact"
     assert make(512, 512, memory="small").choice.kernel(1) == "compressed"
     choice = make(512, 512, "random").choice
-    small_batches = "gather" if cpu_capability() in ("portable", "avx2") else "window"
-    assert choice.kernel(1) == small_batches
+    smallest = {"avx512": "window", "avx512_bf16": "planes", "amx": "window"}
+    assert choice.kernel(1) == smallest.get(cpu_capability(), "gather")
     assert choice.kernel(128) == choice.kernel(10_000) == "element"
     half = make(512, 512, "half", dtype=torch.bfloat16).choice
     # Without AMX it is for few samples: torch's own product does vdpbf16ps as well with many.
@@ -317,7 +317,7 @@ def packed_3x4() -> torch.Tensor:
         (lambda: make(3, 4)(torch.ones(2, 4).int()), TypeError, "x must be .*, got int32"),
         (lambda: make(259, 131)(torch.ones(2, 131) + 0j), TypeError, "x must be .*, got complex64"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4).bool(), "csr"), ValueError,
-         "pack_sparse_weight: layout must be 'element', 'gather', 'block', 'window' or 'tile'"),
+         "pack_sparse_weight: layout must be 'element', .*, 'planes' or 'tile', got 'csr'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "block"), ValueError,
          "pack_sparse_weight: mask must keep or mask whole columns of 16 rows for layout 'block'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4), "block"), TypeError,

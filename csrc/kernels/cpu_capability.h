@@ -12,7 +12,7 @@
 #define SIMMIM_TARGET_AVX512_BF16             \
   __attribute__((                             \
       target("avx2,fma,f16c,bmi,bmi2,popcnt," \
-             "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")))
+             "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16")))
 #define SIMMIM_TARGET_AMX __attribute__((target("avx512f,amx-tile,amx-bf16")))
 #endif
 

@@ -11,17 +11,27 @@ namespace simmim {
 // element: any mask, batches that fill a vector; x lies transposed, the batch along the vector.
 // gather: any mask, small batches; compressed rows (CSR).
 // block: a mask of columns of kBlockRows rows, which make one vector of outputs.
-// window: any mask, small batches on AVX-512; the rows along the vector, x looked up in a window of
-// its columns by permutations.
+// window: any mask, small batches on AVX-512; the rows along the vector, x gathered by a
+// permutation of two of its vectors.
+// planes: the same with longer windows, of the bytes of x; batches of 1 to 4, with VBMI.
 // tile: any mask, in bfloat16; expanded into tiles of a dense matrix, for AMX or vdpbf16ps.
-enum class Layout : int64_t { element = 1, gather = 2, block = 3, window = 4, tile = 5 };
+enum class Layout : int64_t {
+  element = 1,
+  gather = 2,
+  block = 3,
+  window = 4,
+  tile = 5,
+  planes = 6
+};
 
 constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
 constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L1 cache holds
-constexpr int64_t kWindowRows = 64;
-constexpr int64_t kWindowStep = 64;  // a window begins at a multiple of so many columns, and is two
-                                     // steps long
+constexpr int64_t kWindowRows = 32;
+constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
+constexpr int64_t kPlanesRows = 64;
+constexpr int64_t kPlanesColumns =
+    64;                               // a window begins at a multiple of that and is twice as long
 constexpr int64_t kTileSamples = 16;  // rows and columns of a tile of x in the tile layout
 constexpr int64_t kTileInputs = 32;
 constexpr int64_t kTileOutputs = 32;
@@ -29,7 +39,7 @@ constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout t
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
-  static constexpr uint64_t kMagic = 0x33575353'4d494d53;  // "SMIMSSW3"
+  static constexpr uint64_t kMagic = 0x32575353'4d494d53;  // "SMIMSSW2"
   uint64_t magic;
   int64_t bytes;  // of the whole block
   Layout layout;
@@ -52,7 +62,8 @@ bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_fea
 
 struct SparseLinearArgs {
   const void* packed;
-  const float* x;     // [batch, in_features]; element and block: as pack_input makes it
+  const float* x;     // [batch, in_features]; element and block: as pack_input makes it; window:
+                      // rows of window_columns(in_features)
   const float* bias;  // [out_features], or null
   float* y;           // [batch, out_features]
   int64_t batch;
@@ -63,6 +74,7 @@ void element_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end
 void gather_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // rows of W
 void block_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);    // row blocks
 void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // row groups
+void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end);   // row groups
 
 // x [batch, in_features] -> [batch tiles, column tiles, tile_columns + 1, lanes]; serial over the
 // tiles [begin, end). A tile ends with a column of zeros, which the padding of the element layout
@@ -105,9 +117,14 @@ void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Steps of columns, as many as one window has at least.
-inline int64_t window_steps(int64_t in_features) {
-  return std::max<int64_t>(divide_up(in_features, kWindowStep), 2);
+// What a row of x takes whose last window ends with its last vector.
+inline int64_t window_columns(int64_t in_features) {
+  return std::max<int64_t>(divide_up(in_features, kWindowVector), 2) * kWindowVector;
+}
+
+// Columns of x in the planes layout, as many as one window has at least.
+inline int64_t planes_columns(int64_t in_features) {
+  return std::max<int64_t>(divide_up(in_features, kPlanesColumns), 2) * kPlanesColumns;
 }
 
 }  // namespace simmim

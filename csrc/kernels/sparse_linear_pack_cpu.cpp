@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <numeric>
 
 #include "sparse_linear_packed.h"
 #include "sparse_linear_packer.h"
@@ -66,68 +65,6 @@ void pack_block(const PackArgs& args, const Allocate& allocate) {
   packer.write(2, columns);
 }
 
-// The columns of one row's kept weights, ascending.
-std::vector<int32_t> kept_columns(const PackArgs& args, int64_t row) {
-  std::vector<int32_t> columns;
-  for (int64_t column = 0; column < args.in_features; ++column) {
-    if (args.mask[row * args.in_features + column]) columns.push_back(column);
-  }
-  return columns;
-}
-
-void pack_window(const PackArgs& args, const Allocate& allocate) {
-  std::vector<std::vector<int32_t>> kept;
-  for (int64_t row = 0; row < args.out_features; ++row) kept.push_back(kept_columns(args, row));
-  std::vector<int32_t> rows(args.out_features);
-  std::iota(rows.begin(), rows.end(), 0);
-  std::stable_sort(rows.begin(), rows.end(),
-                   [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
-  rows.resize(divide_up(args.out_features, kWindowRows) * kWindowRows, -1);
-
-  const auto last = static_cast<int32_t>(window_steps(args.in_features) - 2);
-  std::vector<int64_t> first = {0};
-  std::vector<float> values;
-  std::vector<uint8_t> offsets;
-  std::vector<int32_t> windows;
-  for (size_t group = 0; group < rows.size(); group += kWindowRows) {
-    size_t taken[kWindowRows] = {};
-    const auto next = [&](int lane) {  // the column of the lane's next weight, or beyond all
-      const int32_t row = rows[group + lane];
-      return row < 0 || taken[lane] == kept[row].size() ? INT32_MAX : kept[row][taken[lane]];
-    };
-    for (;;) {
-      int32_t column = INT32_MAX;
-      for (int lane = 0; lane < kWindowRows; ++lane) column = std::min(column, next(lane));
-      if (column == INT32_MAX) break;
-      windows.push_back(std::min(column / int32_t{kWindowStep}, last));
-      const int32_t begin = windows.back() * int32_t{kWindowStep};
-      offsets.resize(offsets.size() + kWindowRows);
-      uint8_t* const step = &offsets[offsets.size() - kWindowRows];
-      for (int lane = 0; lane < kWindowRows; ++lane) {
-        const bool takes = next(lane) < begin + 2 * kWindowStep;
-        values.push_back(takes ? args.weight[rows[group + lane] * args.in_features + next(lane)]
-                               : 0.0f);
-        if (!takes) continue;
-        step[window_byte(lane)] = kTaken + next(lane) - begin;
-        ++taken[lane];
-      }
-    }
-    first.push_back(static_cast<int64_t>(windows.size()));
-  }
-  Packer packer(args);
-  packer.reserve<int64_t>(0, first.size());
-  packer.reserve<int32_t>(1, rows.size());
-  packer.reserve<float>(2, values.size());
-  packer.reserve<uint8_t>(3, offsets.size());
-  packer.reserve<int32_t>(4, windows.size());
-  packer.allocate(allocate);
-  packer.write(0, first);
-  packer.write(1, rows);
-  packer.write(2, values);
-  packer.write(3, offsets);
-  packer.write(4, windows);
-}
-
 }  // namespace
 
 void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate) {
@@ -139,7 +76,9 @@ void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate) {
     case Layout::block:
       return pack_block(args, allocate);
     case Layout::window:
-      return pack_window(args, allocate);
+      return pack_window_cpu(args, allocate);
+    case Layout::planes:
+      return pack_planes_cpu(args, allocate);
     case Layout::tile:
       return pack_tile_cpu(args, allocate);
   }

@@ -45,21 +45,32 @@ struct BlockWeight {
 // Rows are sorted by their count of weights and taken in groups of kWindowRows lanes. In each step
 // of a group every lane takes its next weight, if its column lies in the step's window; else the
 // lane is idle.
-constexpr uint8_t kTaken = 1 << 7;  // of which the permutation, that sees 7 bits, sees nothing
+constexpr uint8_t kTaken = 1 << 7;  // of which permutations, that see 5 bits or 7, see nothing
+struct WindowGroup {
+  int64_t first_step, first_value;
+};
 struct WindowWeight {
-  const int64_t* first;    // [groups + 1] step
-  const int32_t* rows;     // [groups, kWindowRows]; -1 where there is none
-  const float* values;     // [steps, kWindowRows] 0 where a lane is idle
-  const uint8_t* offsets;  // [steps, kWindowRows] kTaken + the column within the window; idle: 0.
-                           // A lane's is at window_byte(lane)
-  const int32_t* windows;  // [steps] a window begins with column kWindowStep times that
+  const WindowGroup* groups;  // [groups + 1]
+  const int32_t* rows;        // [groups, kWindowRows]; -1 where there is none
+  const float* values;        // of the taken weights, step by step, lane by lane
+  const uint8_t* offsets;     // [steps, kWindowRows] kTaken + the column within the window; idle: 0
+  const int32_t* windows;     // [steps] the vector of x that the window begins with
 };
 
-// Bytes that are unpacked, twice over, to floats come out of 128-bit blocks by fours.
-constexpr int64_t window_byte(int64_t lane) {
+// The same with longer windows, and values for the idle lanes as well.
+struct PlanesWeight {
+  const int64_t* first;    // [groups + 1] step
+  const int32_t* rows;     // [groups, kPlanesRows]; -1 where there is none
+  const float* values;     // [steps, kPlanesRows]
+  const uint8_t* offsets;  // [steps, kPlanesRows] as above; a lane's is at planes_byte(lane)
+  const int32_t* windows;  // [steps] a window begins with column kPlanesColumns times that
+};
+
+// Of bytes that are unpacked twice, to floats, each 128 bits give four to each of four vectors.
+constexpr int64_t planes_byte(int64_t lane) {
+  static_assert(kPlanesRows == 64);
   return lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4;
 }
-static_assert(kWindowRows == 64);
 
 // W is cut into blocks of kTileOutputs outputs, these into tiles of kTileInputs inputs, of which
 // each half of the outputs has rows for pairs of inputs: the items of row r are, output by output,
@@ -85,6 +96,10 @@ class Packed {
     return {section<int64_t>(0), section<float>(1), section<uint16_t>(2), section<int32_t>(3)};
   }
   WindowWeight window() const {
+    return {section<WindowGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
+            section<int32_t>(4)};
+  }
+  PlanesWeight planes() const {
     return {section<int64_t>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
             section<int32_t>(4)};
   }

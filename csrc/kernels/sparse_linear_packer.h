@@ -51,6 +51,8 @@ class Packer {
 };
 
 void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
+void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
+void pack_planes_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 void pack_tile_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 
 }  // namespace simmim

@@ -4,6 +4,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -30,10 +31,12 @@ Layout parse_layout(c10::string_view name) {
   if (name == "gather") return Layout::gather;
   if (name == "block") return Layout::block;
   if (name == "window") return Layout::window;
+  if (name == "planes") return Layout::planes;
   if (name == "tile") return Layout::tile;
-  TORCH_CHECK_VALUE(false, kPack,
-                    ": layout must be 'element', 'gather', 'block', 'window' or 'tile', got '",
-                    name, "'");
+  TORCH_CHECK_VALUE(
+      false, kPack,
+      ": layout must be 'element', 'gather', 'block', 'window', 'planes' or 'tile', got '", name,
+      "'");
 }
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
@@ -105,6 +108,22 @@ void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& 
   };
   if (args.lanes == 1) return run(args);
   run_on_tiles(args, x, header.in_features, std::max<int64_t>(header.in_features, 1), run);
+}
+
+void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  // Rows of whole vectors, for the kernel gathers from two of them at a time.
+  const int64_t columns = window_columns(header.in_features);
+  Tensor padded;
+  if (columns != header.in_features) {
+    padded = at::zeros({args.batch, columns}, x.options());
+    float* rows = padded.mutable_data_ptr<float>();
+    for (int64_t b = 0; b < args.batch; ++b) {
+      std::copy_n(args.x + b * header.in_features, header.in_features, rows + b * columns);
+    }
+    args.x = rows;
+  }
+  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
+                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
 }
 
 // x and y float or bfloat16.
@@ -223,8 +242,11 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
       run_block(args, header, x, work);
       break;
     case Layout::window:
-      parallel_ranges(divide_up(out_features, kWindowRows), work,
-                      [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
+      run_window(args, header, x, work);
+      break;
+    case Layout::planes:
+      parallel_ranges(divide_up(out_features, kPlanesRows), work,
+                      [&](int64_t begin, int64_t end) { planes_linear_cpu(args, begin, end); });
       break;
     case Layout::tile:
       break;  // left above

@@ -20,9 +20,10 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
             smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
-            and batches of up to about 8 on AVX-512, "tile" for any mask in bfloat16 on AMX or
-            AVX-512 BF16. On CUDA, for any mask, "row" for batches of up to 16, and "tile", which is
-            slower there where few weights are kept, for larger ones.
+            and batches of up to about 8 on AVX-512, "planes" for any mask and the smallest batches
+            on AVX-512 with VBMI, "tile" for any mask in bfloat16 on AMX or AVX-512 BF16. On CUDA,
+            for any mask, "row" for batches of up to 16, and "tile", which is slower there where few
+            weights are kept, for larger ones.
 
     Returns:
         packed [bytes] uint8, for this build and machine alone. On CUDA of weight's dtype (float32

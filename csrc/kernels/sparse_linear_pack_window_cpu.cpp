@@ -1,0 +1,123 @@
+// Packs the layouts of which every step sees a window of x.
+#include <algorithm>
+#include <numeric>
+
+#include "sparse_linear_packed.h"
+#include "sparse_linear_packer.h"
+
+namespace simmim {
+namespace {
+
+// The columns of one row's kept weights, ascending.
+std::vector<int32_t> kept_columns(const PackArgs& args, int64_t row) {
+  std::vector<int32_t> columns;
+  for (int64_t column = 0; column < args.in_features; ++column) {
+    if (args.mask[row * args.in_features + column]) columns.push_back(column);
+  }
+  return columns;
+}
+
+// What each lane takes in each step. Rows are sorted by their count of weights and taken in groups
+// of `lanes`; in a step every lane takes its next weight, if the step's window has its column. A
+// window begins at a multiple of `columns`, as late as the lane that is the farthest behind allows,
+// and is twice as long.
+struct Schedule {
+  Schedule(const PackArgs& args, int64_t lanes, int32_t columns);
+
+  std::vector<int32_t> rows;     // [groups, lanes]; -1 where there is none
+  std::vector<int64_t> first;    // [groups + 1] step
+  std::vector<int32_t> windows;  // [steps] in multiples of `columns`
+  std::vector<int32_t> taken;    // [steps, lanes] column within the window; -1: the lane is idle
+  std::vector<float> values;     // [steps, lanes] 0 where a lane is idle
+};
+
+Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
+    : rows(args.out_features), first{0} {
+  std::vector<std::vector<int32_t>> kept;
+  for (int64_t row = 0; row < args.out_features; ++row) kept.push_back(kept_columns(args, row));
+  std::iota(rows.begin(), rows.end(), 0);
+  std::stable_sort(rows.begin(), rows.end(),
+                   [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
+  rows.resize(divide_up(args.out_features, lanes) * lanes, -1);
+
+  const auto blocks = static_cast<int32_t>(divide_up(args.in_features, columns));
+  const int32_t last = std::max(blocks - 2, 0);
+  for (size_t group = 0; group < rows.size(); group += lanes) {
+    std::vector<size_t> done(lanes);
+    const auto next = [&](int64_t lane) {  // the column of the lane's next weight, or beyond all
+      const int32_t row = rows[group + lane];
+      return row < 0 || done[lane] == kept[row].size() ? INT32_MAX : kept[row][done[lane]];
+    };
+    for (;;) {
+      int32_t column = INT32_MAX;
+      for (int64_t lane = 0; lane < lanes; ++lane) column = std::min(column, next(lane));
+      if (column == INT32_MAX) break;
+      windows.push_back(std::min(column / columns, last));
+      const int32_t begin = windows.back() * columns;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const bool takes = next(lane) < begin + 2 * columns;
+        const int64_t row = rows[group + lane];
+        taken.push_back(takes ? next(lane) - begin : -1);
+        values.push_back(takes ? args.weight[row * args.in_features + next(lane)] : 0.0f);
+        done[lane] += takes;
+      }
+    }
+    first.push_back(static_cast<int64_t>(windows.size()));
+  }
+}
+
+}  // namespace
+
+void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+  const Schedule schedule(args, kWindowRows, kWindowVector);
+  std::vector<WindowGroup> groups;
+  std::vector<float> values;
+  std::vector<uint8_t> offsets;
+  for (size_t group = 0; group < schedule.first.size(); ++group) {
+    const int64_t step = schedule.first[group];
+    for (auto i = static_cast<int64_t>(offsets.size()); i < step * kWindowRows; ++i) {
+      const int32_t column = schedule.taken[i];
+      offsets.push_back(column < 0 ? 0 : kTaken + column);
+      if (column >= 0) values.push_back(schedule.values[i]);
+    }
+    groups.push_back({step, static_cast<int64_t>(values.size())});
+  }
+  values.resize(values.size() + kWindowVector);  // whole vectors are read
+  Packer packer(args);
+  packer.reserve<WindowGroup>(0, groups.size());
+  packer.reserve<int32_t>(1, schedule.rows.size());
+  packer.reserve<float>(2, values.size());
+  packer.reserve<uint8_t>(3, offsets.size());
+  packer.reserve<int32_t>(4, schedule.windows.size());
+  packer.allocate(allocate);
+  packer.write(0, groups);
+  packer.write(1, schedule.rows);
+  packer.write(2, values);
+  packer.write(3, offsets);
+  packer.write(4, schedule.windows);
+}
+
+void pack_planes_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+  const Schedule schedule(args, kPlanesRows, kPlanesColumns);
+  std::vector<uint8_t> offsets(schedule.taken.size());
+  for (size_t step = 0; step < offsets.size(); step += kPlanesRows) {
+    for (int64_t lane = 0; lane < kPlanesRows; ++lane) {
+      const int32_t column = schedule.taken[step + lane];
+      if (column >= 0) offsets[step + planes_byte(lane)] = kTaken + column;
+    }
+  }
+  Packer packer(args);
+  packer.reserve<int64_t>(0, schedule.first.size());
+  packer.reserve<int32_t>(1, schedule.rows.size());
+  packer.reserve<float>(2, schedule.values.size());
+  packer.reserve<uint8_t>(3, offsets.size());
+  packer.reserve<int32_t>(4, schedule.windows.size());
+  packer.allocate(allocate);
+  packer.write(0, schedule.first);
+  packer.write(1, schedule.rows);
+  packer.write(2, schedule.values);
+  packer.write(3, offsets);
+  packer.write(4, schedule.windows);
+}
+
+}  // namespace simmim
