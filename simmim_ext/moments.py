@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs and outputs, gathered batch by batch."""
+"""Second moments of a layer's inputs and outputs."""
 
 from dataclasses import dataclass
 
@@ -26,21 +26,47 @@ class Moments:
     xz: Tensor
     zz: Tensor
 
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cov(x, x), Cov(x, z) and Cov(z, z)."""
+        n = self.samples
+        return (
+            self.xx / n - torch.outer(self.x, self.x) / n**2,
+            self.xz / n - torch.outer(self.x, self.z) / n**2,
+            self.zz / n - torch.outer(self.z, self.z) / n**2,
+        )
+
+
+@dataclass
+class NormalEquations:
+    """What a linear regression of z on x needs: sums over samples, in float64.
+
+    Attributes:
+        samples: number of samples (of positions, for a convolution).
+        x: [columns] sum of x.
+        z: [outputs] sum of z.
+        xx: [columns, columns] sum of x x^T.
+        xz: [columns, outputs] sum of x z^T.
+        zz: [] sum of |z|^2.
+    """
+
+    samples: int
+    x: Tensor
+    z: Tensor
+    xx: Tensor
+    xz: Tensor
+    zz: Tensor
+
     @classmethod
-    def zeros(cls, columns: int, outputs: int, device: torch.device | None = None) -> "Moments":
-        """Moments of no samples."""
+    def zeros(
+        cls, columns: int, outputs: int, device: torch.device | None = None
+    ) -> "NormalEquations":
+        """Those of no samples."""
 
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        return cls(
-            0,
-            empty(columns),
-            empty(outputs),
-            empty(columns, columns),
-            empty(columns, outputs),
-            empty(outputs, outputs),
-        )
+        xx, xz = empty(columns, columns), empty(columns, outputs)
+        return cls(0, empty(columns), empty(outputs), xx, xz, empty())
 
     def add_(self, x: Tensor, z: Tensor) -> None:
         """Adds samples: x [samples, columns], z [samples, outputs]."""
@@ -50,10 +76,10 @@ class Moments:
         self.z += z.sum(0)
         self.xx.addmm_(x.T, x)
         self.xz.addmm_(x.T, z)
-        self.zz.addmm_(z.T, z)
+        self.zz += z.square().sum()
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        return NormalEquations(
             self.samples + other.samples,
             self.x + other.x,
             self.z + other.z,
@@ -62,11 +88,11 @@ class Moments:
             self.zz + other.zz,
         )
 
-    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cov(x, x), Cov(x, z) and Cov(z, z)."""
+    def products(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """E[x x^T] and E[x z^T], or Cov(x, x) and Cov(x, z)."""
         n = self.samples
-        return (
-            self.xx / n - torch.outer(self.x, self.x) / n**2,
-            self.xz / n - torch.outer(self.x, self.z) / n**2,
-            self.zz / n - torch.outer(self.z, self.z) / n**2,
-        )
+        xx, xz = self.xx / n, self.xz / n
+        if centred:
+            xx -= torch.outer(self.x, self.x) / n**2
+            xz -= torch.outer(self.x, self.z) / n**2
+        return xx, xz

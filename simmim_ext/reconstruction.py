@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .arrangement import samples_first
 from .data import Batch, ForwardFn
 from .layers import input_columns, weighted
-from .moments import Moments
+from .moments import NormalEquations
 from .nn import MaskedLinear
 from .order import output_layer
 from .original import Original
@@ -84,9 +84,9 @@ def refit_(
         return
     first = next(i for i, names in enumerate(original.together) if lost[0] in names)
     for names in original.together[first:][:depth]:
-        moments = pair.split_moments({name: kept.get((name, "out")) for name in names})
+        sums = pair.split({name: kept.get((name, "out")) for name in names})
         for name in names:
-            _refit(student, name, original.norms.get(name), moments[name])
+            _refit(student, name, original.norms.get(name), sums[name])
     if not refit_outputs:
         return
     name = original.order[-1]
@@ -97,14 +97,14 @@ def refit_(
 
 
 def _refit(
-    student: nn.Module, name: str, norm: str | None, moments: tuple[Moments, Moments]
+    student: nn.Module, name: str, norm: str | None, sums: tuple[NormalEquations, NormalEquations]
 ) -> None:
     """Makes a layer the regression, whose bias may be that of the BatchNorm behind it."""
     layer = weighted(student, name)
     bias = layer.bias
     if bias is None and norm is not None:
         bias = layer.weight.new_zeros(len(layer.weight))
-    weight, bias = regression(layer.weight.flatten(1), bias, *moments)
+    weight, bias = regression(layer.weight.flatten(1), bias, *sums)
     layer.weight.data.copy_(weight.view(layer.weight.shape))
     if layer.bias is not None and bias is not None:
         layer.bias.data.copy_(bias)
@@ -126,19 +126,19 @@ class Pair:
     def __init__(self, runs: Resumed, original: Original) -> None:
         self._runs, self._original = runs, original
 
-    def moments(self, layers: Mapping[str, list[int] | None]) -> dict[str, Moments]:
+    def whole(self, layers: Mapping[str, list[int] | None]) -> dict[str, NormalEquations]:
         """Of student layers' inputs with the outputs that are left of the original's layers.
 
         Args:
             layers: their names, each with the outputs that are left, or None for all.
         """
-        return {name: a + b for name, (a, b) in self.split_moments(layers).items()}
+        return {name: a + b for name, (a, b) in self.split(layers).items()}
 
-    def split_moments(
+    def split(
         self, layers: Mapping[str, list[int] | None]
-    ) -> dict[str, tuple[Moments, Moments]]:
-        """``moments`` of the samples to fit on and of those held out, every fourth."""
-        totals: dict[str, tuple[Moments, Moments]] = {}
+    ) -> dict[str, tuple[NormalEquations, NormalEquations]]:
+        """``whole`` of the samples to fit on and of those held out, every fourth."""
+        totals: dict[str, tuple[NormalEquations, NormalEquations]] = {}
         runs = self._runs.run(layers, to_the_end=False)
         for (calls, _), said in zip(runs, self._original.said(layers), strict=True):
             for name, kept in layers.items():
@@ -148,7 +148,8 @@ class Pair:
                     columns, rows = input_columns(layer, x, at), z if kept is None else z[:, kept]
                     if name not in totals:
                         shape = columns.shape[1], rows.shape[1], z.device
-                        totals[name] = Moments.zeros(*shape), Moments.zeros(*shape)
+                        zeros = NormalEquations.zeros
+                        totals[name] = zeros(*shape), zeros(*shape)
                     for part, chosen in zip(totals[name], (~held_out, held_out), strict=True):
                         part.add_(columns[chosen], rows[chosen])
         return totals

@@ -4,12 +4,12 @@ The ridge draws the weights to those that the layer has, not to zero: where the 
 to say anything better, the layer stays as it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .moments import Moments
+from .moments import NormalEquations
 
 # Ridges to choose from, as shares of the inputs' mean variance.
 SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -20,13 +20,13 @@ _ROUNDING = 1e-12
 
 
 def regression(
-    weight: Tensor, bias: Tensor | None, seen: Moments, held_out: Moments
+    weight: Tensor, bias: Tensor | None, seen: NormalEquations, held_out: NormalEquations
 ) -> tuple[Tensor, Tensor | None]:
     """The weight [outputs, inputs] and bias [outputs] that predict z from x best.
 
     Args:
         weight, bias: what the layer has now; without a bias the regression has none.
-        seen: moments of the samples that are fitted.
+        seen: of the samples that are fitted.
         held_out: of the others, which choose the ridge; then all are fitted. Where no fit is
             better on them than what the layer has, that is returned.
     """
@@ -34,37 +34,52 @@ def regression(
     bias = None if bias is None else bias.detach().double()
     if not held_out.samples:
         return weight, bias
-    best, least = None, _error(weight, bias, held_out)
-    for share, fit in zip(SHARES, _fits(weight, bias, seen, SHARES), strict=True):
-        error = _error(*fit, held_out)
-        if error < least:
-            best, least = share, error
-    return (weight, bias) if best is None else next(_fits(weight, bias, seen + held_out, [best]))
+    fits = _Fits(weight, bias, seen)
+    best, error = _least(lambda i: _error(*fits.at(SHARES[i]), held_out), len(SHARES))
+    if not error < _error(weight, bias, held_out):
+        return weight, bias
+    return _Fits(weight, bias, seen + held_out).at(SHARES[best])
 
 
-def _fits(
-    weight: Tensor, bias: Tensor | None, moments: Moments, shares: Iterable[float]
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The weight and bias that each ridge leads to."""
-    n = moments.samples
-    xx, xz = moments.xx / n, moments.xz / n
-    if bias is not None:
-        xx -= torch.outer(moments.x, moments.x) / n**2
-        xz -= torch.outer(moments.x, moments.z) / n**2
-    missing = xz - xx @ weight.T
-    variance, least = xx.diagonal().mean(), _ROUNDING * (moments.xx.trace() / n).clamp(min=1e-18)
-    for share in shares:
-        damped = xx.clone()
-        damped.diagonal().add_((share * variance).clamp(min=least))
-        change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
-        fit = weight + change.T
-        yield fit, None if bias is None else (moments.z - fit @ moments.x) / n
+def _least(error: Callable[[int], float], places: int) -> tuple[int, float]:
+    """Where the error is least, and how much it is there: downhill from the middle.
+
+    Over the ridge it has one minimum, so that not every ridge need be tried.
+    """
+    place = start = places // 2
+    least = error(start)
+    for step in (-1, 1):
+        while 0 <= place + step < places and (found := error(place + step)) < least:
+            place, least = place + step, found
+        if place != start:
+            break
+    return place, least
 
 
-def _error(weight: Tensor, bias: Tensor | None, moments: Moments) -> float:
+class _Fits:
+    """The weight and bias that ridges lead to."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sums: NormalEquations) -> None:
+        self._weight, self._bias, self._sums = weight, bias, sums
+        self._xx, xz = sums.products(centred=bias is not None)
+        self._missing = xz - self._xx @ weight.T
+        self._variance = self._xx.diagonal().mean()
+        self._rounding = _ROUNDING * (sums.xx.trace() / sums.samples).clamp(min=1e-18)
+
+    def at(self, share: float) -> tuple[Tensor, Tensor | None]:
+        """With a ridge of that share of the inputs' mean variance."""
+        damped = self._xx.clone()
+        damped.diagonal().add_((share * self._variance).clamp(min=self._rounding))
+        change = torch.cholesky_solve(self._missing, torch.linalg.cholesky(damped))
+        weight, sums = self._weight + change.T, self._sums
+        bias = None if self._bias is None else (sums.z - weight @ sums.x) / sums.samples
+        return weight, bias
+
+
+def _error(weight: Tensor, bias: Tensor | None, sums: NormalEquations) -> float:
     """Mean squared error of the prediction, summed over outputs."""
-    n = moments.samples
-    error = moments.zz.trace() + ((weight @ moments.xx - 2 * moments.xz.T) * weight).sum()
+    n = sums.samples
+    error = sums.zz + ((weight @ sums.xx - 2 * sums.xz.T) * weight).sum()
     if bias is not None:
-        error = error + bias @ (2 * (weight @ moments.x - moments.z) + n * bias)
+        error = error + bias @ (2 * (weight @ sums.x - sums.z) + n * bias)
     return float(error) / n

@@ -17,7 +17,7 @@ from .elimination import surviving
 from .errors import SimMIMError
 from .granularity import Granularity
 from .layers import weighted
-from .moments import Moments
+from .moments import NormalEquations
 from .names import matching
 from .nn import MaskedLinear
 from .order import output_layer, weighted_in_order
@@ -98,7 +98,7 @@ def prune_weights(
         layer = weighted(student, name)
         assert isinstance(layer, nn.Linear)
         weight, bias, mask = _eliminate(
-            pair.moments({name: None})[name], counts[name], granularity, layer.bias is not None
+            pair.whole({name: None})[name], counts[name], granularity, layer.bias is not None
         )
         with torch.no_grad():
             layer.weight.copy_(weight)
@@ -202,17 +202,13 @@ def _check_room(firsts: Mapping[str, int], room: int, granularity: Granularity) 
 
 
 def _eliminate(
-    moments: Moments, counts: Tensor, granularity: Granularity, with_bias: bool
+    sums: NormalEquations, counts: Tensor, granularity: Granularity, with_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weight and mask [outputs, inputs], counts[i] blocks in stripe i; and the bias [outputs].
 
     Without a bias the regression is one through the origin.
     """
-    if with_bias:
-        xx, xz, _ = moments.covariances()
-    else:
-        xx, xz = moments.xx / moments.samples, moments.xz / moments.samples
-    xx, xz = xx.cpu(), xz.cpu()
+    xx, xz = (products.cpu() for products in sums.products(centred=with_bias))
     inputs, outputs = xz.shape
     # The fit is the same in any unit of x^2; in this one nothing is too large or too small.
     scale = xx.diagonal().mean()
@@ -245,7 +241,7 @@ def _eliminate(
             block = damped[columns[:, None], columns]
             weight[rows, columns] = torch.linalg.solve(block, xz[columns[:, None], rows.T]).T
             mask[rows, columns] = True
-    bias = (moments.z.cpu() - weight @ moments.x.cpu()) / moments.samples
+    bias = (sums.z.cpu() - weight @ sums.x.cpu()) / sums.samples
     return weight, bias, mask
 
 

@@ -94,6 +94,11 @@ def test_products_keep_their_bits_where_the_user_allows_fewer(setting):
     assert relative(xx, x.double().T @ x.double()) < 1e-6
 
 
+def moments_of(x, z):
+    x, z = x.double(), z.double()
+    return Moments(len(x), x.sum(0), z.sum(0), x.T @ x, x.T @ z, z.T @ z)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_affine_moments_are_those_of_the_outputs(bias):
     torch.manual_seed(0)
@@ -101,8 +106,7 @@ def test_affine_moments_are_those_of_the_outputs(bias):
     x = rows("far", 400, 30)
     with torch.no_grad():
         z = x.double() @ layer.weight.T.double() + (layer.bias.double() if bias else 0)
-    exact = Moments.zeros(30, 50)
-    exact.add_(x, z)
+    exact = moments_of(x, z)
     made = affine_moments(gram_of(x, 100), layer.weight, layer.bias)
     joint = joint_moments(gram_of(torch.cat([x.double(), z], 1), 100), 30)
     for found in (made, joint):
@@ -154,16 +158,17 @@ def test_what_is_gathered_of_a_convolution_between_activations_in_place():
     gatherer = gathered(model, batches, ["second", "head"], graded=True)
     moments, fisher = gatherer.moments("second"), gatherer.fisher("second")
     generator = torch.Generator().manual_seed(0)
-    exact, total, count = Moments.zeros(54, 6), torch.zeros(6, 6).double(), 0
+    seen, total, count = [], torch.zeros(6, 6).double(), 0
     for x in batches:
         x = torch.relu(model.first(x))
         z = model.second(x).requires_grad_(True)
         at = draw_positions(model.second, z, generator)
-        exact.add_(input_columns(model.second, x, at), output_rows(model.second, z.detach(), at))
+        seen.append((input_columns(model.second, x, at), output_rows(model.second, z.detach(), at)))
         score = model.head(torch.relu(z).mean((2, 3))).log_softmax(1)[:, 0].sum()
         gradient = output_rows(model.second, torch.autograd.grad(score, z)[0], at).double()
         total += gradient.T @ gradient
         count += len(gradient)
+    exact = moments_of(*map(torch.cat, zip(*seen, strict=True)))
     for name in ("x", "z", "xx", "xz", "zz"):
         torch.testing.assert_close(
             getattr(moments, name), getattr(exact, name), rtol=1e-5, atol=1e-4
@@ -180,8 +185,7 @@ def test_outputs_that_do_not_follow_from_the_weight_are_gathered(how):
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), layer)
     x = torch.randn(64, 5)
     with torch.no_grad():
-        exact = Moments.zeros(6, 4)
-        exact.add_(model[:2](x), model(x))
+        exact = moments_of(model[:2](x), model(x))
     found = gathered(model, [x], ["2"], graded=False).moments("2")
     torch.testing.assert_close(found.xz, exact.xz, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.zz, exact.zz, rtol=1e-5, atol=1e-5)

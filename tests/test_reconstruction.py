@@ -80,13 +80,13 @@ def test_the_held_out_samples_are_every_fourth_of_whole_samples():
     teacher, student, history = halved("cnn")
     batches = data("cnn", 10)
     pair = pair_of(student, teacher, [batches[0][:5], batches[0][5:]])
-    (seen, held_out) = pair.split_moments({"features.4": [0, 1, 2]})["features.4"]
+    (seen, held_out) = pair.split({"features.4": [0, 1, 2]})["features.4"]
     positions = (seen.samples + held_out.samples) // 10
     assert held_out.samples == 2 * positions
-    (whole,) = pair.moments({"features.4": [0, 1, 2]}).values()
+    (whole,) = pair.whole({"features.4": [0, 1, 2]}).values()
     torch.testing.assert_close(whole.xz, seen.xz + held_out.xz)
     only = pair_of(student, teacher, [batches[0][[3, 7]]])
-    (again,) = only.moments({"features.4": [0, 1, 2]}).values()
+    (again,) = only.whole({"features.4": [0, 1, 2]}).values()
     assert positions == 4  # all of them are looked at
     torch.testing.assert_close(again.xz, held_out.xz)
 
@@ -187,7 +187,7 @@ def test_padding_is_left_out_whether_tokens_or_samples_come_first(samples):
     for tokens_first in (False, True):
         model = Mixed(tokens_first).eval()
         pair = pair_of(model, model, data)
-        found.append(pair.split_moments({"hidden": None})["hidden"])
+        found.append(pair.split({"hidden": None})["hidden"])
     for plain, other in zip(*found, strict=True):
         assert plain.samples == other.samples > 0
         for name in ("x", "z", "xx", "xz"):

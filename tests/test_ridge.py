@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from simmim_ext import ridge
-from simmim_ext.moments import Moments
+from simmim_ext.moments import NormalEquations
 
 
-def moments(x, z):
-    found = Moments.zeros(x.shape[1], z.shape[1])
+def sums(x, z):
+    found = NormalEquations.zeros(x.shape[1], z.shape[1])
     found.add_(x, z)
     return found
 
@@ -26,16 +26,14 @@ def test_the_error_is_that_of_the_predictions(bias):
     predicted = x @ true.T + (shift if bias else 0)
     expected = (z - predicted).square().sum(1).mean()
     shift = shift.double() if bias else None
-    found = ridge._error(true.double(), shift, moments(x, z))
+    found = ridge._error(true.double(), shift, sums(x, z))
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_plenty_of_samples_find_the_truth_and_take_the_smallest_ridge():
     x, z, true = problem(4000, 0.0)
     start = torch.zeros(3, 20), torch.zeros(3)
-    weight, bias = ridge.regression(
-        *start, moments(x[:3000], z[:3000]), moments(x[3000:], z[3000:])
-    )
+    weight, bias = ridge.regression(*start, sums(x[:3000], z[:3000]), sums(x[3000:], z[3000:]))
     torch.testing.assert_close(weight.float(), true, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(bias, torch.full((3,), 2.0).double(), atol=1e-2, rtol=0)
 
@@ -44,21 +42,21 @@ def test_noise_and_few_samples_take_a_larger_ridge():
     x, z, true = problem(24, 4.0)
     near = true + 0.1 * torch.randn(3, 20, generator=torch.Generator().manual_seed(9))
     start = near, torch.ones(3)
-    parts = moments(x[:16], z[:16]), moments(x[16:], z[16:])
-    fresh = moments(*problem(2000, 4.0)[:2])
+    parts = sums(x[:16], z[:16]), sums(x[16:], z[16:])
+    fresh = sums(*problem(2000, 4.0)[:2])
     chosen = ridge._error(*ridge.regression(*start, *parts), fresh)
-    smallest = next(ridge._fits(start[0].double(), start[1].double(), parts[0] + parts[1], [1e-4]))
+    smallest = ridge._Fits(start[0].double(), start[1].double(), parts[0] + parts[1]).at(1e-4)
     assert chosen < 0.5 * ridge._error(*smallest, fresh)
 
 
 def test_what_no_fit_betters_stays_and_nothing_held_out_changes_nothing():
     x, z, true = problem(40, 1.0)
     start = true, torch.full((3,), 2.0)
-    shifted = moments(x, z + 50)  # what is seen says nothing about what is held out
-    weight, bias = ridge.regression(*start, shifted, moments(x, z))
+    shifted = sums(x, z + 50)  # what is seen says nothing about what is held out
+    weight, bias = ridge.regression(*start, shifted, sums(x, z))
     assert torch.equal(weight.float(), true)
     assert torch.equal(bias.float(), start[1])
-    weight, _ = ridge.regression(*start, moments(x, z), Moments.zeros(20, 3))
+    weight, _ = ridge.regression(*start, sums(x, z), NormalEquations.zeros(20, 3))
     assert torch.equal(weight.float(), true)
 
 
@@ -68,9 +66,21 @@ def test_inputs_that_do_not_vary_leave_the_fit_to_the_bias(scale):
     x = scale * torch.rand(1, 300, generator=generator).expand(200, 300)
     true = torch.randn(3, 300, generator=generator)
     z = x @ true.T + 1 + torch.randn(200, 3, generator=generator)
-    parts = moments(x[:150], z[:150]), moments(x[150:], z[150:])
+    parts = sums(x[:150], z[:150]), sums(x[150:], z[150:])
     weight, bias = ridge.regression(true, torch.zeros(3), *parts)
     changed = x[0].double() @ (weight - true).T
     assert changed.abs().max() < 1e-3 * z.abs().max()
     predicted = x[0].double() @ weight.T + bias
     torch.testing.assert_close(predicted, z.double().mean(0))
+
+
+@pytest.mark.parametrize("least", range(6))
+def test_the_least_error_is_found_wherever_it_is(least):
+    tried = []
+
+    def error(place):
+        tried.append(place)
+        return abs(place - least) + 0.5
+
+    assert ridge._least(error, 6) == (least, 0.5)
+    assert len(tried) == len(set(tried))
