@@ -216,9 +216,10 @@ def committed() -> list[dict[str, Any]]:
 
 
 def _path(results: dict[str, Any], kind: str = "json") -> Path:
-    cpu, capability = (results["machine"][key] for key in ("cpu", "capability"))
+    machine = results["machine"]
+    cpu = f"{machine['cpu']} {machine.get('family') or ''}"
     name = re.sub("[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    return RESULTS / f"cpu-{name}-{capability}.{kind}"
+    return RESULTS / f"cpu-{name}-{machine['capability']}.{kind}"
 
 
 def page(results: dict[str, Any]) -> str:

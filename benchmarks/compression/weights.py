@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from simmim_ext.moments import Moments
+from simmim_ext.moments import NormalEquations
 from simmim_ext.nn import MaskedLinear
 from simmim_ext.original import Original
 from simmim_ext.reconstruction import RIDGE, Pair, refit_to_predictions
@@ -58,14 +58,14 @@ def zeroed(
     else:
         masks = of_whole_model(method, weights, zeros)
     for name in names:
-        moments = pair.moments({name: None})[name]
+        sums = pair.whole({name: None})[name]
         if method == "wanda":
             shared = widths == "shared"
             counts = masks[name].sum(1) if shared else evenly(weights[name], zeros)
-            masks[name] = of_each_row(weights[name].abs() * moments.xx.diagonal().sqrt(), counts)
+            masks[name] = of_each_row(weights[name].abs() * sums.xx.diagonal().sqrt(), counts)
         layer = student.get_submodule(name)
         if refit:
-            fit_rows(layer, masks[name], moments)
+            fit_rows(layer, masks[name], sums)
         student.set_submodule(name, MaskedLinear.from_linear(layer, masks[name]))
     if refit and refit_outputs:
         last = student.get_submodule(names[-1])
@@ -107,9 +107,9 @@ def of_each_row(scores: Tensor, counts: Tensor) -> Tensor:
     return places < counts[:, None]
 
 
-def fit_rows(layer: nn.Linear, mask: Tensor, moments: Moments) -> None:
+def fit_rows(layer: nn.Linear, mask: Tensor, sums: NormalEquations) -> None:
     """Each output's ridge regression on the inputs that its mask leaves it, in place."""
-    xx, xz, _ = moments.covariances()
+    xx, xz = sums.products(centred=True)
     damped = xx.clone()
     damped.diagonal().add_(RIDGE[nn.Linear] * xx.diagonal().mean())
     weight = torch.zeros_like(mask, dtype=torch.float64)
@@ -120,4 +120,4 @@ def fit_rows(layer: nn.Linear, mask: Tensor, moments: Moments) -> None:
             weight[row, columns] = torch.linalg.solve(block, xz[columns, row])
     with torch.no_grad():
         layer.weight.copy_(weight)
-        layer.bias.copy_((moments.z - weight @ moments.x) / moments.samples)
+        layer.bias.copy_((sums.z - weight @ sums.x) / sums.samples)
