@@ -23,8 +23,8 @@ inline Lanes broadcast_weight(const float* values, const Lanes& quads) {
   return broadcast<kLanes>(values[r]);
 }
 
-// The columns of a group's next weights, `steps` of each row, a byte each. In one load: those of x
-// keep the loads busy.
+// The columns of a group's next weights, of `steps` of each row, a byte each. In one load: those of
+// x keep the loads busy.
 template <int steps>
 inline uint64_t load_columns(const uint8_t* columns) {
   static_assert(steps * kGroupRows <= 8);
@@ -64,12 +64,10 @@ inline void element_rows(const float* values, const uint8_t* columns, const uint
      ...);
   };
   int64_t i = 0;
-  for (; i + kChains <= count; i += kChains) {
-    const uint64_t from = load_columns<kChains>(columns + i * kGroupRows);
-#pragma GCC unroll 2
-    for (int chain = 0; chain < kChains; ++chain) {
-      add_weights(values + (i + chain) * kGroupRows, from >> 8 * kGroupRows * chain, sums[chain]);
-    }
+  for (; i + 2 <= count; i += 2) {
+    const uint64_t from = load_columns<2>(columns + i * kGroupRows);
+    add_weights(values + i * kGroupRows, from, sums[0]);
+    add_weights(values + (i + 1) * kGroupRows, from >> 8 * kGroupRows, sums[kChains - 1]);
   }
   if (i < count) {
     add_weights(values + i * kGroupRows, load_columns<1>(columns + i * kGroupRows), sums[0]);
