@@ -140,6 +140,15 @@ def test_each_batch_has_its_kernel() -> None:
         torch.testing.assert_close(layer(x[:batch]), expected[:batch], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("gain", "kernels"), [(1.05, 1), (1.2, 2)])
+def test_a_kernel_that_gains_little_is_not_packed(gain, kernels) -> None:
+    first, second = KERNELS[cpu_capability()][:2]
+    speeds = {**table().speeds, first: (((2.0,), (5.0,)),), second: (((2.0 * gain,), (1.0,)),)}
+    plant(replace(table(), speeds=speeds).text())
+    assert len(make_layer().choice.kernels) == kernels
+    assert make_layer().choice.kernel(16) == first
+
+
 def test_between_two_batches_a_kernel_is_as_slow_as_at_the_slower() -> None:
     first, second = KERNELS[cpu_capability()][:2]
     speeds = {**table().speeds, first: (((0.5,), (5.0,)),), second: (((3.0,), (1.0,)),)}

@@ -16,6 +16,8 @@ from .tuned import InForce, in_force
 
 # A sparse kernel must promise so much more than dense, or dense is taken.
 MARGIN = 1.25
+# A kernel that is nowhere so much faster than the others is left out: each has a layout of its own.
+WORTH = 1.1
 # Below so many weights a layer's time is that of the call, and dense has the shortest.
 SMALLEST = 1 << 14
 
@@ -106,7 +108,7 @@ def choose_from(
         size: the side of a square weight of as many weights.
     """
     table = found.table
-    rows = list(_speeds(table, pattern, density, size, dtype))
+    rows = _worthwhile(list(_speeds(table, pattern, density, size, dtype)))
     kernels = tuple(_merged(table.batches, rows))
     speeds = tuple((b, row[_best(row)]) for b, row in zip(table.batches, rows, strict=True))
     whose = "the default speed table" if found.path is None else "this machine's speed table"
@@ -130,6 +132,25 @@ def _speeds(
         speeds = {name: table.speed(name, size, row, density) for name in names}
         is_half = dtype == torch.bfloat16
         yield {"dense": table.speed(DENSE_BFLOAT16, size, row, 1.0) if is_half else 1.0, **speeds}
+
+
+def _worthwhile(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The rows without kernels that the others can stand for at every batch."""
+
+    def loss(name: str) -> float:
+        """How much slower a batch is without the kernel, at the worst."""
+        rest = [{k: v for k, v in row.items() if k != name} for row in left]
+        return max(
+            row[_best(row)] / other[_best(other)] for row, other in zip(rows, rest, strict=True)
+        )
+
+    left = rows
+    while used := {_best(row) for row in left} - {"dense"}:
+        name = min(sorted(used), key=loss)
+        if loss(name) >= WORTH:
+            break
+        left = [{k: v for k, v in row.items() if k != name} for row in left]
+    return left
 
 
 def _best(speeds: dict[str, float]) -> str:
