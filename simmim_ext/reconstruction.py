@@ -139,11 +139,11 @@ class Pair:
     ) -> dict[str, tuple[NormalEquations, NormalEquations]]:
         """``whole`` of the samples to fit on and of those held out, every fourth."""
         totals: dict[str, tuple[NormalEquations, NormalEquations]] = {}
-        runs = self._runs.run(layers, to_the_end=False)
-        for (calls, _), said in zip(runs, self._original.said(layers), strict=True):
+        runs = self._runs.inputs(layers)
+        for calls, said in zip(runs, self._original.said(layers), strict=True):
             for name, kept in layers.items():
                 layer = self._runs.model.get_submodule(name)
-                for (x, _), (at, z, held_out) in zip(calls[name], said[name], strict=True):
+                for x, (at, z, held_out) in zip(calls[name], said[name], strict=True):
                     x = samples_first(x, self._original.axes.get(name, 0))
                     columns, rows = input_columns(layer, x, at), z if kept is None else z[:, kept]
                     if name not in totals:
@@ -156,7 +156,7 @@ class Pair:
 
     def features(self, name: str) -> tuple[Tensor, Tensor]:
         """The student layer's inputs [rows, inputs], and the original's predictions."""
-        inputs = [calls[name][-1][0] for calls, _ in self._runs.run([name], to_the_end=False)]
+        inputs = [calls[name][-1] for calls in self._runs.inputs([name])]
         predictions = [x.float().softmax(-1) for x in self._original.predictions(name)]
         return torch.cat([x.flatten(0, -2) for x in inputs]), torch.cat(predictions)
 

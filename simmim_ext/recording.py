@@ -31,11 +31,11 @@ class _EnoughError(BaseException):
     """Ends a forward pass whose rest is of no interest."""
 
 
-class Recorder:
-    """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
+class InputRecorder:
+    """Inputs of named layers during a forward pass, by call."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+        self.calls: dict[str, list[Any]] = {name: [] for name in names}
         self._model = model
 
     @contextmanager
@@ -47,7 +47,7 @@ class Recorder:
         for calls in self.calls.values():
             calls.clear()
         hooks = [
-            self._model.get_submodule(name).register_forward_hook(self._hook(calls, most))
+            self._watch(self._model.get_submodule(name), calls, most)
             for name, calls in self.calls.items()
         ]
         try:
@@ -57,16 +57,31 @@ class Recorder:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, calls: list[tuple[Tensor, Tensor]], most: int | None) -> Any:
+    def _watch(self, layer: nn.Module, calls: list[Any], most: int | None) -> RemovableHandle:
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._add(calls, args[0].detach(), most)
+
+        return layer.register_forward_pre_hook(record)
+
+    def _add(self, calls: list[Any], call: Any, most: int | None) -> None:
+        calls.append(call)
+        if sum(map(len, self.calls.values())) == most:
+            raise _EnoughError
+
+
+class Recorder(InputRecorder):
+    """Inputs and outputs of named layers during a forward pass, as (input, output) by call."""
+
+    calls: dict[str, list[tuple[Tensor, Tensor]]]
+
+    def _watch(self, layer: nn.Module, calls: list[Any], most: int | None) -> RemovableHandle:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            calls.append((args[0].detach(), output))
-            if sum(map(len, self.calls.values())) == most:
-                raise _EnoughError
+            self._add(calls, (args[0].detach(), output), most)
             # What follows gets a copy: an activation in place must not change the record, nor
             # the point at which gradients are taken.
             return output.clone()
 
-        return record
+        return layer.register_forward_hook(record)
 
 
 def draw_positions(

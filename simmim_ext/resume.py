@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .answers import PASS_BYTES
 from .course import Course, Wrapper, largest, replaced, with_tensors
 from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
-from .recording import Recorder
+from .recording import InputRecorder, Recorder
 from .remembered import bytes_of
 
 Calls = Mapping[str, list[tuple[Tensor, Tensor]]]
@@ -63,11 +63,22 @@ class Resumed:
 
         Unless it goes to the end, a forward pass stops after the layers, without outputs.
         """
-        names = list(names)
+        recorder = Recorder(self.model, names)
+        for outputs in self._runs(recorder, to_the_end=to_the_end):
+            yield recorder.calls, outputs
+
+    def inputs(self, names: Iterable[str]) -> Iterator[Mapping[str, list[Tensor]]]:
+        """For each batch what the layers read. A forward pass stops where the last one begins."""
+        recorder = InputRecorder(self.model, names)
+        for _ in self._runs(recorder, to_the_end=False):
+            yield recorder.calls
+
+    def _runs(self, recorder: InputRecorder, *, to_the_end: bool) -> Iterator[Tensor]:
+        """The model's outputs for each batch, once it was recorded."""
+        names = list(recorder.calls)
         ended = self._course.ended(self._course.begin(names))
         done = largest(ended)
         read = self._course.still_read(done)
-        recorder = Recorder(self.model, names)
         most = None if to_the_end else self._course.calls(names)
         outputs = torch.empty(0)
         for index in range(len(self._data)):
@@ -77,7 +88,7 @@ class Resumed:
             seen: dict[str, Any] = {}
             with recorder.recording(most):
                 outputs = self._forward(index, _notes(new, read, seen))
-            yield recorder.calls, outputs
+            yield outputs
             if set(seen) == new:
                 every = {**self.kept[index], **seen}
                 self._keep(
@@ -91,7 +102,7 @@ class Resumed:
 
     def reach(self, names: Iterable[str]) -> Outputs:
         """What is kept after a run up to the layers."""
-        for _ in self.run(names, to_the_end=False):
+        for _ in self.inputs(names):
             pass
         return self.kept
 
