@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass
-class Moments:
+class _Sums:
     """Sums over samples of a layer's inputs x, its outputs z and their products, in float64.
 
     Attributes:
@@ -16,7 +16,6 @@ class Moments:
         z: [outputs] sum of z.
         xx: [columns, columns] sum of x x^T.
         xz: [columns, outputs] sum of x z^T.
-        zz: [outputs, outputs] sum of z z^T.
     """
 
     samples: int
@@ -24,36 +23,41 @@ class Moments:
     z: Tensor
     xx: Tensor
     xz: Tensor
+
+    def products(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """E[x x^T] and E[x z^T], or Cov(x, x) and Cov(x, z)."""
+        n = self.samples
+        xx, xz = self.xx / n, self.xz / n
+        if centred:
+            xx -= torch.outer(self.x, self.x) / n**2
+            xz -= torch.outer(self.x, self.z) / n**2
+        return xx, xz
+
+
+@dataclass
+class Moments(_Sums):
+    """All second moments.
+
+    Attributes:
+        zz: [outputs, outputs] sum of z z^T.
+    """
+
     zz: Tensor
 
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
         """Cov(x, x), Cov(x, z) and Cov(z, z)."""
         n = self.samples
-        return (
-            self.xx / n - torch.outer(self.x, self.x) / n**2,
-            self.xz / n - torch.outer(self.x, self.z) / n**2,
-            self.zz / n - torch.outer(self.z, self.z) / n**2,
-        )
+        return (*self.products(centred=True), self.zz / n - torch.outer(self.z, self.z) / n**2)
 
 
 @dataclass
-class NormalEquations:
-    """What a linear regression of z on x needs: sums over samples, in float64.
+class NormalEquations(_Sums):
+    """What a linear regression of z on x needs.
 
     Attributes:
-        samples: number of samples (of positions, for a convolution).
-        x: [columns] sum of x.
-        z: [outputs] sum of z.
-        xx: [columns, columns] sum of x x^T.
-        xz: [columns, outputs] sum of x z^T.
         zz: [] sum of |z|^2.
     """
 
-    samples: int
-    x: Tensor
-    z: Tensor
-    xx: Tensor
-    xz: Tensor
     zz: Tensor
 
     @classmethod
@@ -87,12 +91,3 @@ class NormalEquations:
             self.xz + other.xz,
             self.zz + other.zz,
         )
-
-    def products(self, *, centred: bool) -> tuple[Tensor, Tensor]:
-        """E[x x^T] and E[x z^T], or Cov(x, x) and Cov(x, z)."""
-        n = self.samples
-        xx, xz = self.xx / n, self.xz / n
-        if centred:
-            xx -= torch.outer(self.x, self.x) / n**2
-            xz -= torch.outer(self.x, self.z) / n**2
-        return xx, xz
