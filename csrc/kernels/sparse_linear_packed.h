@@ -72,6 +72,17 @@ constexpr int64_t planes_byte(int64_t lane) {
   return lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4;
 }
 
+// Writes the sums of a group's lanes for one sample; `rows` are the lanes', -1 where there is none.
+template <int64_t lanes>
+inline void write_lanes(const SparseLinearArgs& args, int64_t out_features, const int32_t* rows,
+                        int64_t sample, const float* sums) {
+  float* y = args.y + sample * out_features;
+  for (int64_t lane = 0; lane < lanes && rows[lane] >= 0; ++lane) {
+    const int32_t row = rows[lane];
+    y[row] = sums[lane] + (args.bias == nullptr ? 0.0f : args.bias[row]);
+  }
+}
+
 // W is cut into blocks of kTileOutputs outputs, these into tiles of kTileInputs inputs, of which
 // each half of the outputs has rows for pairs of inputs: the items of row r are, output by output,
 // the weights of the inputs 2 r and 2 r + 1, as matrix instructions take them.

@@ -27,16 +27,6 @@ void group_sums(const PlanesWeight& weight, int64_t group, const float* x, float
   }
 }
 
-void write_group(const SparseLinearArgs& args, int64_t group, int64_t sample, const float* sums) {
-  const Packed packed(args.packed);
-  const int32_t* rows = packed.planes().rows + group * kPlanesRows;
-  float* y = args.y + sample * packed.header().out_features;
-  for (int64_t lane = 0; lane < kPlanesRows && rows[lane] >= 0; ++lane) {
-    const int32_t row = rows[lane];
-    y[row] = sums[lane] + (args.bias == nullptr ? 0.0f : args.bias[row]);
-  }
-}
-
 #if defined(__x86_64__)
 constexpr int64_t kVector = 16;  // floats
 constexpr int kVectors = kPlanesRows / kVector;
@@ -124,6 +114,7 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
   const Packed packed(args.packed);
   const PlanesWeight weight = packed.planes();
   const int64_t in_features = packed.header().in_features;
+  const int64_t out_features = packed.header().out_features;
   const int64_t stride = planes_columns(in_features) / kPlanesColumns;
   const std::unique_ptr<Columns[]> columns(new Columns[args.batch * stride]);  // not made 0
   for (int64_t b = 0; b < args.batch; ++b) {
@@ -133,13 +124,14 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
     }
   }
   for (int64_t group = begin; group < end; ++group) {
+    const int32_t* rows = weight.rows + group * kPlanesRows;
     for (int64_t b = 0; b < args.batch; b += kBatch) {
       float sums[kBatch][kPlanesRows];
       const int64_t samples = std::min(kBatch, args.batch - b);
       const bool finite = kSums[samples - 1](weight, group, &columns[b * stride], stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
         if (!finite) group_sums(weight, group, args.x + (b + s) * in_features, sums[s]);
-        write_group(args, group, b + s, sums[s]);
+        write_lanes<kPlanesRows>(args, out_features, rows, b + s, sums[s]);
       }
     }
   }
@@ -155,11 +147,14 @@ void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
   }
 #endif
   const Packed packed(args.packed);
+  const PlanesWeight weight = packed.planes();
+  const auto& header = packed.header();
   for (int64_t group = begin; group < end; ++group) {
+    const int32_t* rows = weight.rows + group * kPlanesRows;
     for (int64_t b = 0; b < args.batch; ++b) {
       float sums[kPlanesRows];
-      group_sums(packed.planes(), group, args.x + b * packed.header().in_features, sums);
-      write_group(args, group, b, sums);
+      group_sums(weight, group, args.x + b * header.in_features, sums);
+      write_lanes<kPlanesRows>(args, header.out_features, rows, b, sums);
     }
   }
 }

@@ -123,11 +123,7 @@ void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
       const int64_t samples = std::min(kBatch, args.batch - b);
       kGroups[samples - 1](weight, group, args.x + b * stride, stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
-        float* y = args.y + (b + s) * out_features;
-        for (int64_t lane = 0; lane < kWindowRows && rows[lane] >= 0; ++lane) {
-          const int32_t row = rows[lane];
-          y[row] = sums[s][lane] + (args.bias == nullptr ? 0.0f : args.bias[row]);
-        }
+        write_lanes<kWindowRows>(args, out_features, rows, b + s, sums[s]);
       }
     }
   }
