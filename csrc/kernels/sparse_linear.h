@@ -30,9 +30,8 @@ constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 constexpr int64_t kPlanesRows = 64;
-constexpr int64_t kPlanesColumns =
-    64;                               // a window begins at a multiple of that and is twice as long
-constexpr int64_t kTileSamples = 16;  // rows and columns of a tile of x in the tile layout
+constexpr int64_t kPlanesColumns = 64;  // a window begins at any such multiple, and is two long
+constexpr int64_t kTileSamples = 16;    // rows and columns of a tile of x in the tile layout
 constexpr int64_t kTileInputs = 32;
 constexpr int64_t kTileOutputs = 32;
 constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout takes
@@ -120,11 +119,6 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What a row of x takes whose last window ends with its last vector.
 inline int64_t window_columns(int64_t in_features) {
   return std::max<int64_t>(divide_up(in_features, kWindowVector), 2) * kWindowVector;
-}
-
-// Columns of x in the planes layout, as many as one window has at least.
-inline int64_t planes_columns(int64_t in_features) {
-  return std::max<int64_t>(divide_up(in_features, kPlanesColumns), 2) * kPlanesColumns;
 }
 
 }  // namespace simmim

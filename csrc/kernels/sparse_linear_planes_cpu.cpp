@@ -115,7 +115,7 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
   const PlanesWeight weight = packed.planes();
   const int64_t in_features = packed.header().in_features;
   const int64_t out_features = packed.header().out_features;
-  const int64_t stride = planes_columns(in_features) / kPlanesColumns;
+  const int64_t stride = std::max<int64_t>(divide_up(in_features, kPlanesColumns), 2);
   const std::unique_ptr<Columns[]> columns(new Columns[args.batch * stride]);  // not made 0
   for (int64_t b = 0; b < args.batch; ++b) {
     for (int64_t i = 0; i < stride; ++i) {
