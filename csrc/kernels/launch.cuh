@@ -30,6 +30,16 @@ inline int allow_shared(const void* kernel, size_t bytes) {
   return error;
 }
 
+// Whether a block on the current device can have so much shared memory: 227 KB on an H100, 99 KB on
+// GPUs for desktops.
+inline bool can_share(size_t bytes) {
+  int device = 0, most = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+             cudaSuccess &&
+         bytes <= static_cast<size_t>(most);
+}
+
 template <typename... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
            Parameters... arguments) {

@@ -157,10 +157,16 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, 1)
   }
 }
 
+// Units of shared memory that a plane takes: one for each column, and one of zeros.
+template <typename Stored>
+int plane_slots(const RowLinearArgs<Stored>& args) {
+  return static_cast<int>(std::min<int64_t>(args.columns, kChunkColumns)) + 1;
+}
+
 template <int kPlanes, typename Stored>
 int launch_product(const RowLinearArgs<Stored>& args, float* partial, void* stream) {
   const Plan plan(args.shape, args.batch, RowSums<Stored, kPlanes>::kSamples);
-  const int slots = static_cast<int>(std::min<int64_t>(args.columns, kChunkColumns)) + 1;
+  const int slots = plane_slots(args);
   const dim3 grid(static_cast<unsigned>(plan.row_blocks * plan.groups),
                   static_cast<unsigned>(args.shape.chunks()));
   return launch(row_linear_kernel<Stored, kPlanes>, grid, dim3(plan.warps * kWarpLanes),
@@ -179,8 +185,10 @@ template <typename Stored>
 int row_linear_cuda(const RowLinearArgs<Stored>& args, float* scratch, void* stream) {
   if (args.batch == 0 || args.shape.out_features == 0) return cudaSuccess;
   float* partial = args.shape.chunks() > 1 ? scratch : nullptr;
-  const int error = args.batch <= kPlaneSamples<Stored> ? launch_product<1>(args, partial, stream)
-                                                        : launch_product<2>(args, partial, stream);
+  const bool two =
+      args.batch > kPlaneSamples<Stored> && can_share(2 * kRowUnit * plane_slots(args));
+  const int error =
+      two ? launch_product<2>(args, partial, stream) : launch_product<1>(args, partial, stream);
   if (error != cudaSuccess || partial == nullptr) return error;
   return add_splits<Stored>(partial, args.shape.chunks(), args.bias, args.y, args.batch,
                             args.shape.out_features, stream);

@@ -103,6 +103,8 @@ at::Tensor conditional_on_cuda(const at::Tensor& x, const std::optional<at::Tens
                                std::optional<int64_t> z_bins, c10::string_view estimator,
                                std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
+  if (y) check_same_device(x, *y, caller, "y");
+  check_same_device(x, z, caller, "z");
   check_codes(x, x_bins, caller, "x");
   const int64_t samples = x.size(1);
   check_few_samples(samples, caller);

@@ -217,6 +217,12 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
   return groups;
 }
 
+void check_same_device(const at::Tensor& x, const at::Tensor& other, const std::string& caller,
+                       const std::string& name) {
+  TORCH_CHECK_VALUE(x.device() == other.device(), caller, ": ", name, " must be on x's device ",
+                    x.device(), ", got ", other.device());
+}
+
 void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,
                         const std::string& other) {
   TORCH_CHECK_VALUE(x_samples == other_samples, caller, ": ", other,

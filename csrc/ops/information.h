@@ -102,6 +102,10 @@ void check_logits(const at::Tensor& logits, const std::string& caller);
 // Raises where a sample, the first whose logits are NaN or infinite, is not -1.
 void check_sample_is_finite(int64_t sample, const std::string& caller);
 
+// Raises unless the other argument is where x is: the dispatcher lets a CUDA operator have both.
+void check_same_device(const at::Tensor& x, const at::Tensor& other, const std::string& caller,
+                       const std::string& name);
+
 // x and the other argument hold the same samples.
 void check_same_samples(int64_t x_samples, int64_t other_samples, const std::string& caller,
                         const std::string& other);

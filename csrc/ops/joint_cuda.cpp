@@ -14,6 +14,7 @@ namespace {
 at::Tensor joint_histogram_on_cuda(const at::Tensor& x, const at::Tensor& y, int64_t x_bins,
                                    int64_t y_bins, c10::string_view caller_view) {
   const std::string caller(caller_view);
+  check_same_device(x, y, caller, "y");
   check_codes(x, x_bins, caller, "x");
   check_codes(y, y_bins, caller, "y");
   check_same_samples(x.size(1), y.size(1), caller, "y");
@@ -39,6 +40,7 @@ at::Tensor pairwise_information_on_cuda(const at::Tensor& x, const std::optional
                                         std::optional<c10::string_view> normalized,
                                         std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
+  if (y) check_same_device(x, *y, caller, "y");
   check_codes(x, x_bins, caller, "x");
   check_few_samples(x.size(1), caller);
   enum { kX = 0, kY = 2, kPair = 4, kKinds };

@@ -30,6 +30,7 @@ at::Tensor label_information_on_cuda(const at::Tensor& x, const at::Tensor& labe
                                      std::optional<double> base, c10::string_view caller_view) {
   const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller_view);
   const std::string& caller = request.caller;
+  check_same_device(x, labels, caller, "y");
   check_samples(x, request);
   check_few_samples(x.size(0), caller);
   at::Tensor given = x.t();
@@ -69,6 +70,7 @@ at::Tensor soft_label_information_on_cuda(const at::Tensor& x, const at::Tensor&
                                           std::optional<double> base,
                                           c10::string_view caller_view) {
   const std::string caller(caller_view);
+  check_same_device(x, probabilities, caller, "probabilities");
   check_codes(x, bins, caller, "x");
   Faults faults(x, 2);
   const DeviceTerms terms = device_terms(Estimator::plugin, x.size(1), x);

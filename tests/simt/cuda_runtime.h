@@ -43,6 +43,8 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchConfig_t {
@@ -54,6 +56,10 @@ struct cudaLaunchConfig_t {
 namespace simt {
 
 constexpr int kWarpSize = 32;
+
+// What one block can have: as on an H100, unless a test makes it a smaller chip's.
+constexpr size_t kSharedCapacity = 227 * 1024;
+inline size_t shared_capacity = kSharedCapacity;
 
 // Where a fiber gives way to the others.
 void sync_block();

@@ -1,6 +1,8 @@
 // Weights packed as rows and multiplied, emulated, against their sums.
 #include "../../csrc/kernels/row_linear.h"
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -162,6 +164,9 @@ int main() {
   check<simmim::BFloat16>(3, 4096, 0.2, {5, 16});  // as many columns as a chunk holds
   check<float>(5, 8200, 0.1, {2});                 // three chunks
   check_many_rows();
+  simt::shared_capacity = 99 * 1024;  // too little for two planes
+  check<simmim::BFloat16>(3, 4096, 0.2, {16});
+  simt::shared_capacity = simt::kSharedCapacity;
   const int all = misplaced(1008, 1), some = misplaced(4096, 0.2), bound = 80;  // of about 820
   simt::check(all == 0 && 0 < some && some < bound, "places: %d and %d", all, some);
   return simt::finish("row_linear");

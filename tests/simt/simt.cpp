@@ -20,8 +20,7 @@
 #endif
 
 namespace simmim {
-constexpr size_t kSharedCapacity = 227 * 1024;  // what one block can have on an H100
-alignas(128) unsigned char simmim_shared_memory[kSharedCapacity];
+alignas(128) unsigned char simmim_shared_memory[simt::kSharedCapacity];
 }  // namespace simmim
 
 namespace simt {
@@ -289,7 +288,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   running = size_t{block.x} * block.y * block.z;
   if (blocks == 0 || running == 0 || running > 1024 || grid.y > 65535 || grid.z > 65535 ||
-      config.dynamicSmemBytes > simmim::kSharedCapacity) {
+      config.dynamicSmemBytes > shared_capacity) {
     return cudaErrorInvalidConfiguration;
   }
   const auto unravel = [](size_t n, dim3 size) {
@@ -301,7 +300,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
   while (fibers.size() < running) fibers.push_back(std::make_unique<Fiber>());
   unsigned char* shared = simmim::simmim_shared_memory;
   ASAN_POISON_MEMORY_REGION(shared + config.dynamicSmemBytes,
-                            simmim::kSharedCapacity - config.dynamicSmemBytes);
+                            kSharedCapacity - config.dynamicSmemBytes);
   std::vector<size_t> order(blocks);
   std::iota(order.begin(), order.end(), size_t{0});
   std::shuffle(order.begin(), order.end(), random_source());
@@ -311,8 +310,13 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
     for (size_t i = 0; i < running; ++i) start(*fibers[i], unravel(i, block));
     run_block();
   }
-  ASAN_UNPOISON_MEMORY_REGION(shared, simmim::kSharedCapacity);
+  ASAN_UNPOISON_MEMORY_REGION(shared, kSharedCapacity);
   return cudaSuccess;
 }
 
 }  // namespace simt
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = static_cast<int>(simt::shared_capacity);
+  return cudaSuccess;
+}
