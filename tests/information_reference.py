@@ -7,8 +7,15 @@ import math
 import numpy as np
 import torch
 from discretization_cases import discretize_reference
-from scipy.special import digamma, xlogy
 from torch import Tensor
+
+
+def xlogy(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
+    return torch.special.xlogy(*(torch.as_tensor(v, dtype=torch.float64) for v in (x, y))).numpy()
+
+
+def digamma(x: np.ndarray) -> np.ndarray:
+    return torch.special.digamma(torch.from_numpy(x)).numpy()
 
 
 def estimate(counts: np.ndarray, estimator: str = "plugin", alphabet: float | None = None) -> float:

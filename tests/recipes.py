@@ -3,7 +3,6 @@
 import sys
 
 import torch
-from safetensors.torch import save_file
 
 CODE = """
 import os
@@ -100,6 +99,8 @@ def recipe(folder, **parts):
 
 def project(tmp_path, monkeypatch):
     """A folder with code, weights and a recipe; what is imported from it is forgotten after."""
+    from safetensors.torch import save_file  # which the operators' tests do without
+
     (tmp_path / "net.py").write_text(CODE)
     (tmp_path / "here").mkdir()
     torch.manual_seed(0)
