@@ -53,7 +53,8 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     mask, dense = weight > 0.5, weight.where(weight > 0.5, 0)
     compressed = compress_weight(weight, mask)
     packed = {dtype: pack_sparse_weight(weight.to(dtype), mask, "tile") for dtype in PACKED}
-    rows = pack_sparse_weight(weight, mask, "row")
+    rows = {dtype: pack_sparse_weight(weight.to(dtype), mask, "row") for dtype in PACKED}
+    wide = pack_sparse_weight(*(t.repeat(1, 65) for t in (weight, mask)), "row")
     return {
         "entropy": lambda: si.entropy(x, bins=16, range=(-3.0, 3.0)),
         "entropy of a range": lambda: si.entropy(x, bins=64, range=(low, high)),
@@ -67,7 +68,13 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
         "masked linear": lambda: masked_linear(x[:16], weight, mask),
         "masked linear by torch": lambda: masked_linear(x, weight, mask),
         "packed linear": lambda: sparse_linear(x[:9], packed[torch.float32], None, 100),
-        "packed linear by rows": lambda: sparse_linear(x[:9], rows, None, 100),
+        "packed linear by rows": lambda: sparse_linear(x[:9], rows[torch.float32], None, 100),
+        "packed linear by rows of few samples": lambda: sparse_linear(
+            x[:8], rows[torch.bfloat16], None, 100
+        ),
+        "packed linear by chunks of rows": lambda: sparse_linear(
+            x[:3].repeat(1, 65), wide, None, 100
+        ),
         "packed linear of many samples": lambda: sparse_linear(
             x[:99], packed[torch.bfloat16], None, 100
         ),
@@ -80,7 +87,8 @@ PACKED = (torch.float32, torch.bfloat16)
 GRAPHS = (
     *("entropy", "entropy of a range", "discretize", "pairs", "pairs by counters", "labels"),
     *("soft labels", "conditional", "predictive", "masked linear", "masked linear by torch"),
-    *("packed linear", "packed linear of many samples"),
+    *("packed linear", "packed linear of many samples", "packed linear by rows"),
+    *("packed linear by rows of few samples", "packed linear by chunks of rows"),
     *("compressed linear", "decompressed linear"),
 )
 
@@ -88,7 +96,9 @@ GRAPHS = (
 @pytest.mark.parametrize("name", GRAPHS)
 def test_cuda_graph_replays_on_new_values(name: str) -> None:
     x = values()
-    call = graph_calls(x)[name]
+    calls = graph_calls(x)
+    assert sorted(calls) == sorted(GRAPHS)
+    call = calls[name]
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         call()
@@ -103,6 +113,20 @@ def test_cuda_graph_replays_on_new_values(name: str) -> None:
         # Torch's products, in some of them, may take another way while a graph is recorded.
         atol = 1e-4 if "linear" in name else 0
         torch.testing.assert_close(captured, call(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("batch", [1, 16])  # one plane of samples in shared memory, and two
+@pytest.mark.parametrize("features", [3200, 8232])  # above 48 KB of it; three chunks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_packed_rows_of_many_columns(dtype, features, batch) -> None:
+    weight, x, bias = (
+        values(*shape).to(dtype) for shape in ((35, features), (batch, features), (1, 35))
+    )
+    mask = values(35, features) > 0.5
+    y = sparse_linear(x, pack_sparse_weight(weight, mask, "row"), bias[0], 35)
+    expected = x.double() @ weight.double().where(mask, 0).t() + bias.double()
+    tolerance = 1e-3 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_cuda_graph_gives_nan_where_a_call_would_raise() -> None:
@@ -158,3 +182,20 @@ def test_cuda_device_guard() -> None:
     torch.testing.assert_close(
         on_second.cpu(), si.mutual_information(x, bins=16, range=(-3.0, 3.0)).cpu(), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("argument", ["labels", "probabilities", "y", "z"])
+def test_cuda_arguments_must_be_on_one_device(argument: str) -> None:
+    codes = si.discretize(values(), bins=16, range=(-3.0, 3.0))
+    elsewhere = si.Discretized(codes.codes.cpu(), 16)
+    labels = elsewhere.codes[0].long()
+    calls = {
+        "labels": lambda: si.mutual_information(codes, labels),
+        "probabilities": lambda: si.mutual_information(
+            codes, probabilities=torch.full((4096, 4), 0.25)
+        ),
+        "y": lambda: si.mutual_information(codes, elsewhere),
+        "z": lambda: si.conditional_mutual_information(codes, None, labels),
+    }
+    with pytest.raises(ValueError, match="device"):
+        calls[argument]()
