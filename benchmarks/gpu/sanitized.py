@@ -1,4 +1,9 @@
-"""Runs every operator's CUDA kernels once, small, for compute-sanitizer."""
+"""Runs every operator's CUDA kernels once, small, for compute-sanitizer.
+
+    python benchmarks/gpu/sanitized.py N
+
+takes each case's first N tuples of arguments: all of them would take minutes.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +21,18 @@ from cases import CASES  # noqa: E402
 from simmim_ext.ops.compressed_linear import compress_weight  # noqa: E402
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear  # noqa: E402
 
-PER_CASE = 6  # argument tuples: every one of them would take minutes
-
 for case in CASES:
-    for arguments in islice(case.arguments("cuda"), PER_CASE):
+    for arguments in islice(case.arguments("cuda"), int(sys.argv[1])):
         case.op(*arguments)
 # Not cases: what they make has no reference.
 for dtype in (torch.float32, torch.bfloat16):
-    weight, mask = torch.randn(35, 300, device="cuda", dtype=dtype), torch.rand(35, 300) < 0.3
-    compress_weight(weight, mask.cuda())
-    for layout in ("row", "tile"):
-        packed = pack_sparse_weight(weight, mask.cuda(), layout)
-        for batch in (1, 16, 70):
-            sparse_linear(torch.randn(batch, 300, device="cuda", dtype=dtype), packed, None, 35)
+    for features in (300, 4200):  # by rows, in one chunk and in two
+        weight = torch.randn(35, features, device="cuda", dtype=dtype)
+        mask = torch.rand(35, features, device="cuda") < 0.3
+        compress_weight(weight, mask)
+        for layout in ("row", "tile"):
+            packed = pack_sparse_weight(weight, mask, layout)
+            for batch in (1, 16, 70):
+                x = torch.randn(batch, features, device="cuda", dtype=dtype)
+                sparse_linear(x, packed, None, 35)
 torch.cuda.synchronize()
