@@ -178,10 +178,24 @@ def test_a_failure_outweighs_lack_of_time(fake) -> None:
         assert fake.outcome("", *statuses)["outcome"] == name
 
 
-def test_no_report_of_earlier_tests(fake, monkeypatch, tmp_path) -> None:
-    (tmp_path / "tests.xml").write_text("<testsuite tests='9'/>")
-    monkeypatch.setattr(fake, "run", lambda *_: (fake.OUT_OF_TIME, "one PASSED\ntests/a.py::two"))
-    assert fake.tests(1, "9.0") == {"outcome": "out of time", "detail": "tests/a.py::two"}
+def test_each_file_of_tests_is_run_by_itself(fake, monkeypatch, tmp_path) -> None:
+    """A report of an earlier run says nothing of this one."""
+    for name in ("ops", "cuda_device"):
+        (tmp_path / f"tests-{name}.xml").write_text("<a><testsuite tests='9'/></a>")
+
+    def run(log: str, command: list[str], seconds: float) -> tuple[int, str]:
+        if "ops" in log:
+            return fake.OUT_OF_TIME, "one PASSED\ntests/test_ops.py::two "
+        Path(command[-2].removeprefix("--junitxml=")).write_text(
+            "<a><testsuite tests='5' failures='1' errors='0' skipped='1'/></a>"
+        )
+        return 0, ""
+
+    monkeypatch.setattr(fake, "run", run)
+    assert fake.tests(1, "9.0") == {
+        "outcome": "out of time",
+        "detail": "9 passed, 3 failed, 3 skipped; ops ended at tests/test_ops.py::two",
+    }
 
 
 SUMMARY = "echo '========= ERROR SUMMARY: 1 error'; [ $2 != initcheck ] || exit 9"

@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,31 +118,28 @@ def build(seconds: float, architecture: str) -> Found:
 
 
 def tests(seconds: float, architecture: str) -> Found:
-    """Every operator's cases on the device, graphs, streams and agreement with the CPU."""
-    report = OUT / "tests.xml"
-    report.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-W",
-        "default",
-        "-k",
-        "cuda",
-        f"--junitxml={report}",
-    ]
-    command += [
-        f"tests/test_{name}.py" for name in ("ops", "cuda_device", "cuda_linear", "structured_cuda")
-    ]
-    status, output = run("tests.log", command, seconds)
-    if not report.exists():
-        return outcome(last_line(output), status)
-    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    """Every operator's cases on the device, graphs, streams and agreement with the CPU.
+
+    A process for each file, for after a CUDA error no other test passes in the same one.
+    """
+    end, counts, statuses, unfinished = time.monotonic() + seconds, Counter[str](), [], []
+    for name in ("ops", "cuda_device", "cuda_linear", "structured_cuda"):
+        report = OUT / f"tests-{name}.xml"
+        report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-v", "-W", "default", "-k", "cuda"]
+        command += [f"--junitxml={report}", f"tests/test_{name}.py"]
+        status, output = run(f"tests-{name}.log", command, end - time.monotonic())
+        statuses.append(status)
+        if report.exists():
+            suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+            for key in ("tests", "failures", "errors", "skipped"):
+                counts[key] += int(suite.get(key, 0))
+        else:
+            unfinished.append(f"; {name} ended at {last_line(output)}")
     failed = counts["failures"] + counts["errors"]
-    return outcome(f"{passed} passed, {failed} failed, {counts['skipped']} skipped", status)
+    passed = counts["tests"] - failed - counts["skipped"]
+    said = f"{passed} passed, {failed} failed, {counts['skipped']} skipped"
+    return outcome(said + "".join(unfinished), *statuses)
 
 
 def bench(seconds: float, architecture: str) -> Found:
