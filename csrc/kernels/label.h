@@ -80,9 +80,10 @@ struct LabelTableArgs {
 // On a cudaStream_t; they return a cudaError_t.
 int label_information_cuda(const LabelTableArgs& args, void* stream);
 
-// x_entropy [features] is H(X) in nats; scratch holds soft_label_scratch(args) values.
+// x_entropy [features] is H(X) in nats; scratch holds soft_label_scratch(args) bytes, from a
+// multiple of 16 on.
 int64_t soft_label_scratch(const SoftLabelInformationArgs& args);
 int soft_label_information_cuda(const SoftLabelInformationArgs& args, const int64_t* valid,
-                                const double* x_entropy, double* scratch, void* stream);
+                                const double* x_entropy, void* scratch, void* stream);
 
 }  // namespace simmim

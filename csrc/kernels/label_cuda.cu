@@ -51,62 +51,6 @@ __global__ void __launch_bounds__(kTableThreads, 2)
   }
 }
 
-constexpr int64_t kSoftBytes = 64 * 1024;  // of sums that a block keeps
-
-int soft_warps(int32_t bins) {
-  const int64_t fit = kSoftBytes / (int64_t{bins} * kWarpLanes * int64_t{sizeof(double)});
-  return static_cast<int>(std::clamp<int64_t>(fit, 1, 4));
-}
-
-int64_t class_tiles(int64_t classes) { return ceil_div(classes, kWarpLanes); }
-
-// A warp adds up the probabilities of 32 classes, one a lane, over the samples of one feature in
-// order, bin by bin. Gives the sums of n ln n over its cells and over its classes.
-__global__ void soft_sums_kernel(SoftLabelInformationArgs args, double* partial) {
-  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
-  const int64_t feature = int64_t{blockIdx.x} * (blockDim.x / kWarpLanes) + warp;
-  const int64_t label = int64_t{blockIdx.y} * kWarpLanes + lane;
-  if (feature >= args.features) return;
-  double* sums = shared_memory<double>() + warp * args.bins * kWarpLanes + lane;  // own column
-  for (int32_t bin = 0; bin < args.bins; ++bin) sums[bin * kWarpLanes] = 0;
-  const uint8_t* codes = args.x + feature * args.samples;
-  if (label < args.classes) {
-    for (int64_t i = 0; i < args.samples; ++i) {
-      const double p = args.probabilities[i * args.classes + label];
-      if (codes[i] < args.bins) sums[codes[i] * kWarpLanes] += p;
-    }
-  }
-  double cells = 0, in_class = 0;
-  for (int32_t bin = 0; bin < args.bins; ++bin) {
-    const double sum = sums[bin * kWarpLanes];
-    cells += n_log_n(sum);
-    in_class += sum;
-  }
-  cells = warp_total(cells);
-  const double classes = warp_total(n_log_n(in_class));
-  if (lane != 0) return;
-  double* to = partial + 2 * (feature * gridDim.y + blockIdx.y);
-  to[0] = cells;
-  to[1] = classes;
-}
-
-__global__ void __launch_bounds__(kTableThreads)
-    soft_information_kernel(SoftLabelInformationArgs args, const int64_t* valid,
-                            const double* x_entropy, const double* partial, int64_t tiles) {
-  const int64_t feature = int64_t{blockIdx.x} * kTableThreads + threadIdx.x;
-  if (feature >= args.features) return;
-  double cells = 0, classes = 0;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    cells += partial[2 * (feature * tiles + tile)];
-    classes += partial[2 * (feature * tiles + tile) + 1];
-  }
-  const double n = static_cast<double>(valid[feature]);
-  const double y = log(n) - classes / n;
-  const double joint = y - (cells - classes) / n;
-  args.result[feature] =
-      valid[feature] < 2 ? NAN : information(args.information, x_entropy[feature], y, joint);
-}
-
 }  // namespace
 
 int label_information_cuda(const LabelTableArgs& args, void* stream) {
@@ -116,26 +60,6 @@ int label_information_cuda(const LabelTableArgs& args, void* stream) {
   const dim3 grid(static_cast<unsigned>(std::min(args.features, kMaxBlocks)));
   return launch(label_kernel, grid, dim3(kTableThreads), table_bytes(capacity), stream, args,
                 capacity);
-}
-
-int64_t soft_label_scratch(const SoftLabelInformationArgs& args) {
-  return 2 * args.features * class_tiles(args.classes);
-}
-
-int soft_label_information_cuda(const SoftLabelInformationArgs& args, const int64_t* valid,
-                                const double* x_entropy, double* scratch, void* stream) {
-  if (args.features == 0) return cudaSuccess;
-  const int warps = soft_warps(args.bins);
-  const int64_t tiles = class_tiles(args.classes);
-  const dim3 grid(static_cast<unsigned>(ceil_div(args.features, warps)),
-                  static_cast<unsigned>(tiles));
-  const int error = launch(soft_sums_kernel, grid, dim3(kWarpLanes * warps),
-                           sizeof(double) * kWarpLanes * warps * args.bins, stream, args, scratch);
-  if (error != cudaSuccess) return error;
-  const dim3 blocks(static_cast<unsigned>(ceil_div(args.features, kTableThreads)));
-  const double* partial = scratch;
-  return launch(soft_information_kernel, blocks, dim3(kTableThreads), 0, stream, args, valid,
-                x_entropy, partial, tiles);
 }
 
 }  // namespace simmim

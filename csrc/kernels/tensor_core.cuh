@@ -36,6 +36,26 @@ __device__ __forceinline__ void mma_and_popc(int32_t (&sums)[4], const uint4& a,
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
+// sums[16 rows, 8 columns] += a[16 rows, 32] b[32, 8 columns] of bytes 0..255, by the lanes of a
+// warp. Lane 4 g + t holds of a the bytes 4 t to 4 t + 3 of row g (.x) and of row g + 8 (.y), and 4
+// t + 16 to 4 t + 19 of the same (.z, .w), of b those of column g (.x, .y), and of sums the columns
+// 2 t and 2 t + 1 of row g (0, 1) and of row g + 8 (2, 3).
+__device__ __forceinline__ void mma_bytes(int32_t (&sums)[4], const uint4& a, const uint2& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// Four of the 8 bytes of a table, all below 128: those at the places that the lower 16 bits hold, 4
+// bits each, or 0 where a place is 8 or more.
+__device__ __forceinline__ uint32_t bytes_at(const uint2& table, uint32_t places) {
+  uint32_t bytes;  // a place's fourth bit asks for the byte's sign in all its bits
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(table.x), "r"(table.y), "r"(places));
+  return bytes;
+}
+
 // sums[16 rows, 8 columns] += a[16 rows, 16] b[16, 8 columns], by the lanes of a warp. Lane 4 g + t
 // holds of a the values 2 t and 2 t + 1 of row g (0) and of row g + 8 (1), and 2 t + 8 and 2 t + 9
 // of the same (2, 3); of b those of column g (0, 1); and of sums the columns 2 t and 2 t + 1 of row
@@ -110,6 +130,19 @@ void copy_async_wait() {
 inline void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
   const uint32_t fragment[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
   simt::mma_and_popc(sums, fragment);
+}
+inline void mma_bytes(int32_t (&sums)[4], const uint4& a, const uint2& b) {
+  const uint32_t fragment[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
+  simt::mma_bytes(sums, fragment);
+}
+inline uint32_t bytes_at(const uint2& table, uint32_t places) {
+  const uint64_t bytes = uint64_t{table.y} << 32 | table.x;
+  uint32_t found = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t place = places >> 4 * i & 15;
+    if (place < 8) found |= static_cast<uint32_t>(bytes >> 8 * place & 255) << 8 * i;
+  }
+  return found;
 }
 template <typename Stored>
 void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

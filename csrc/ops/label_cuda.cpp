@@ -88,11 +88,11 @@ at::Tensor soft_label_information_on_cuda(const at::Tensor& x, const at::Tensor&
       terms.terms,
       parse_information("mutual_information", Estimator::plugin, normalized, base, caller),
       result.mutable_data_ptr<float>()};
-  const at::Tensor scratch = at::empty({soft_label_scratch(args)}, x.options().dtype(at::kDouble));
+  const at::Tensor scratch = at::empty({soft_label_scratch(args)}, x.options().dtype(at::kByte));
   on_cuda(x, [&](void* stream) {
     return soft_label_information_cuda(args, codes.valid.const_data_ptr<int64_t>(),
                                        codes.entropy.const_data_ptr<double>(),
-                                       scratch.mutable_data_ptr<double>(), stream);
+                                       scratch.mutable_data_ptr(), stream);
   });
   return result;
 }

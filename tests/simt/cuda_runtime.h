@@ -81,6 +81,8 @@ void copy_async_wait(size_t groups);  // all but the last so many
 void load_transposed(uint32_t (&matrices)[4], const uint16_t* row);
 // sums += a warp's m16n8k256 product of bits: a in fragment[0..3], b in fragment[4..5].
 void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]);
+// sums += a warp's m16n8k32 product of bytes without a sign, likewise.
+void mma_bytes(int32_t (&sums)[4], const uint32_t (&fragment)[6]);
 // sums += a warp's m16n8k16 product of 16-bit values, likewise.
 void mma(float (&sums)[4], const uint32_t (&fragment)[6], float (*value)(uint16_t bits));
 

@@ -1,4 +1,4 @@
-// Information about hard and soft labels, emulated, against loops over the samples.
+// Information about labels, emulated, against loops over the samples.
 #include "../../csrc/kernels/label.h"
 
 #include <cmath>
@@ -65,53 +65,6 @@ void check_labels(int64_t features, int64_t samples, int bins, int64_t classes,
               int(estimator));
 }
 
-void check_soft(int64_t features, int64_t samples, int bins, int64_t classes, int missing) {
-  const std::vector<uint8_t> x = draw(features * samples, bins, missing, 4);
-  std::mt19937 random(6);
-  std::vector<double> p(samples * classes);
-  for (int64_t i = 0; i < samples; ++i) {
-    double sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += p[i * classes + c] = random() % 1000 + 1;
-    for (int64_t c = 0; c < classes; ++c) p[i * classes + c] /= sum;
-  }
-  const simmim::EntropyTerms terms = simmim::entropy_terms(Estimator::plugin, samples);
-  const Information info{Quantity::mutual_information, Normalization::maximum, true, 1};
-  std::vector<float> result(features, -9), expected;
-  std::vector<int64_t> valid;
-  std::vector<double> x_entropy;
-  for (int64_t f = 0; f < features; ++f) {
-    std::vector<int64_t> counts(bins);
-    std::vector<double> cells(bins * classes);
-    int64_t n = 0;
-    for (int64_t i = 0; i < samples; ++i) {
-      const int code = x[f * samples + i];
-      if (code >= bins) continue;
-      ++n, ++counts[code];
-      for (int64_t c = 0; c < classes; ++c) cells[code * classes + c] += p[i * classes + c];
-    }
-    double joint = 0, label = 0;
-    for (int64_t c = 0; c < classes; ++c) {
-      double sum = 0;
-      for (int b = 0; b < bins; ++b) {
-        const double w = cells[b * classes + c] / double(n);
-        sum += w;
-        if (w > 0) joint -= w * std::log(w);
-      }
-      if (sum > 0) label -= sum * std::log(sum);
-    }
-    valid.push_back(n);
-    x_entropy.push_back(n < 2 ? NAN : entropy(terms, n, bins, counts));
-    expected.push_back(n < 2 ? NAN : simmim::information(info, x_entropy.back(), label, joint));
-  }
-  const simmim::SoftLabelInformationArgs args{x.data(), p.data(), features, samples,      classes,
-                                              bins,     terms,    info,     result.data()};
-  std::vector<double> scratch(simmim::soft_label_scratch(args), -9);
-  bool good = simmim::soft_label_information_cuda(args, valid.data(), x_entropy.data(),
-                                                  scratch.data(), nullptr) == 0;
-  for (int64_t f = 0; f < features; ++f) good &= simt::close(result[f], expected[f], 1e-5);
-  simt::check(good, "soft_label: samples=%ld bins=%d classes=%ld", samples, bins, classes);
-}
-
 }  // namespace
 
 int main() {
@@ -122,9 +75,5 @@ int main() {
   check_labels(2, 4, 3, 2, 65536, 95, Estimator::plugin);       // features without samples
   check_labels(2, 300, 256, 400, 65536, 0, Estimator::plugin);  // more cells than fit at once
   check_labels(1, 130, 255, 300, 300, 10, Estimator::chao_shen);
-  check_soft(5, 203, 8, 10, 0);
-  check_soft(3, 90, 9, 70, 30);
-  check_soft(2, 64, 256, 33, 0);
-  check_soft(1, 2, 2, 1, 0);
   return simt::finish("label");
 }

@@ -254,6 +254,20 @@ void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
   sync_warp(~0u);
 }
 
+void mma_bytes(int32_t (&sums)[4], const uint32_t (&fragment)[6]) {
+  const size_t first = show_fragment(fragment);
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      const int t = k % 16 / 4, upper = k / 16, shift = k % 4 * 8;
+      const uint32_t a = fibers[first + row % 8 * 4 + t]->fragment[row / 8 + upper * 2];
+      const uint32_t b = fibers[first + column * 4 + t]->fragment[4 + upper];
+      sums[i] += static_cast<int32_t>((a >> shift & 255) * (b >> shift & 255));
+    }
+  }
+  sync_warp(~0u);
+}
+
 void mma(float (&sums)[4], const uint32_t (&fragment)[6], float (*value)(uint16_t bits)) {
   const size_t first = show_fragment(fragment);
   for (int i = 0; i < 4; ++i) {
