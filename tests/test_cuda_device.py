@@ -141,6 +141,18 @@ def test_cuda_graph_gives_nan_where_a_call_would_raise() -> None:
     assert captured[0].isfinite()
 
 
+def test_cuda_graph_gives_nan_for_bad_probabilities() -> None:
+    x = values()
+    codes, p = si.discretize(x, bins=16, range=(-3.0, 3.0)), x[:, :8].softmax(1)
+    si.mutual_information(codes, probabilities=p)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = si.mutual_information(codes, probabilities=p)
+    p[3] = 0
+    graph.replay()
+    assert captured.isnan().all()
+
+
 def test_cuda_stream_of_the_caller_is_used() -> None:
     """Work waits for what its own stream holds, and for nothing else's."""
     x, side = values(), torch.cuda.Stream()

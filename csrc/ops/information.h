@@ -92,7 +92,7 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
                            const std::string& argument);
 
 // [samples, classes] double with rows that sum to 1, from probabilities that do so within the
-// precision of their dtype.
+// precision of their dtype. Rows that do not raise, or are NaN while a CUDA graph is recorded.
 at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t samples,
                                  const std::string& caller);
 

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "../kernels/histogram.h"
@@ -29,7 +30,7 @@ at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t sample
       probabilities.scalar_type() == at::kHalf || probabilities.scalar_type() == at::kBFloat16;
   const double tolerance = half ? 1e-2 : 1e-3;
   const at::Tensor wide = probabilities.to(at::kDouble);
-  const at::Tensor sums = wide.sum(1, /*keepdim=*/true);
+  at::Tensor sums = wide.sum(1, /*keepdim=*/true);
   const at::Tensor good = wide.ge(0).all(1).logical_and_((sums.squeeze(1) - 1).abs().le(tolerance));
   if (!holds(good.all())) {
     const int64_t sample = good.logical_not().nonzero()[0][0].item<int64_t>();
@@ -38,6 +39,7 @@ at::Tensor checked_probabilities(const at::Tensor& probabilities, int64_t sample
                       sums[sample].item<double>(), " and smallest ",
                       wide[sample].min().item<double>(), " in sample ", sample);
   }
+  if (is_capturing(wide)) sums = sums.masked_fill(good.logical_not().unsqueeze(1), NAN);
   return wide.div(sums).contiguous();
 }
 

@@ -77,6 +77,8 @@ at::Tensor soft_label_information_on_cuda(const at::Tensor& x, const at::Tensor&
   const DeviceCodes codes(x, bins, terms.terms, faults, 0, caller, "x");
   codes.check(faults.read(), 0, caller);
   const at::Tensor p = checked_probabilities(probabilities, x.size(1), caller);
+  at::Tensor valid = codes.valid;
+  if (is_capturing(p)) valid = valid.mul(p.select(1, 0).isfinite().all());  // bad p: NaN
   at::Tensor result = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
   const SoftLabelInformationArgs args{
       codes.codes.const_data_ptr<uint8_t>(),
@@ -90,7 +92,7 @@ at::Tensor soft_label_information_on_cuda(const at::Tensor& x, const at::Tensor&
       result.mutable_data_ptr<float>()};
   const at::Tensor scratch = at::empty({soft_label_scratch(args)}, x.options().dtype(at::kByte));
   on_cuda(x, [&](void* stream) {
-    return soft_label_information_cuda(args, codes.valid.const_data_ptr<int64_t>(),
+    return soft_label_information_cuda(args, valid.const_data_ptr<int64_t>(),
                                        codes.entropy.const_data_ptr<double>(),
                                        scratch.mutable_data_ptr(), stream);
   });
