@@ -28,9 +28,9 @@ constexpr int64_t kBatchBytes = 1 << 29;  // of scratch that grows with the feat
 
 // The integer of a probability p is p S rounded up or down, S = 256^digits - 1, by a coin that
 // falls so that its mean is p S. Then the errors of samples cancel, even where all have the same p:
-// of n samples and C classes, information is off by about sqrt(C / n) / S, and by cells / (n S) at
-// most for what the smallest p lose. 3 digits make both 6e-8 nats where there are as many samples
-// as cells; each more, where there are 256 times as many cells.
+// of n samples and C classes, information is off by some sqrt(C / n) / S, and by cells / (n S) at
+// most for what the smallest p lose. 3 digits keep it to 1e-7 nats or so where there are as many
+// samples as cells; each more, where there are 256 times as many cells.
 inline int digits_for(const SoftLabelInformationArgs& args) {
   constexpr int kFewest = 3, kMost = 5;
   int digits = kFewest;

@@ -111,7 +111,7 @@ int main() {
   check_soft({1, 9000, 2, 2, 5});  // more chunks than one block sums up
   check_soft({2, 129, 3, 1000, 0});
   check_soft({1, 3, 3, 300, 0});  // far fewer samples than cells
-  check_soft({1, 600, 2, 300, 0, Labels::equal});
+  check_soft({1, 600, 2, 290, 0, Labels::equal});
   check_soft({1, 600, 2, 300, 0, Labels::tiny});
   check_soft({2, 500, 7, 9, 10, Labels::certain});
   return simt::finish("soft_label");
