@@ -77,7 +77,7 @@ int64_t joint_information_cpu(const JointInformationArgs& args, int64_t pair_beg
 int joint_histogram_cuda(const JointHistogramArgs& args, void* stream);
 int joint_information_cuda(const JointInformationArgs& args, int64_t* first_fault, void* stream);
 
-// `scratch`: so many words, on the device, which need no particular content.
+// `scratch`: so many words, on the device, the current one, which need no particular content.
 int64_t pairwise_scratch_words(const PairwiseInformationArgs& args);
 int pairwise_information_cuda(const PairwiseInformationArgs& args, uint32_t* scratch,
                               int64_t* first_fault, void* stream);

@@ -152,13 +152,7 @@ int joint_histogram_cuda(const JointHistogramArgs& args, void* stream) {
 }
 
 int64_t pairwise_scratch_words(const PairwiseInformationArgs& args) {
-  const CodePair& codes = args.codes;
-  if (!planes_pay(codes)) return 0;
-  const int per_feature = planes_of_pair(codes);
-  const auto words = [&](int64_t features) {
-    return plane_words(plane_count(features, per_feature), codes.samples);
-  };
-  return words(codes.x_features) + (args.symmetric ? 0 : words(codes.y_features));
+  return planes_pay(args.codes) ? pairwise_planes_words(args) : 0;
 }
 
 int pairwise_information_cuda(const PairwiseInformationArgs& args, uint32_t* scratch,

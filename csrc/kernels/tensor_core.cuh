@@ -25,15 +25,16 @@ __device__ __forceinline__ void copy_async_wait() {
 }
 
 // sums[16 rows, 8 columns] += over 256 bits, popcount(a[row] & b[column]), by the lanes of a warp.
-// Lane 4 g + t holds of a the words t and t + 4 of row g (.x, .z) and of row g + 8 (.y, .w), of b
-// those of column g (.x, .y), and of sums the columns 2 t and 2 t + 1 of row g (0, 1) and of row g
-// + 8 (2, 3).
-__device__ __forceinline__ void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
+// Lane 4 g + t holds of a the word t of row g (0) and of row g + 8 (1), and the word t + 4 of the
+// same (2, 3); of b those of column g (0, 1); and of sums the columns 2 t and 2 t + 1 of row g (0,
+// 1) and of row g + 8 (2, 3).
+__device__ __forceinline__ void mma_and_popc(int32_t (&sums)[4], const uint32_t (&a)[4],
+                                             uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, "
       "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // sums[16 rows, 8 columns] += a[16 rows, 32] b[32, 8 columns] of bytes 0..255, by the lanes of a
@@ -105,7 +106,25 @@ class SharedValues {
   uint32_t at_;
 };
 
+// A table in shared memory. Its address comes by a shuffle, or else the compiler works it out anew
+// for every entry.
+class SharedTable {
+ public:
+  __device__ __forceinline__ explicit SharedTable(const int64_t* first)
+      : at_(__shfl_sync(~0u, static_cast<uint32_t>(__cvta_generic_to_shared(first)), 0)) {}
+  __device__ __forceinline__ int64_t operator[](int32_t i) const {
+    int64_t value;
+    asm("ld.shared.s64 %0, [%1];" : "=l"(value) : "r"(at_ + 8 * i));
+    return value;
+  }
+
+ private:
+  uint32_t at_;
+};
+
 #else
+
+using SharedTable = const int64_t*;
 
 class SharedValues {
  public:
@@ -127,8 +146,8 @@ template <int kGroups>
 void copy_async_wait() {
   simt::copy_async_wait(kGroups);
 }
-inline void mma_and_popc(int32_t (&sums)[4], const uint4& a, const uint2& b) {
-  const uint32_t fragment[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
+inline void mma_and_popc(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t fragment[6] = {a[0], a[1], a[2], a[3], b0, b1};
   simt::mma_and_popc(sums, fragment);
 }
 inline void mma_bytes(int32_t (&sums)[4], const uint4& a, const uint2& b) {

@@ -66,8 +66,9 @@ at::Tensor pairwise_information_on_cuda(const at::Tensor& x, const std::optional
       terms.terms,
       parse_information(quantity, terms.terms.estimator, normalized, base, caller),
       result.mutable_data_ptr<float>()};
-  const at::Tensor scratch = at::empty({pairwise_scratch_words(args)}, x.options().dtype(at::kInt));
+  at::Tensor scratch;
   on_cuda(x, [&](void* stream) {
+    scratch = at::empty({pairwise_scratch_words(args)}, x.options().dtype(at::kInt));
     return pairwise_information_cuda(args, static_cast<uint32_t*>(scratch.mutable_data_ptr()),
                                      faults[kPair], stream);
   });

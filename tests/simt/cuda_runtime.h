@@ -39,12 +39,25 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+namespace simt {
+// The one device is an H100, unless a test makes it a chip with less.
+inline int capability_major = 9;
+constexpr size_t kSharedCapacity = 227 * 1024;  // of a block
+inline size_t shared_capacity = kSharedCapacity;
+}  // namespace simt
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? simt::capability_major
+                                                          : static_cast<int>(simt::shared_capacity);
+  return cudaSuccess;
+}
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchConfig_t {
@@ -56,10 +69,6 @@ struct cudaLaunchConfig_t {
 namespace simt {
 
 constexpr int kWarpSize = 32;
-
-// What one block can have: as on an H100, unless a test makes it a smaller chip's.
-constexpr size_t kSharedCapacity = 227 * 1024;
-inline size_t shared_capacity = kSharedCapacity;
 
 // Where a fiber gives way to the others.
 void sync_block();

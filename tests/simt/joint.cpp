@@ -1,11 +1,14 @@
 // Joint counts and pairwise information, emulated, against loops over the samples.
 #include "../../csrc/kernels/joint.h"
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
+#include "../../csrc/kernels/joint_planes.cuh"
 #include "check.h"
 
 namespace {
@@ -73,11 +76,14 @@ struct Problem {
   bool symmetric;
 };
 
-void check_pairs(const Problem& p, Estimator estimator, const Information& info) {
+// `table_size`: of the terms that are tabulated; where it is over the samples, sums of them
+// suffice.
+void check_pairs(const Problem& p, Estimator estimator, const Information& info,
+                 int64_t table_size = 50) {
   std::vector<uint8_t> x = draw(p.x_features, p.samples, p.x_bins, p.missing, 1);
   std::vector<uint8_t> y = p.symmetric ? x : draw(p.y_features, p.samples, p.y_bins, p.missing, 2);
   simmim::EntropyTerms terms = simmim::entropy_terms(estimator, p.samples);
-  std::vector<int64_t> table(std::min<int64_t>(p.samples + 1, 50));
+  std::vector<int64_t> table(std::min(p.samples + 1, table_size));
   for (size_t i = 0; i < table.size(); ++i) table[i] = compute_term(terms, int64_t(i));
   const auto marginal = [&](const std::vector<uint8_t>& codes, int64_t features, int bins,
                             std::vector<int64_t>& valid, std::vector<double>& entropy) {
@@ -124,9 +130,10 @@ void check_pairs(const Problem& p, Estimator estimator, const Information& info)
     }
   }
   simt::check(good && fault == expected_fault,
-              "pairwise: %ldx%ld samples=%ld bins=%d,%d missing=%d symmetric=%d estimator=%d",
+              "pairwise: %ldx%ld samples=%ld bins=%d,%d missing=%d symmetric=%d estimator=%d "
+              "table=%ld",
               p.x_features, p.y_features, p.samples, p.x_bins, p.y_bins, p.missing, p.symmetric,
-              int(estimator));
+              int(estimator), table_size);
 }
 
 void check_counts(const Problem& p) {
@@ -170,9 +177,34 @@ void check_counts(const Problem& p) {
   }
 }
 
+// Blocks take every tile that is wanted once, and no other.
+void check_order(int64_t rows, int64_t columns, bool symmetric) {
+  const simmim::TileOrder order{rows, columns, symmetric};
+  std::vector<int> taken(rows * columns);
+  bool good = true;
+  for (int64_t index = 0; index < order.count(); ++index) {
+    int64_t row, column;
+    if (!order.find(index, &row, &column)) continue;
+    const bool within = row >= 0 && row < rows && column >= 0 && column < columns;
+    good &= within && ++taken[row * columns + column] == 1;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      good &= taken[row * columns + column] == !(symmetric && column < row);
+    }
+  }
+  simt::check(good, "tile order: %ldx%ld symmetric=%d", rows, columns, symmetric);
+}
+
 }  // namespace
 
 int main() {
+  for (const int64_t tiles : {1, 15, 16, 17, 31, 32, 33, 48, 100}) {
+    check_order(tiles, tiles, true);
+    check_order(tiles, 3, false);
+    check_order(3, tiles, false);
+  }
+
   const Information mutual{Quantity::mutual_information, Normalization::none, true, 1};
   // In planes on tensor cores: ragged features, samples and bins, gaps, and a second tile.
   for (const Problem& p : {Problem{3, 5, 1025, 8, 7, 0, false},
@@ -180,25 +212,43 @@ int main() {
                            {5, 3, 700, 16, 12, 10, false},
                            {3, 3, 64, 32, 32, 0, true},
                            {2, 3, 1, 4, 4, 0, false},
+                           {2, 3, 0, 4, 4, 0, false},
+                           {3, 3, 0, 20, 20, 0, true},
                            {17, 10, 130, 9, 3, 60, false},
                            {33, 33, 40, 16, 16, 5, true}}) {
     check_pairs(p, Estimator::plugin, mutual);
+  }
+  // The same without gaps from sums alone, some of cells beyond the terms at hand.
+  constexpr int64_t kAll = int64_t{1} << 16;
+  for (const Problem& p : {Problem{19, 17, 1500, 7, 8, 0, false},
+                           {9, 9, 2049, 16, 16, 0, true},
+                           {5, 9, 9000, 2, 2, 0, false},
+                           {6, 5, 1024, 32, 17, 0, false},
+                           {17, 17, 300, 8, 8, 3, true},
+                           {13, 13, 20, 18, 18, 0, true}}) {
+    check_pairs(p, Estimator::plugin, mutual, kAll);
   }
   const Information conditional{Quantity::conditional_entropy, Normalization::none, false, 2};
   const Information normal{Quantity::mutual_information, Normalization::geometric, false, 1};
   for (int estimator = 0; estimator < 5; ++estimator) {
     check_pairs({2, 3, 150, 8, 6, 20, false}, Estimator(estimator), conditional);
     check_pairs({2, 2, 150, 20, 20, 20, true}, Estimator(estimator), normal);
+    check_pairs({3, 9, 150, 8, 6, 0, false}, Estimator(estimator), conditional, kAll);
+    check_pairs({5, 5, 150, 20, 20, 0, true}, Estimator(estimator), normal, kAll);
     check_pairs({2, 2, 97, 40, 33, 20, false}, Estimator(estimator), conditional);  // by counters
   }
   // By counters in shared memory, up to more cells than fit at once.
   for (const Problem& p : {Problem{2, 3, 300, 33, 40, 0, false},
                            {3, 3, 61, 64, 64, 30, true},
                            {1, 2, 203, 256, 256, 0, false},
+                           {1, 2, 0, 40, 40, 0, false},
                            {2, 2, 204, 255, 255, 20, true}}) {
     check_pairs(p, Estimator::plugin, mutual);
     if (!p.symmetric) check_pairs(p, Estimator::chao_shen, mutual);
   }
+  simt::capability_major = 10;  // no products of bits: by counters too
+  check_pairs({3, 2, 150, 8, 6, 20, false}, Estimator::plugin, mutual);
+  simt::capability_major = 9;
   for (const Problem& p : {Problem{2, 3, 301, 7, 16, 0, false},
                            {2, 1, 1, 5, 2, 0, false},
                            {1, 2, 64, 255, 256, 20, false}}) {

@@ -329,8 +329,3 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
 }
 
 }  // namespace simt
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = static_cast<int>(simt::shared_capacity);
-  return cudaSuccess;
-}
