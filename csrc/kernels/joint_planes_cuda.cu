@@ -73,13 +73,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     PlaneCounts counts = {};
     __syncthreads();  // all have finished the tile before, and the terms are there
     if (x.chunks > 0) {
-      block.load(0);
+      block.load_next();
       block.store(stages);
     }
     for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
       __syncthreads();  // this chunk is there, and all have counted the one before
       const bool more = chunk + 1 < x.chunks;
-      if (more) block.load(chunk + 1);  // on its way while this one is counted
+      if (more) block.load_next();  // on its way while this one is counted
       count_chunk(stages + chunk % 2 * kStagePieces, warp_row, warp_column, counts);
       if (more) block.store(stages + (chunk + 1) % 2 * kStagePieces);
     }

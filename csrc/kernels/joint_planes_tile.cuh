@@ -51,25 +51,24 @@ class BlockOfPlanes {
     const CodedPlanes& planes = of_x_ ? x_planes : y_planes;
     const int block = threadIdx.x / kParts % kTileBlocks;
     const int64_t feature = (of_x_ ? x : y) + block * 16 / kPlanes;
+    next_ = reinterpret_cast<const Piece*>(planes.words) + feature * kCoded * kParts + part_;
     stride_ = planes.features * kCoded * kParts;
-    low_ = reinterpret_cast<const Piece*>(planes.words) + feature * kCoded * kParts + part_;
-    groups_ = low_ + block * 16 % kPlanes / 8 * kParts;
-    low_ += kGroups * kParts;
+    group_at_ = block * 16 % kPlanes / 8 * kParts;
     target_ = threadIdx.x / kParts * kBlockPieces + step_at(part_ / 4 * 2) + part_ % 4;
   }
 
-  __device__ __forceinline__ void load(int64_t chunk) {
+  // From the first chunk on, one after the other.
+  __device__ __forceinline__ void load_next() {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      group_[half] = groups_[chunk * stride_ + half * kNextGroup];
-    }
+    for (int half = 0; half < 2; ++half) group_[half] = next_[group_at_ + half * kNextGroup];
 #pragma unroll
     for (int feature = 0; feature < kFeatures; ++feature) {
 #pragma unroll
       for (int bit = 0; bit < 3; ++bit) {
-        bits_[feature][bit] = low_[chunk * stride_ + (feature * kCoded + bit) * kParts];
+        bits_[feature][bit] = next_[(feature * kCoded + kGroups + bit) * kParts];
       }
     }
+    next_ += stride_;
   }
 
   // Which words of a chunk a product takes does not matter, as long as x and y agree.
@@ -102,9 +101,9 @@ class BlockOfPlanes {
 
   const bool of_x_;
   const int part_;
-  int64_t stride_;       // from chunk to chunk
-  const Piece* groups_;  // the planes of the two groups of eight bins
-  const Piece* low_;     // the planes of the low bits
+  const Piece* next_;  // the coded planes of the first feature
+  int64_t stride_;     // from chunk to chunk
+  int group_at_;       // the first plane of a group of eight bins
   int target_;
   Piece group_[2];
   Piece bits_[kFeatures][3];
