@@ -58,10 +58,9 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   constexpr int kFeatures = kTilePlanes / kPlanes;
   Piece* stages = shared_memory<Piece>();
   int64_t* near = reinterpret_cast<int64_t*>(stages + 2 * kStagePieces);
-  EntropyTerms terms = args.terms;
-  if (terms.table_size > Terms::kNear) terms.table_size = Terms::kNear;
-  for (int i = threadIdx.x; i < terms.table_size; i += kTileThreads) near[i] = args.terms.table[i];
-  terms.table = near;
+  for (int i = threadIdx.x; i < Terms::kNear && i < args.terms.table_size; i += kTileThreads) {
+    near[i] = args.terms.table[i];
+  }
   const int warp = threadIdx.x / kWarpLanes;
   const int warp_row = warp % 2 * kWarpTile, warp_column = warp / 2 * kWarpTile;
   uint32_t* space = reinterpret_cast<uint32_t*>(stages) + warp * kSpaceWords;
@@ -69,19 +68,19 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   for (int64_t index = blockIdx.x; index < order.count(); index += gridDim.x) {
     int64_t row, column;
     if (!order.find(index, &row, &column)) continue;
-    BlockOfPlanes<kPlanes> block(x, y, row * kFeatures, column * kFeatures);
+    FragmentLoader<kPlanes> loader(x, y, row * kFeatures, column * kFeatures);
     PlaneCounts counts = {};
     __syncthreads();  // all have finished the tile before, and the terms are there
     if (x.chunks > 0) {
-      block.load_next();
-      block.store(stages);
+      loader.load_next();
+      loader.store(stages);
     }
     for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
       __syncthreads();  // this chunk is there, and all have counted the one before
       const bool more = chunk + 1 < x.chunks;
-      if (more) block.load_next();  // on its way while this one is counted
+      if (more) loader.load_next();  // on its way while this one is counted
       count_chunk(stages + chunk % 2 * kStagePieces, warp_row, warp_column, counts);
-      if (more) block.store(stages + (chunk + 1) % 2 * kStagePieces);
+      if (more) loader.store(stages + (chunk + 1) % 2 * kStagePieces);
     }
     const int64_t first_x = row * kFeatures + warp_row / kPlanes;
     const int64_t first_y = column * kFeatures + warp_column / kPlanes;
@@ -92,7 +91,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     }
     __syncthreads();  // the stages have served
     if (!from_sums) {
-      finish_pairs_by_cells<kPlanes>(args, terms, counts, space, first_x, first_y, first_fault);
+      finish_pairs_by_cells<kPlanes>(args, counts, space, first_x, first_y, first_fault);
     }
   }
 }

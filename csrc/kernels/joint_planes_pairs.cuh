@@ -17,7 +17,7 @@ __device__ __forceinline__ bool is_wanted(const PairwiseInformationArgs& args, i
 
 // The terms of counts below the size of the whole table, of which the most frequent are at hand.
 struct Terms {
-  static constexpr int kNear = 2048;
+  static constexpr int kNear = 1024;
 
   SharedTable near;
   const int64_t* all;
@@ -161,8 +161,8 @@ struct PairLanes {
 
 template <int kPlanes>
 __device__ void finish_pairs_in_lanes(const PairwiseInformationArgs& args,
-                                      const EntropyTerms& terms, const uint32_t* warp_counts,
-                                      int64_t first_x, int64_t first_y, int64_t* first_fault) {
+                                      const uint32_t* warp_counts, int64_t first_x, int64_t first_y,
+                                      int64_t* first_fault) {
   const PairLanes<kPlanes> pair(warp_counts, args.codes);
   const auto total = [](auto sum) { return warp_total(sum, PairLanes<kPlanes>::kWidth); };
   const int64_t x = first_x + pair.down(), y = first_y + pair.across();
@@ -181,14 +181,14 @@ __device__ void finish_pairs_in_lanes(const PairwiseInformationArgs& args,
       const int lines = of_x ? pair.x_bins : pair.y_bins, length = of_x ? pair.y_bins : pair.x_bins;
       const int step = of_x ? kCountRow : 1, stride = of_x ? 1 : kCountRow;
       const double nats = entropy_of_cells(
-          terms, samples < 2 ? 2 : samples, lines,
+          args.terms, samples < 2 ? 2 : samples, lines,
           [&](auto&& visit) { pair.lines(lines, step, length, stride, visit); }, total);
       if (gaps) (of_x ? result.x : result.y) = nats;
     }
   }
   const double cells = static_cast<double>(pair.x_bins * pair.y_bins);
   result.joint = entropy_of_cells(
-      terms, result.samples < 2 ? 2 : result.samples, cells,
+      args.terms, result.samples < 2 ? 2 : result.samples, cells,
       [&](auto&& visit) { pair.cells(visit); }, total);
   if (wanted && pair.lane == 0) store_pair(args, x, y, result, first_fault);
 }
@@ -210,9 +210,8 @@ __device__ __forceinline__ void store_counts(const int32_t (&counts)[kColumnFrag
 // `space` [kCountRows, kCountRow] is the warp's own.
 template <int kPlanes>
 __device__ void finish_pairs_by_cells(const PairwiseInformationArgs& args,
-                                      const EntropyTerms& terms, const PlaneCounts& counts,
-                                      uint32_t* space, int64_t first_x, int64_t first_y,
-                                      int64_t* first_fault) {
+                                      const PlaneCounts& counts, uint32_t* space, int64_t first_x,
+                                      int64_t first_y, int64_t* first_fault) {
   constexpr int kRows = PairLanes<kPlanes>::kRows;
 #pragma unroll 1
   for (int first = 0; first < kWarpTile; first += kRows) {
@@ -223,8 +222,7 @@ __device__ void finish_pairs_by_cells(const PairwiseInformationArgs& args,
       }
     }
     __syncwarp();
-    finish_pairs_in_lanes<kPlanes>(args, terms, space, first_x + first / kPlanes, first_y,
-                                   first_fault);
+    finish_pairs_in_lanes<kPlanes>(args, space, first_x + first / kPlanes, first_y, first_fault);
     __syncwarp();  // all have read before the next counts come
   }
 }

@@ -16,17 +16,19 @@ constexpr int kRowFragments = kWarpTile / 16, kColumnFragments = kWarpTile / 8;
 // How often each two planes of a warp meet, as its lanes hold the products.
 using PlaneCounts = int32_t[kRowFragments][kColumnFragments][4];
 
-// Shared memory has the planes of a chunk in blocks of 16, those of x before those of y: what lane
-// 4 g + t of a warp needs of a block for one product is one piece, words of the planes g and g + 8.
-using Piece = Vector<uint32_t, 4>;
+// Shared memory has the planes of a chunk in fragments of 16, those of x before those of y. What
+// lane 4 g + t of a warp needs of a fragment for one product is one piece: two words of the planes
+// g and g
+// + 8, for x word by word, for y plane by plane, as the instruction takes them.
 constexpr int kPieceWords = 4;
+using Piece = Vector<uint32_t, kPieceWords>;
 constexpr int kSteps = kChunkSamples / 256;  // products
-constexpr int kTileBlocks = kTilePlanes / 16;
-// Pieces of two steps. The stores of eight neighbouring threads, which make pieces of the steps 0
-// and 2 (or 1 and 3), lie in different banks.
+constexpr int kTileFragments = kTilePlanes / 16;
+// Pieces of two steps. What eight neighbouring threads store at once, pieces of the steps 0 and 2
+// (or 1 and 3), lies in different banks.
 constexpr int kHalf = 2 * kWarpLanes + 4;
-constexpr int kBlockPieces = kSteps / 2 * kHalf;
-constexpr int kStagePieces = 2 * kTileBlocks * kBlockPieces;
+constexpr int kFragmentPieces = kSteps / 2 * kHalf;
+constexpr int kStagePieces = 2 * kTileFragments * kFragmentPieces;
 __device__ constexpr int step_at(int step) { return step / 2 * kHalf + step % 2 * kWarpLanes; }
 
 // Of eight planes of bins those words whose samples `group` lets pass.
@@ -40,21 +42,21 @@ __device__ __forceinline__ void eight_planes(uint32_t group, uint32_t bit0, uint
   }
 }
 
-// What a thread brings from memory to shared memory: 128 samples of a block of 16 planes.
+// What a thread brings from memory to shared memory: 128 samples of a fragment.
 template <int kPlanes>
-class BlockOfPlanes {
+class FragmentLoader {
  public:
-  // The blocks of a tile whose first feature is `x` on the one side and `y` on the other.
-  __device__ BlockOfPlanes(const CodedPlanes& x_planes, const CodedPlanes& y_planes, int64_t x,
-                           int64_t y)
-      : of_x_(threadIdx.x < kTileThreads / 2), part_(threadIdx.x % kParts) {
+  // The fragments of a tile whose first feature is `x` on the one side and `y` on the other.
+  __device__ FragmentLoader(const CodedPlanes& x_planes, const CodedPlanes& y_planes, int64_t x,
+                            int64_t y)
+      : of_x_(threadIdx.x < kTileThreads / 2) {
     const CodedPlanes& planes = of_x_ ? x_planes : y_planes;
-    const int block = threadIdx.x / kParts % kTileBlocks;
-    const int64_t feature = (of_x_ ? x : y) + block * 16 / kPlanes;
-    next_ = reinterpret_cast<const Piece*>(planes.words) + feature * kCoded * kParts + part_;
+    const int part = threadIdx.x % kParts, fragment = threadIdx.x / kParts % kTileFragments;
+    const int64_t feature = (of_x_ ? x : y) + fragment * 16 / kPlanes;
+    next_ = reinterpret_cast<const Piece*>(planes.words) + feature * kCoded * kParts + part;
     stride_ = planes.features * kCoded * kParts;
-    group_at_ = block * 16 % kPlanes / 8 * kParts;
-    target_ = threadIdx.x / kParts * kBlockPieces + step_at(part_ / 4 * 2) + part_ % 4;
+    group_at_ = fragment * 16 % kPlanes / 8 * kParts;
+    target_ = threadIdx.x / kParts * kFragmentPieces + step_at(part / 4 * 2) + part % 4;
   }
 
   // From the first chunk on, one after the other.
@@ -71,7 +73,7 @@ class BlockOfPlanes {
     next_ += stride_;
   }
 
-  // Which words of a chunk a product takes does not matter, as long as x and y agree.
+  // Which words of a chunk make a product does not matter, as long as x and y agree.
   __device__ __forceinline__ void store(Piece* stage) const {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
@@ -95,12 +97,11 @@ class BlockOfPlanes {
  private:
   static constexpr int kParts = kChunkWords / kPieceWords;  // of a chunk, a piece of each plane
   static constexpr int kGroups = kPlanes / 8, kCoded = kGroups + 3;
-  static constexpr int kFeatures = kPlanes < 16 ? 2 : 1;  // whose planes make a block
+  static constexpr int kFeatures = kPlanes < 16 ? 2 : 1;  // whose planes make a fragment
   static constexpr int kNextGroup = (kPlanes < 16 ? kCoded : 1) * kParts;
-  static_assert(kTileThreads == 2 * kTileBlocks * kParts);
+  static_assert(kTileThreads == 2 * kTileFragments * kParts);
 
   const bool of_x_;
-  const int part_;
   const Piece* next_;  // the coded planes of the first feature
   int64_t stride_;     // from chunk to chunk
   int group_at_;       // the first plane of a group of eight bins
@@ -113,16 +114,16 @@ class BlockOfPlanes {
 __device__ __forceinline__ void count_chunk(const Piece* stage, int warp_row, int warp_column,
                                             PlaneCounts& counts) {
   const int lane = threadIdx.x % kWarpLanes;
-  const Piece* rows = stage + warp_row / 16 * kBlockPieces + lane;
-  const Piece* columns = stage + (kTileBlocks + warp_column / 16) * kBlockPieces + lane;
+  const Piece* rows = stage + warp_row / 16 * kFragmentPieces + lane;
+  const Piece* columns = stage + (kTileFragments + warp_column / 16) * kFragmentPieces + lane;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     Piece a[kRowFragments];
 #pragma unroll
-    for (int i = 0; i < kRowFragments; ++i) a[i] = rows[i * kBlockPieces + step_at(step)];
+    for (int i = 0; i < kRowFragments; ++i) a[i] = rows[i * kFragmentPieces + step_at(step)];
 #pragma unroll
     for (int j = 0; j < kColumnFragments; j += 2) {
-      const Piece b = columns[j / 2 * kBlockPieces + step_at(step)];
+      const Piece b = columns[j / 2 * kFragmentPieces + step_at(step)];
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
         mma_and_popc(counts[i][j], a[i].values, b[0], b[1]);

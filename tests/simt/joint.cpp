@@ -215,7 +215,7 @@ int main() {
                            {2, 3, 0, 4, 4, 0, false},
                            {3, 3, 0, 20, 20, 0, true},
                            {17, 10, 130, 9, 3, 60, false},
-                           {33, 33, 40, 16, 16, 5, true}}) {
+                           {17, 17, 40, 16, 16, 5, true}}) {
     check_pairs(p, Estimator::plugin, mutual);
   }
   // The same without gaps from sums alone, some of cells beyond the terms at hand.
