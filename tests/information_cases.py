@@ -253,6 +253,9 @@ INFORMATION_CASES: tuple[Case, ...] = (
             (lambda: (_zeros(2, 1), None, 4, 4, "joint_entropy"), ValueError,
              "pairwise_information: x must have at least 2 valid samples in every feature, got 1 "
              "in feature 0"),
+            (lambda: (_zeros(2, 0), None, 4, 4, "joint_entropy"), ValueError,
+             "pairwise_information: x must have at least 2 valid samples in every feature, got 0 "
+             "in feature 0"),
             (lambda: (_zeros(2, 9), _zeros(2, 8), 4, 4, "joint_entropy"), ValueError,
              "pairwise_information: y must have as many samples as x, got 8 and 9"),
             (lambda: (torch.tensor([[0, 1, 255, 255]], dtype=torch.uint8),

@@ -17,9 +17,8 @@ constexpr int kRowFragments = kWarpTile / 16, kColumnFragments = kWarpTile / 8;
 using PlaneCounts = int32_t[kRowFragments][kColumnFragments][4];
 
 // Shared memory has the planes of a chunk in fragments of 16, those of x before those of y. What
-// lane 4 g + t of a warp needs of a fragment for one product is one piece: two words of the planes
-// g and g
-// + 8, for x word by word, for y plane by plane, as the instruction takes them.
+// lane 4 g + t of a warp needs of a fragment for one product is one piece: two words of each of the
+// planes g and g + 8, for x word by word, for y plane by plane, as the instruction takes them.
 constexpr int kPieceWords = 4;
 using Piece = Vector<uint32_t, kPieceWords>;
 constexpr int kSteps = kChunkSamples / 256;  // products
