@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_ext.nn import MaskedLinear, SparseLinear, choice_cuda, masked_linear, sparse
+from simmim_ext.nn import MaskedLinear, SparseLinear, choice_cuda, masked_linear, packing
 from simmim_ext.ops import _library
 from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
@@ -154,7 +154,9 @@ def small_layers_too(monkeypatch):
     if EMULATED:
         choose = choice_cuda.choose_on_cuda
         monkeypatch.setattr(
-            sparse, "choose", lambda p, shape, capability, dtype: choose(p, math.prod(shape), dtype)
+            packing,
+            "choose",
+            lambda p, shape, capability, dtype: choose(p, math.prod(shape), dtype),
         )
 
 

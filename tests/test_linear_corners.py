@@ -76,8 +76,35 @@ def test_forward_mode() -> None:
             torch.testing.assert_close(tangent, reference(X.sin(), WEIGHT))
         assert layer.choice.kernel(3) != "dense"
         x = torch.randn(3, 512)
-        with pytest.raises(NotImplementedError, match="sparse_linear: has no gradient"):
-            layer(forward_ad.make_dual(x, x))
+        tangent = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x.sin()))).tangent
+        torch.testing.assert_close(tangent, F.linear(x.sin(), layer.weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("memory", ["fast", "small"])
+@pytest.mark.parametrize("columns", [1, 512])
+def test_layers_under_transforms(columns: int, memory: str) -> None:
+    """Also where a kernel without derivatives serves, and one of whole rows and columns."""
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(512, columns, generator=generator) < 0.05).expand(512, 512)
+    layer = SparseLinear.from_linear(torch.nn.Linear(512, 512), mask, memory=memory)
+    x, dense = torch.randn(3, 512, generator=generator), layer.to_dense().requires_grad_(False)
+    calls: dict[str, Callable[[Callable[[Tensor], Tensor]], Tensor]] = {
+        "vmap": lambda f: vmap(f)(x),
+        "vmap of what requires a gradient": lambda f: torch.autograd.grad(
+            vmap(f)(y := x.clone().requires_grad_()).sin().sum(), y
+        )[0],
+        "grad of vmap": lambda f: grad(lambda x: vmap(f)(x).sin().sum())(x),
+        "vmap of grad": lambda f: vmap(grad(lambda x: f(x).sin().sum()))(x),
+        "jvp": lambda f: jvp(f, (x,), (x.cos(),))[1],
+        "jacfwd": lambda f: jacfwd(f)(x[0]),
+        "jacrev": lambda f: jacrev(f)(x[0]),
+    }
+    for name, call in calls.items():
+        actual, expected = call(layer), call(dense)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4, msg=name)
+        with torch.no_grad():
+            torch.testing.assert_close(vmap(layer)(x), dense(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("byte", [2, 128, 255])

@@ -12,7 +12,7 @@ import torch
 from test_cuda_linear import TOLERANCE, wanted
 from torch import Tensor, nn
 
-from simmim_ext.nn import SparseLinear, choice_cuda, sparse, structured_cuda
+from simmim_ext.nn import SparseLinear, choice_cuda, packing, structured_cuda
 from simmim_ext.nn.choice import Choice
 from simmim_ext.nn.pattern import recognise
 from simmim_ext.nn.structured_cuda import TILES, fitting, offered
@@ -130,7 +130,7 @@ def chosen(device, monkeypatch) -> str:
             kernels = ((65, "dense"), (None, "bsr" if pattern.square else "2:4"))
             return Choice(pattern.name, pattern.density, kernels, "imitated")
 
-        monkeypatch.setattr(sparse, "choose", choose)
+        monkeypatch.setattr(packing, "choose", choose)
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", imitated_semi_structured)
         monkeypatch.setattr(_triton_ops, "bsr_dense_addmm", imitated_addmm)
     return str(device)
@@ -226,7 +226,7 @@ def test_forms_of_the_layer(kind, chosen, monkeypatch) -> None:
         assert runs(other, x, monkeypatch)
     # The dense weight of the smaller batches is held once, and what is packed beside it.
     held = sum(buffer.nbytes for buffer in layer.buffers()) + OUT * IN * 2
-    packed = layer._kernels[-1].structured.nbytes
+    packed = layer._made.kernels[-1].product.nbytes
     share = 0.5 if kind == "2:4" else layer.choice.density
     assert OUT * IN * 2 * share <= packed <= OUT * IN * 2 * (share + 1 / 16) + 1024
     assert layer.nbytes >= held + packed

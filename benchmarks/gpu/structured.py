@@ -32,7 +32,7 @@ def structured_linears(measures: dict[str, float]) -> Iterator[Figure]:
             linear = torch.nn.Linear(SIZE, SIZE, device="cuda", dtype=torch.bfloat16)
             layers.append(SparseLinear.from_linear(linear, mask))
         dense = [layer.to_dense() for layer in layers]
-        products = [layer._kernels[-1].structured for layer in layers]
+        products = [layer._made.kernels[-1].product for layer in layers]
         title = f"SparseLinear bfloat16 {SIZE} x {SIZE}, {name}"
         if products[0] is None:  # no cuSPARSELt or no Triton
             yield title, {"ms": None, "rate": "not offered here", "times_as_fast": {}}

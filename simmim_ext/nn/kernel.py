@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
+from ..ops._library import operator
 from ..ops.sparse_linear import pack_sparse_weight
 from .pattern import Pattern
-from .structured_cuda import Blocks, Structured, TwoOfFour
+from .product import Product, result_dtype, takes
+from .structured_cuda import Blocks, TwoOfFour
+
+# Not the function of this name: in a small layer each Python call is felt.
+_sparse_linear = operator("sparse_linear")
 
 
 class Kernel(NamedTuple):
@@ -18,11 +27,8 @@ class Kernel(NamedTuple):
 
     limit: float  # the largest batch it serves
     name: str
-    packed: Tensor | None = None  # for sparse_linear: [bytes]
-    weight: Tensor | None = None  # dense, 2:4 and bsr: [out, in]; compact: [rows, columns]
-    rows: Tensor | None = None  # compact: the rows and columns that are kept
-    columns: Tensor | None = None
-    structured: Structured | None = None  # for torch's own product, on CUDA
+    product: Product | None = None  # None: compressed_linear itself
+    weight: Tensor | None = None  # [out, in] dense, for compressed_linear; None: it decompresses
 
 
 def make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> Kernel:
@@ -39,13 +45,12 @@ def make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> Ke
     if name == "dense":
         return Kernel(math.inf, name, weight=weight)
     if name == "compact":
-        kept = weight.index_select(0, pattern.rows).index_select(1, pattern.columns)
-        return Kernel(math.inf, name, None, kept, pattern.rows, pattern.columns)
+        return Kernel(math.inf, name, Compact(weight, pattern))
     if name in ("2:4", "bsr"):
         # With the weight of "dense", which is there for smaller batches, and serves gradients.
-        packed = TwoOfFour(weight) if name == "2:4" else Blocks(weight, mask, pattern.square)
-        return Kernel(math.inf, name, weight=weight, structured=packed)
-    return Kernel(math.inf, name, pack_sparse_weight(weight, mask, name))
+        structured = TwoOfFour(weight) if name == "2:4" else Blocks(weight, mask, pattern.square)
+        return Kernel(math.inf, name, structured, weight)
+    return Kernel(math.inf, name, Packed(weight, mask, name))
 
 
 def held_bytes(kernels: tuple[Kernel, ...]) -> int:
@@ -54,18 +59,52 @@ def held_bytes(kernels: tuple[Kernel, ...]) -> int:
     return sum(item.nbytes for item in held.values())
 
 
-def compact_linear(
-    x: Tensor, kernel: Kernel, bias: Tensor | None, out_features: int, in_features: int
-) -> Tensor:
+class Packed(Product):
+    """A weight packed for a kernel of ours; without derivatives."""
+
+    def __init__(self, weight: Tensor, mask: Tensor, layout: str) -> None:
+        self.dtype, self.out_features = weight.dtype, weight.shape[0]
+        self.packed = (pack_sparse_weight(weight, mask, layout),)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it takes x, and nothing asks for a derivative of it."""
+        if torch.is_grad_enabled() and _is_tracked(x):
+            return False
+        return takes(self.dtype, x) and forward_ad._current_level < 0
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Computes ``y = x W^T + b``."""
+        return _sparse_linear(x, self.packed[0], bias, self.out_features)  # type: ignore[no-any-return]
+
+
+class Compact(Product):
     """A dense layer on the kept columns, whose outputs are the kept rows."""
-    weight, rows, columns = cast(tuple[Tensor, Tensor, Tensor], kernel[3:6])
-    if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(
-            "SparseLinear: x must have shape [..., in_features] with in_features ="
-            f" {in_features}, got {list(x.shape)}"
-        )
-    bias = weight.new_zeros(out_features) if bias is None else bias
-    y = F.linear(x.index_select(-1, columns).to(weight.dtype), weight, bias[rows])
-    if rows.numel() < out_features:
-        y = bias.to(y.dtype).expand(*x.shape[:-1], -1).index_copy(-1, rows, y)
-    return y.to(x.dtype) if y.dtype == weight.dtype else y  # else it is autocast's
+
+    def __init__(self, weight: Tensor, pattern: Pattern) -> None:
+        self.out_features, self.in_features = weight.shape
+        rows, columns = pattern.rows, pattern.columns
+        self.packed = (weight.index_select(0, rows).index_select(1, columns), rows, columns)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it takes x's dtype and shape."""
+        fits = x.dim() > 0 and x.shape[-1] == self.in_features
+        return fits and takes(self.packed[0].dtype, x)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Computes ``y = x W^T + b``."""
+        weight, rows, columns = self.packed
+        bias = weight.new_zeros(self.out_features) if bias is None else bias
+        y = F.linear(x.index_select(-1, columns).to(weight.dtype), weight, bias[rows])
+        if rows.numel() < self.out_features:
+            y = bias.to(y.dtype).expand(*x.shape[:-1], -1).index_copy(-1, rows, y)
+        return y.to(result_dtype(x))
+
+
+def _is_tracked(x: Tensor) -> bool:
+    """Whether x may be differentiated by, by autograd or in a transform of torch.func."""
+    # Which torch.compile cannot look into.
+    while not is_compiling() and _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_gradtrackingtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 
-from ..ops._library import cpu_capability, has_cuda_kernels, operator
+from ..ops._library import operator
 from ..ops.compressed_linear import compress_weight, decompress_weight
-from .choice import Choice, choose
-from .choice_cuda import choose_on_cuda
-from .kernel import Kernel, compact_linear, held_bytes, make_kernel
+from .choice import Choice
+from .kernel import Kernel, held_bytes
 from .masked import MaskedLinear, check_mask, check_sizes
-from .pattern import recognise
-from .structured_cuda import offered
+from .packing import COMPRESSED, Made, decompress_exported, make_kernels, make_none
 
-# Not the functions of these names: in a small layer each Python call is felt.
+# Not the function of this name: in a small layer each Python call is felt.
 _compressed_linear = operator("compressed_linear")
-_sparse_linear = operator("sparse_linear")
 
 MEMORY = ("fast", "small")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -40,8 +36,10 @@ class SparseLinear(nn.Module):
     What is saved is the portable compressed form: a bit for each weight, and the kept weights'
     values, density + 1/32 of the dense size for float32. The packed kernels are made from it on the
     device at hand, whenever the layer is made, loaded, copied, unpickled, or moved to another
-    device or dtype. ``torch.export`` exports an equivalent of standard operators on the compressed
-    form.
+    device or dtype, or its buffers are assigned or changed in place (but through ``.data``, and in
+    code that torch.compile has compiled, where nobody notices). Buffers lent for a call, as
+    ``torch.func.functional_call`` lends them, are decompressed in it. ``torch.export`` exports an
+    equivalent of standard operators on the compressed form.
 
     Args:
         in_features: size of each input sample.
@@ -130,42 +128,29 @@ class SparseLinear(nn.Module):
             dtype=dtype or weight.dtype,
             memory=memory,
         )
-        layer.bitmap, layer.values = compress_weight(weight.to(layer.values.dtype), mask)
+        bitmap, values = compress_weight(weight.to(layer.values.dtype), mask)
+        layer._buffers.update(bitmap=bitmap, values=values)
         if linear.bias is not None:
             layer.bias = linear.bias.detach().to(layer.values.dtype, copy=True)
         layer._pack()
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x [..., in_features] to y [..., out_features], of x's dtype."""
+        """Maps x [..., in_features] to y [..., out_features], of x's dtype.
+
+        x is of the layer's dtype, or float32 where that is float16 or bfloat16.
+        """
         if is_exporting():
             return self._forward_exported(x)
-        kernels = self._kernels
-        kernel = kernels[-1]
-        if len(kernels) > 1:
-            batch = x.numel() // self.in_features
-            for kernel in kernels:  # the last has no limit
-                if batch <= kernel.limit:
-                    break
         # Not as attributes, which nn.Module takes longer to find than a small layer to compute.
-        buffers = self._buffers
-        packed = kernel.packed
-        if packed is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            return _sparse_linear(x, packed, buffers["bias"], self.out_features)  # type: ignore[no-any-return]
-        structured = kernel.structured
-        if structured is not None and structured.serves(x):
-            return structured(x, buffers["bias"])
-        if kernel.name == "compact":
-            sizes = self.out_features, self.in_features
-            return compact_linear(x, kernel, buffers["bias"], *sizes)
+        buffers: Any = self._buffers
+        bitmap, values, bias = buffers["bitmap"], buffers["values"], buffers["bias"]
+        kernel = self._kernel(x, bitmap, values)
+        product = kernel.product
+        if product is not None and product.serves(x):
+            return product(x, bias)
         return _compressed_linear(  # type: ignore[no-any-return]
-            x,
-            buffers["bitmap"],
-            buffers["values"],
-            kernel.weight,
-            buffers["bias"],
-            self.out_features,
-            self.in_features,
+            x, bitmap, values, kernel.weight, bias, self.out_features, self.in_features
         )
 
     @property
@@ -177,8 +162,8 @@ class SparseLinear(nn.Module):
         forward layers', T5 its ``wo``'s) is right, but gains nothing by that layer being sparse.
         """
         if is_exporting():
-            return self._weight_exported()
-        return self._decompressed(self.values)
+            return decompress_exported(self.bitmap, self.values, self._shape)
+        return decompress_weight(self.bitmap, self.values, *self._shape)
 
     def to_dense(self) -> nn.Linear:
         """The same layer as a plain ``nn.Linear``, its masked weights 0."""
@@ -189,7 +174,7 @@ class SparseLinear(nn.Module):
             device="meta",
             dtype=self.values.dtype,
         )
-        linear.weight = nn.Parameter(self._decompressed(self.values))
+        linear.weight = nn.Parameter(self.weight)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.clone())
         return linear.train(self.training)
@@ -197,73 +182,90 @@ class SparseLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes that the layer holds in memory: compressed form, bias and packed kernels."""
-        return sum(tensor.nbytes for tensor in self.buffers()) + held_bytes(self._kernels)
+        return sum(tensor.nbytes for tensor in self.buffers()) + held_bytes(self._made.kernels)
 
     @property
     def choice(self) -> Choice:
         """Which kernels serve which batch sizes, and why."""
-        return self._choice
+        return self._made.choice
 
     def extra_repr(self) -> str:
         """The sizes, and what was chosen."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features},"
-            f" bias={self.bias is not None}, memory={self.memory!r}, {self._choice}"
+            f" bias={self.bias is not None}, memory={self.memory!r}, {self.choice}"
         )
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
     def _forward_exported(self, x: Tensor) -> Tensor:
         """The same in standard operators, for runtimes that lack this library's."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self._weight_exported().to(x.dtype), bias)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
-    def _weight_exported(self) -> Tensor:
-        lanes = torch.arange(8, dtype=torch.uint8, device=self.bitmap.device)
-        bits = self.bitmap.unsqueeze(1) >> lanes
-        shape = self.out_features, self.in_features
-        mask = (bits & 1).flatten()[: shape[0] * shape[1]].bool().view(shape)
-        return self.values.new_zeros(shape).masked_scatter(mask, self.values)
+    def _kernel(self, x: Tensor, bitmap: Tensor, values: Tensor) -> Kernel:
+        """The kernel for x on these buffers."""
+        made = self._made
+        if bitmap is not made.bitmap or values is not made.values:
+            return COMPRESSED  # they are lent for this call, as torch.func.functional_call does
+        if not is_compiling() and (  # which cannot tell
+            bitmap._version != made.bitmap_version or values._version != made.values_version
+        ):
+            made = self._follow()
+        kernels = made.kernels
+        if len(kernels) > 1:
+            batch = x.numel() // self.in_features
+            for kernel in kernels:  # the last has no limit
+                if batch <= kernel.limit:
+                    return kernel
+        return kernels[-1]
 
-    def _pack(self, choice: Choice | None = None) -> None:
-        """Chooses the kernels, unless told, and makes what they need from the compressed form."""
-        weights = self.out_features * self.in_features
-        device = self.bitmap.device.type
-        if device != "cpu" and not (device == "cuda" and has_cuda_kernels()):
-            density = self.values.numel() / max(weights, 1)
-            reason = f"there are no kernels for {device}"
-            self._choice = Choice("unknown", density, ((None, "compressed"),), reason)
-            self._kernels: tuple[Kernel, ...] = (Kernel(math.inf, "compressed"),)
-            return
-        weight = self._decompressed(self.values)
-        mask = self._decompressed(torch.ones_like(self.values)).bool()
-        pattern = recognise(mask)
-        if choice is None and self.memory == "small":
-            kernels = ((None, "compressed"),)
-            choice = Choice(pattern.name, pattern.density, kernels, "memory='small'")
-        elif choice is None and device == "cuda":
-            kernel = offered(weight, pattern)
-            choice = choose_on_cuda(pattern, weights, self.values.dtype, kernel)
-        shape = self.out_features, self.in_features
-        self._choice = choice or choose(pattern, shape, cpu_capability(), self.values.dtype)
-        made = {
-            name: make_kernel(name, weight, mask, pattern)
-            for name in {name for _, name in self._choice.kernels}
-        }
-        self._kernels = tuple(
-            made[name]._replace(limit=math.inf if limit is None else limit)
-            for limit, name in self._choice.kernels
-        )
+    def _pack(self, choice: Choice | None = None) -> Made:
+        """Makes the kernels of the buffers, chosen unless told."""
+        # What is made in inference mode has no version, and cannot be saved for a gradient.
+        with torch.inference_mode(False):
+            for name, buffer in self._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    self._buffers[name] = buffer.clone()
+            self._made = make_kernels(self.bitmap, self.values, self._shape, self.memory, choice)
+        return self._made
 
-    def _decompressed(self, values: Tensor) -> Tensor:
-        return decompress_weight(self.bitmap, values, self.out_features, self.in_features)
+    def _follow(self) -> Made:
+        """The same where the buffers need not fit, as on their way from one weight to another."""
+        try:
+            return self._pack()
+        except (TypeError, ValueError) as error:
+            self._made = make_none(self.bitmap, self.values, self._shape, str(error))
+            return self._made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._pack()
+        before = dict(self._buffers)
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._check_dtypes()
+        except Exception:
+            self._buffers.update(before)
+            raise
+        self._follow()
         return self
+
+    def _check_dtypes(self) -> None:
+        if self.values.dtype not in DTYPES or self.bitmap.dtype != torch.uint8:
+            raise TypeError(
+                f"SparseLinear: values must be of one of {DTYPES}, and bitmap of torch.uint8, got"
+                f" {self.values.dtype} and {self.bitmap.dtype}; use .to(dtype) with one of these"
+            )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("bitmap", "values"):
+            self._follow()
 
     def __getstate__(self) -> dict[str, Any]:
         # Packed kernels are this machine's: a copy makes its own.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_kernels", "_choice")}
+        return {k: v for k, v in self.__dict__.items() if k != "_made"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -272,16 +274,26 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        errors, before = args[-1], dict(self._buffers)
+        # All or nothing: bitmap and values belong together.
+        names = ("bitmap", "values")
+        given = [prefix + name for name in names if prefix + name in state_dict]
+        errors, before, made = args[-1], dict(self._buffers), self._made
         known = len(errors)
+        if len(given) == 1:
+            errors.append(
+                f"{prefix}bitmap and {prefix}values belong together, got {given[0]} alone"
+            )
+            return
         self._buffers.update({k: None if v is None else v.clone() for k, v in before.items()})
         values = state_dict.get(prefix + "values")
-        if values is not None:  # as many as its own bitmap keeps, whatever ours does
-            self.values = self.values.new_empty(values.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if len(errors) == known:
-            try:
-                return self._pack()
-            except ValueError as error:
-                errors.append(f"{prefix}values and {prefix}bitmap do not fit: {error}")
-        self._buffers.update(before)  # all or nothing: bitmap and values belong together
+        if isinstance(values, Tensor):  # as many as its own bitmap keeps, whatever ours does
+            self._buffers["values"] = self.values.new_empty(values.shape)
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            if len(errors) == known:
+                self._pack()
+                return
+        except (RuntimeError, TypeError, ValueError) as error:
+            errors.append(f"{prefix}values and {prefix}bitmap do not fit: {error}")
+        self._buffers.update(before)
+        self._made = made

@@ -8,7 +8,7 @@ not stored would stop them.
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .pattern import Pattern
+from .product import HALVES, Product, result_dtype
 
-HALVES = (torch.float16, torch.bfloat16)  # in float32 Triton's blocks add in float64
 # cuSPARSELt takes multiples of 16 x 16, CUTLASS, which torch can be told to use, of these.
 ROWS, COLUMNS = 32, 64
 # Side of a block -> samples that are multiplied together, stages of loading ahead, warps: as in
@@ -36,7 +36,7 @@ def fitting(weight: Tensor, pattern: Pattern) -> str | None:
         weight: [out_features, in_features], 0 where it is masked.
         pattern: of its mask.
     """
-    if weight.dtype not in HALVES:
+    if weight.dtype not in HALVES:  # in float32 Triton's blocks add in float64
         return None
     if pattern.square in TILES:
         return "bsr"
@@ -63,24 +63,16 @@ def offered(weight: Tensor, pattern: Pattern) -> str | None:
     return kernel if kernel is not None and available(kernel, weight.device) else None
 
 
-class Structured(ABC):
+class Structured(Product):
     """A weight packed for a kernel of torch's; see `TwoOfFour` and `Blocks`."""
-
-    packed: tuple[Tensor, ...]
 
     def __init__(self, weight: Tensor) -> None:
         self.shape, self.dtype, self.device = weight.shape, weight.dtype, weight.device
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the packed weight."""
-        return sum(tensor.nbytes for tensor in self.packed)
-
     def serves(self, x: Tensor) -> bool:
         """Whether x [..., in_features] is plain data for the kernel.
 
-        Where it is not, compressed_linear takes it, or says what is wrong with it: it alone has
-        gradients, and torch.compile and torch.func can look into it.
+        compressed_linear alone has gradients, and torch.compile and torch.func can look into it.
         """
         in_features = self.shape[1]
         return (
@@ -98,12 +90,11 @@ class Structured(ABC):
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Computes ``y = x W^T + b`` in the weight's dtype; y has x's, or autocast's."""
-        device = x.device.type
         rows = x.to(self.dtype).reshape(-1, x.shape[-1]).contiguous()
         if rows.data_ptr() % ALIGNMENT:
             rows = rows.clone()
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
+        dtype = result_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
             y = self._product(rows, bias).contiguous()
         return y.view(*x.shape[:-1], self.shape[0]).to(dtype)
 
