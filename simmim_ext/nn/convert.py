@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .choice import Choice
-from .masked import MaskedLinear
+from .masked import MaskedLinear, density, has_own_forward
+from .packing import decompress_mask
+from .pattern import recognise
 from .sparse import SparseLinear
 
-_HEAD = ("layer", "pattern", "kept", "kernels", "expected speed, x dense", "why")
 _log = logging.getLogger(__name__)
 
 
@@ -24,7 +26,8 @@ class Acceleration:
     """What `accelerate` chose; ``str()`` makes a table of it, and rich draws one.
 
     Attributes:
-        layers: layer name -> its choice.
+        layers: layer name -> its choice; last come the plain layers whose weights are mostly 0,
+            which stay as they are.
     """
 
     layers: dict[str, Choice]
@@ -65,21 +68,24 @@ def accelerate(
 ) -> nn.Module:
     """A new model in which every masked layer is the fastest equivalent, for inference.
 
-    Each MaskedLinear becomes a SparseLinear, whose kernels are chosen by the mask's pattern, its
-    density, its size and the batch, from measurements: a default, or this machine's own once
-    ``simmim tune`` has run. What was chosen, why and what to expect of it is logged at level INFO,
-    and kept as ``.acceleration`` of the new model: ``print(accelerate(model).acceleration)``, or
-    ``.acceleration.to_dict()`` as data.
+    Each MaskedLinear becomes a SparseLinear, as does each SparseLinear anew, whose kernels are
+    chosen by the mask's pattern, its density, its size and the batch, from measurements: a
+    default, or this machine's own once ``simmim tune`` has run. What was chosen, why and what to
+    expect of it is logged at level INFO, and kept as ``.acceleration`` of the new model:
+    ``print(accelerate(model).acceleration)``, or ``.acceleration.to_dict()`` as data.
 
     Args:
         model: any model; it stays as it is, and the rest of the new one is a deep copy.
-        dtype: of the new layers' weights; None: the layers' own. See ``SparseLinear``.
+        dtype: of the new layers' weights; None: the layers' own. See ``SparseLinear``. Layers whose
+            weights torch's MultiheadAttention and TransformerEncoderLayer read keep their own.
         memory: "fast" or "small"; see ``SparseLinear``.
 
     Raises:
-        ValueError: a masked layer has hooks, which the new one would lose, or the model has an
-            ``acceleration`` of its own.
+        ValueError: a masked layer has hooks or a forward of its own, which the new one would lose,
+            or is on the meta device; or the model has an ``acceleration`` of its own, or holds what
+            cannot be copied.
     """
+    _check_model("accelerate", model)
     own = getattr(model, "acceleration", Acceleration({}))
     if not isinstance(own, Acceleration):  # one of ours is replaced
         raise ValueError(
@@ -87,13 +93,33 @@ def accelerate(
             f" choices in, got one of type {type(own).__name__}; rename it"
         )
     layers: dict[str, Choice] = {}
+    readers = _readers(model)
 
-    def convert(name: str, layer: nn.Module) -> nn.Module:
-        sparse = SparseLinear.from_linear(layer, dtype=dtype, memory=memory)  # type: ignore[arg-type]
-        layers[name or "(model)"] = sparse.choice
+    def convert(name: str, layer: Any) -> nn.Module:
+        if isinstance(layer, SparseLinear):
+            shape = layer.out_features, layer.in_features
+            kept = decompress_mask(layer.bitmap, layer.values, shape)
+            masked = MaskedLinear.from_linear(layer.to_dense(), kept)
+        else:
+            masked = layer
+        if masked.weight.is_meta:
+            raise ValueError(
+                f"accelerate: layer {name!r} must hold weights, got the meta device; load it first"
+            )
+        own, reader = masked.weight.dtype, readers.get(id(layer))
+        sparse = masked.to_sparse(dtype if reader is None else own, memory)
+        reason = sparse.choice.reason
+        if reader is not None and dtype not in (None, own):
+            reason += f"; it keeps {own}, for {reader} reads its weight"
+        layers[name or "(model)"] = replace(sparse.choice, reason=reason)
         return sparse
 
-    result = _replaced(model, (MaskedLinear,), convert, "accelerate")
+    result = _replaced(model, (MaskedLinear, SparseLinear), convert, "accelerate")
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
+            kept = layer.weight != 0
+            if density(kept) < 0.5 and not has_own_forward(layer, nn.Linear):
+                layers[name or "(model)"] = _unmasked(kept)
     result.acceleration = Acceleration(layers)  # type: ignore[assignment]
     _log.info("accelerate:\n%s", result.acceleration)
     return result
@@ -102,37 +128,115 @@ def accelerate(
 def strip(model: nn.Module) -> nn.Module:
     """A new model in which every masked or sparse layer is a plain ``nn.Linear`` with zeros.
 
-    It needs nothing of this library: to export it, or to train all of its weights again.
+    It needs nothing of this library: to export it, or to train all of its weights again. Parameters
+    that masked layers share stay shared.
 
     Args:
         model: any model; it stays as it is, and the rest of the new one is a deep copy.
 
     Raises:
-        ValueError: a masked or sparse layer has hooks, which the new one would lose.
+        ValueError: a masked or sparse layer has hooks or a forward of its own, which the new one
+            would lose, or shares a weight in which not all that it masks is 0; or the model holds
+            what cannot be copied.
     """
+    _check_model("strip", model)
+    places = _places(model)
+    shared: dict[int, Tensor] = {}  # a parameter's id -> what it is in the new model
 
-    def convert(name: str, layer: nn.Module) -> nn.Module:
-        return layer.to_dense()  # type: ignore[operator, no-any-return]
+    def convert(name: str, layer: Any) -> nn.Module:
+        dense: nn.Linear = layer.to_dense()
+        for key, parameter in layer._parameters.items():
+            others = [place for place in places.get(id(parameter), ()) if place != f"{name}.{key}"]
+            if not others:
+                continue
+            if key == "weight" and parameter.masked_select(~layer.mask).any():
+                raise ValueError(
+                    f"strip: layer {name!r} must not share its weight with {', '.join(others)}"
+                    " where not all that it masks is 0; give it one of its own:"
+                    " layer.weight = nn.Parameter(layer.weight.detach().clone())"
+                )
+            setattr(dense, key, shared.setdefault(id(parameter), getattr(dense, key)))
+        return dense
 
-    return _replaced(model, (MaskedLinear, SparseLinear), convert, "strip")
+    return _replaced(model, (MaskedLinear, SparseLinear), convert, "strip", shared)
 
 
 def _replaced(
     model: nn.Module,
     kinds: tuple[type[nn.Module], ...],
-    convert: Callable[[str, nn.Module], nn.Module],
+    convert: Callable[[str, Any], nn.Module],
     caller: str,
+    shared: dict[int, Tensor] | None = None,
 ) -> nn.Module:
-    """A copy of the model with its layers of some kinds converted, a shared one once."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
+    """A copy of the model with its layers of some kinds converted, a shared one once.
+
+    `shared` is read once all are converted: what else of the model has a copy already, by id.
+    """
     converted: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, kinds):
-            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-                raise ValueError(
-                    f"{caller}: layer {name!r} must not have hooks, which the new layer would lose;"
-                    " remove them first"
-                )
+            _check_loses_nothing(caller, name, layer, kinds)
             converted[id(layer)] = convert(name, layer)
-    return copy.deepcopy(model, converted)
+        else:
+            _check_can_be_copied(caller, name, layer)
+    return copy.deepcopy(model, {**converted, **(shared or {})})
+
+
+def _check_model(caller: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_loses_nothing(
+    caller: str, name: str, layer: nn.Module, kinds: tuple[type[nn.Module], ...]
+) -> None:
+    lost = [key for key, value in vars(layer).items() if key.endswith("_hooks") and value]
+    if is_parametrized(layer):  # whose names in old checkpoints one of torch's own translates
+        lost = [key for key in lost if key != "_load_state_dict_pre_hooks"]
+    if lost:
+        raise ValueError(
+            f"{caller}: layer {name!r} must not have hooks, which the new layer would lose, got"
+            f" {', '.join(lost)}; remove them first"
+        )
+    if has_own_forward(layer, *kinds):
+        raise ValueError(
+            f"{caller}: layer {name!r} must not have a forward of its own, which the new layer"
+            f" would lose, got a {type(layer).__name__}; have it hold the masked layer instead"
+        )
+
+
+def _check_can_be_copied(caller: str, name: str, layer: nn.Module) -> None:
+    for key, value in vars(layer).items():
+        if isinstance(value, Tensor) and not value.is_leaf:
+            raise ValueError(
+                f"{caller}: layer {name!r} must not hold tensors computed from parameters, which"
+                f" cannot be copied, got {key!r}; make it final first, with"
+                " torch.nn.utils.prune.remove or torch.nn.utils.remove_weight_norm"
+            )
+
+
+def _readers(model: nn.Module) -> dict[int, str]:
+    """The ids of layers whose weight a module of torch's reads itself -> that module's class."""
+    found = {}
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            found[id(module.out_proj)] = "MultiheadAttention"
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            found[id(module.linear1)] = found[id(module.linear2)] = "TransformerEncoderLayer"
+    return found
+
+
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """The ids of parameters -> their names, one for each module that holds them."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append(f"{name}.{key}")
+    return found
+
+
+def _unmasked(kept: Tensor) -> Choice:
+    reason = "not masked: MaskedLinear.from_linear(layer, layer.weight != 0) would make it sparse"
+    pattern = recognise(kept)
+    return Choice(pattern.name, pattern.density, ((None, "dense"),), reason)

@@ -81,13 +81,10 @@ class MaskedLinear(nn.Module):
 
         Raises:
             ValueError: the mask has another shape.
-            TypeError: the mask is not bool, or `linear` is another kind of layer.
+            TypeError: the mask is not bool, or `linear` is another kind of layer or has a forward
+                of its own.
         """
-        if not isinstance(linear, (nn.Linear, MaskedLinear)):
-            raise TypeError(
-                "MaskedLinear.from_linear: linear must be an nn.Linear or a MaskedLinear,"
-                f" got {type(linear).__name__}"
-            )
+        check_linear("MaskedLinear.from_linear", linear)
         check_mask("MaskedLinear.from_linear", mask, linear.weight)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
@@ -117,9 +114,10 @@ class MaskedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes and the share of the weights that is kept."""
+        kept = "unknown" if self.mask.is_meta else f"{density(self.mask):.3g}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features},"
-            f" bias={self.bias is not None}, density={density(self.mask):.3g}"
+            f" bias={self.bias is not None}, density={kept}"
         )
 
     def _load_from_state_dict(
@@ -139,6 +137,25 @@ def check_sizes(caller: str, **sizes: object) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 0:
             raise ValueError(f"{caller}: {name} must be an int of at least 0, got {size!r}")
+
+
+def check_linear(caller: str, linear: nn.Module) -> None:
+    """Raises TypeError unless it is an nn.Linear or a MaskedLinear, and computes what these do."""
+    if not isinstance(linear, (nn.Linear, MaskedLinear)):
+        raise TypeError(
+            f"{caller}: linear must be an nn.Linear or a MaskedLinear, got {type(linear).__name__}"
+        )
+    if has_own_forward(linear, nn.Linear, MaskedLinear):
+        raise TypeError(
+            f"{caller}: linear must have the forward of nn.Linear or MaskedLinear, which the new"
+            f" layer would have, got a {type(linear).__name__} with its own; convert the layer"
+            " inside it"
+        )
+
+
+def has_own_forward(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a layer of one of the kinds computes something else, as a subclass may."""
+    return "forward" in vars(layer) or type(layer).forward not in [kind.forward for kind in kinds]
 
 
 def check_mask(caller: str, mask: Tensor, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ from ..ops._library import operator
 from ..ops.compressed_linear import compress_weight, decompress_weight
 from .choice import Choice
 from .kernel import Kernel, held_bytes
-from .masked import MaskedLinear, check_mask, check_sizes
+from .masked import MaskedLinear, check_linear, check_mask, check_sizes
 from .packing import COMPRESSED, Made, decompress_exported, make_kernels, make_none
 
 # Not the function of this name: in a small layer each Python call is felt.
@@ -107,17 +107,18 @@ class SparseLinear(nn.Module):
             memory: "fast" or "small"; see the class.
 
         Raises:
-            ValueError: the mask has another shape, or `memory` is unknown.
-            TypeError: the mask is not bool, `linear` is another kind of layer, or `dtype` is none
-                of float32, float64, float16 and bfloat16.
+            ValueError: the mask has another shape, `memory` is unknown, or `linear` is on the meta
+                device.
+            TypeError: the mask is not bool, `linear` is another kind of layer or has a forward of
+                its own, or `dtype` is none of float32, float64, float16 and bfloat16.
         """
         caller = "SparseLinear.from_linear"
-        if not isinstance(linear, (nn.Linear, MaskedLinear)):
-            raise TypeError(
-                f"{caller}: linear must be an nn.Linear or a MaskedLinear,"
-                f" got {type(linear).__name__}"
-            )
+        check_linear(caller, linear)
         weight = linear.weight.detach()
+        if weight.is_meta:
+            raise ValueError(
+                f"{caller}: linear must hold weights, got one on the meta device; load it first"
+            )
         if mask is None:
             mask = linear.mask if isinstance(linear, MaskedLinear) else weight != 0
         check_mask(caller, mask, weight)
@@ -159,7 +160,8 @@ class SparseLinear(nn.Module):
 
         It cannot be assigned, and is made anew in each read, which takes longer than a call of the
         layer. A model that reads it in each call (torch's fused transformer path reads both feed-
-        forward layers', T5 its ``wo``'s) is right, but gains nothing by that layer being sparse.
+        forward layers', T5 its ``wo``'s) is right, but gains nothing by that layer being sparse,
+        and must take the layer's dtype.
         """
         if is_exporting():
             return decompress_exported(self.bitmap, self.values, self._shape)
@@ -275,14 +277,12 @@ class SparseLinear(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # All or nothing: bitmap and values belong together.
-        names = ("bitmap", "values")
-        given = [prefix + name for name in names if prefix + name in state_dict]
+        given = [name for name in ("bitmap", "values") if prefix + name in state_dict]
         errors, before, made = args[-1], dict(self._buffers), self._made
         known = len(errors)
         if len(given) == 1:
-            errors.append(
-                f"{prefix}bitmap and {prefix}values belong together, got {given[0]} alone"
-            )
+            text = f"{prefix}bitmap and {prefix}values belong together, got {given[0]} alone"
+            errors.append(text)
             return
         self._buffers.update({k: None if v is None else v.clone() for k, v in before.items()})
         values = state_dict.get(prefix + "values")
