@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -153,6 +154,87 @@ def test_float16_rows_with_infinity_are_added_up_in_float32() -> None:
     x, weight = torch.tensor([[math.inf, 300, 300]]).half(), torch.tensor([[1, 300, -300.0]]).half()
     mask = torch.tensor([[False, True, True]])
     assert masked_linear(x, weight, mask).tolist() == [[0.0]]
+
+
+def kept_sums(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    """In float64, of the kept weights alone."""
+    products = weight.double() * x.double()[:, None]
+    return products.where(mask, 0).sum(2) + bias.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("in_features", [63, 64])
+@pytest.mark.parametrize("bias", [0.0, -math.inf])
+def test_rows_with_infinity_and_nan_among_others(
+    dtype: torch.dtype, in_features: int, bias: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = MaskedLinear(in_features, 40, dtype=dtype)
+    mask = torch.rand(40, in_features, generator=generator) < 0.8
+    with torch.no_grad():
+        layer.mask.copy_(mask)
+        layer.bias[3] = bias
+        layer.weight[7, :9] = 0  # kept zeros among them
+        x = torch.randn(33, in_features, generator=generator).to(dtype)
+        for row, value in ((0, math.nan), (4, math.inf), (5, -math.inf), (32, math.nan)):
+            x[row, row % 7] = value
+        x[20, 1:3] = torch.tensor([math.inf, -math.inf])
+        expected = kept_sums(x, layer.weight, mask, layer.bias)
+        tolerance = 16 * torch.finfo(dtype).eps
+        for made in (layer, layer.to_sparse(), layer.to_sparse(memory="small")):
+            y = made(x).double()
+            torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def test_an_infinite_bias_costs_no_time() -> None:
+    """As it is used to rule out a class."""
+    layer, x = MaskedLinear(512, 512), torch.randn(512, 512)
+    layer.mask.copy_(torch.rand(512, 512) < 0.9)
+    layers = (layer, layer.to_sparse(memory="small"))
+
+    def least(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
+        def taken() -> float:
+            begin = time.thread_time()
+            call(x)
+            return time.thread_time() - begin
+
+        return min(taken() for _ in range(5))
+
+    with torch.no_grad():
+        clean = [least(made, x) for made in layers]
+        for made, before in zip(layers, clean, strict=True):
+            made.bias[3] = -math.inf
+            assert least(made, x) < 8 * before  # each row again took 60 times as long
+        assert least(layer, x.where(torch.rand(512, 512) < 0.99, math.inf)) < 16 * clean[0]
+
+
+def saved(call: Callable[[], Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of what a call saves for its gradients."""
+    found: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: found.append(tuple(t.shape)) or t, lambda t: t
+    ):
+        call()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("needed", "kept"), [(0, [(2, 4), (2, 4)]), (1, [(3, 4), (2, 4)]), (2, [(2, 4)])]
+)
+def test_gradients_save_what_they_need_alone(needed: int, kept: list[tuple[int, ...]]) -> None:
+    tensors = [torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)]
+    tensors[needed].requires_grad_()
+    x, weight, bias = tensors
+    assert saved(lambda: masked_linear(x, weight, MASK, bias)) == kept
+    expected = torch.autograd.grad(F.linear(x, weight.where(MASK, 0), bias).sum(), tensors[needed])
+    y = masked_linear(x, weight, MASK, bias).sum()
+    with torch.no_grad():
+        tensors[needed].add_(1)  # of which its own gradient is no function
+    torch.testing.assert_close(torch.autograd.grad(y, tensors[needed]), expected)
+    y = torch.randn(3, 2, requires_grad=True)
+    ops = torch.ops.simmim_ext
+    assert saved(lambda: ops.masked_linear_input_grad(y, WEIGHT, MASK)) == [(2, 4), (2, 4)]
+    assert saved(lambda: ops.masked_linear_weight_grad(y, X, MASK)) == [(3, 4), (2, 4)]
 
 
 def test_sizes_whose_product_is_no_int64() -> None:

@@ -164,10 +164,14 @@ using torch::autograd::Function;
 using torch::autograd::tensor_list;
 using Guard = at::AutoDispatchBelowADInplaceOrView;
 
+// What is saved for a gradient, if that is needed.
+Tensor saved_if(bool needed, const Tensor& t) { return needed ? t : Tensor(); }
+
 struct Forward : Function<Forward> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
                         const Tensor& mask, const OptionalTensor& bias) {
-    context->save_for_backward({x, weight, mask});
+    context->save_for_backward(
+        {saved_if(weight.requires_grad(), x), saved_if(x.requires_grad(), weight), mask});
     context->saved_data["has_bias"] = bias.has_value();
     const Guard guard;
     return masked_linear(x, weight, mask, bias);
@@ -179,7 +183,7 @@ struct Forward : Function<Forward> {
     if (context->needs_input_grad(0)) result[0] = masked_linear_input_grad(grad, weight, mask);
     if (context->needs_input_grad(1)) result[1] = masked_linear_weight_grad(grad, x, mask);
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(3)) {
-      result[3] = grad.reshape({batch_of(grad), weight.size(0)}).sum(0);
+      result[3] = grad.reshape({batch_of(grad), grad.size(-1)}).sum(0);
     }
     return result;
   }
@@ -188,7 +192,8 @@ struct Forward : Function<Forward> {
 struct InputGrad : Function<InputGrad> {
   static Tensor forward(AutogradContext* context, const Tensor& grad, const Tensor& weight,
                         const Tensor& mask) {
-    context->save_for_backward({grad, weight, mask});
+    context->save_for_backward(
+        {saved_if(weight.requires_grad(), grad), saved_if(grad.requires_grad(), weight), mask});
     const Guard guard;
     return masked_linear_input_grad(grad, weight, mask);
   }
@@ -205,7 +210,8 @@ struct InputGrad : Function<InputGrad> {
 struct WeightGrad : Function<WeightGrad> {
   static Tensor forward(AutogradContext* context, const Tensor& grad, const Tensor& x,
                         const Tensor& mask) {
-    context->save_for_backward({grad, x, mask});
+    context->save_for_backward(
+        {saved_if(x.requires_grad(), grad), saved_if(grad.requires_grad(), x), mask});
     const Guard guard;
     return masked_linear_weight_grad(grad, x, mask);
   }
