@@ -85,12 +85,13 @@ def say(*words: object) -> None:
     print(*words, file=sys.stderr, flush=True)
 
 
-def integer(low: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least ``low``."""
+def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """An argparse type: an integer of at least ``low`` and at most ``high``."""
+    rule = f"of at least {low}" + (f" and at most {high}" if high < math.inf else "")
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, got {text}")
+        if not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be an integer {rule}, got {text}")
         return int(text)
 
     return parse

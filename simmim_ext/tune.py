@@ -1,6 +1,8 @@
 """``simmim tune``: measures the speeds from which sparse layers choose their kernels."""
 
 import argparse
+import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .cli import integer, say
+from .errors import SimMIMError
 from .progress import bar
 from .storage import check_writable, write_text
 
@@ -34,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--show", action="store_true", help="print the table that is in force")
     action.add_argument("--reset", action="store_true", help="remove this machine's own table")
     parser.add_argument(
-        "--threads", type=integer(1), metavar="N", help="for layers on N threads (default: torch's)"
+        "--threads",
+        type=integer(1, os.cpu_count() or math.inf),
+        metavar="N",
+        help="for layers on N threads (default: torch's)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the table here, where no layer looks"
@@ -44,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures and keeps a table, or shows or removes the one that is kept."""
+    output: Path | None = arguments.output
+    if output is not None and (arguments.show or arguments.reset):
+        raise SimMIMError("--output is where a new table goes; leave it out of --show and --reset")
+    if output is not None and output.is_dir():
+        raise SimMIMError(f"--output {output} is a folder; name a file in it")
     from .nn.tuned import InForce, in_force, tuned_path
     from .ops._library import cpu_capability
 
@@ -55,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.show:
         found = in_force(capability, threads)
     else:
-        path = arguments.output or path
+        path = output or path
         table = _measure(path, threads, arguments.quick)
         found = InForce(table, path)
     if arguments.json:

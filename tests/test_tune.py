@@ -329,6 +329,35 @@ def test_tune_finds_a_read_only_folder_before_it_measures(monkeypatch, capsys) -
     assert f"cannot write to {path().parent}: " in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--output", "."], "--output . is a folder; name a file in it"),
+        (["--show", "--output", "table.json"], "leave it out of --show and --reset"),
+        (["--reset", "--output", "table.json"], "leave it out of --show and --reset"),
+        (
+            ["--threads", "99999"],
+            "--threads: must be an integer of at least 1 and at most 2, got 9",
+        ),
+    ],
+)
+def test_tune_finds_mistakes_before_it_measures(arguments, text, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        "simmim_ext.nn.tuning.measure_speeds", lambda **k: pytest.fail("it measured first")
+    )
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    plant(table(element=7.5).text())
+    try:
+        code = cli.main(["tune", *arguments])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert text in error
+    assert path().exists()
+
+
 def test_tune_writes_where_it_is_told_and_restores_threads(monkeypatch, tmp_path, capsys) -> None:
     seen = []
 
@@ -337,6 +366,7 @@ def test_tune_writes_where_it_is_told_and_restores_threads(monkeypatch, tmp_path
         return table(element=7.5)
 
     monkeypatch.setattr("simmim_ext.nn.tuning.measure_speeds", measure)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     output = tmp_path / "new" / "table.json"
     assert cli.main(["tune", "--threads", "2", "--output", str(output)]) == 0
     assert (seen, torch.get_num_threads()) == ([2], THREADS)

@@ -47,7 +47,8 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 
     Args:
         x: [..., in_features] float32, float16 or bfloat16.
-        packed: what `pack_sparse_weight` returned, on x's device.
+        packed: what `pack_sparse_weight` returned, on x's device. Only its header is looked at:
+            bytes from elsewhere that have a right one can crash the process.
         bias: [out_features] of any floating dtype, or None.
         out_features: size of each output sample, as packed.
 
