@@ -235,7 +235,10 @@ def test_plain_layers_that_are_mostly_zeros_are_named() -> None:
     model = Network()
     with torch.no_grad():
         model.body[3].weight.mul_(torch.rand(10, 400) < 0.05)
+    model.unused = nn.ModuleList((nn.LazyLinear(3), nn.Linear(3, 3, device="meta")))
+    model.unused.append(nn.Linear(3, 3).to(torch.float8_e5m2))
     fast = accelerate(model)
+    assert list(fast.acceleration.layers) == ["shared", "body.1", "body.3"]
     assert type(fast.body[3]) is nn.Linear
     choice = fast.acceleration.layers["body.3"]
     assert choice.kernels == ((None, "dense"),)

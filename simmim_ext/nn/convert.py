@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .choice import Choice
-from .masked import MaskedLinear, density, has_own_forward
+from .masked import MaskedLinear, has_own_forward
 from .packing import decompress_mask
 from .pattern import recognise
-from .sparse import SparseLinear
+from .sparse import DTYPES, SparseLinear
 
+# Modules of torch's -> their layers whose weights they read themselves.
+_READERS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("out_proj",),
+    nn.TransformerEncoderLayer: ("linear1", "linear2"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -116,10 +121,8 @@ def accelerate(
 
     result = _replaced(model, (MaskedLinear, SparseLinear), convert, "accelerate")
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
-            kept = layer.weight != 0
-            if density(kept) < 0.5 and not has_own_forward(layer, nn.Linear):
-                layers[name or "(model)"] = _unmasked(kept)
+        if _is_mostly_zeros(layer):
+            layers[name or "(model)"] = _unmasked(layer)
     result.acceleration = Acceleration(layers)  # type: ignore[assignment]
     _log.info("accelerate:\n%s", result.acceleration)
     return result
@@ -217,13 +220,13 @@ def _check_can_be_copied(caller: str, name: str, layer: nn.Module) -> None:
 
 def _readers(model: nn.Module) -> dict[int, str]:
     """The ids of layers whose weight a module of torch's reads itself -> that module's class."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            found[id(module.out_proj)] = "MultiheadAttention"
-        elif isinstance(module, nn.TransformerEncoderLayer):
-            found[id(module.linear1)] = found[id(module.linear2)] = "TransformerEncoderLayer"
-    return found
+    return {
+        id(getattr(module, name, None)): kind.__name__
+        for module in model.modules()
+        for kind, names in _READERS.items()
+        if isinstance(module, kind)
+        for name in names
+    }
 
 
 def _places(model: nn.Module) -> dict[int, list[str]]:
@@ -236,7 +239,17 @@ def _places(model: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def _unmasked(kept: Tensor) -> Choice:
+def _is_mostly_zeros(layer: nn.Module) -> bool:
+    """Whether it is a plain layer, of a plain weight that is there and has few that are not 0."""
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        return False
+    weight = layer.weight
+    if weight.dtype not in DTYPES or weight.is_meta:
+        return False
+    return 2 * int(weight.count_nonzero()) < weight.numel()
+
+
+def _unmasked(layer: nn.Linear) -> Choice:
     reason = "not masked: MaskedLinear.from_linear(layer, layer.weight != 0) would make it sparse"
-    pattern = recognise(kept)
+    pattern = recognise(layer.weight != 0)
     return Choice(pattern.name, pattern.density, ((None, "dense"),), reason)
