@@ -70,7 +70,8 @@ class Packed(Product):
         """Whether it takes x, and nothing asks for a derivative of it."""
         if torch.is_grad_enabled() and _is_tracked(x):
             return False
-        return takes(self.dtype, x) and forward_ad._current_level < 0
+        # The usual dtype first: each Python call is felt.
+        return (x.dtype == self.dtype or takes(self.dtype, x)) and forward_ad._current_level < 0
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Computes ``y = x W^T + b``."""

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling, is_exporting
 from ..ops._library import operator
 from ..ops.compressed_linear import compress_weight, decompress_weight
 from .choice import Choice
-from .kernel import Kernel, held_bytes
+from .kernel import held_bytes
 from .masked import MaskedLinear, check_linear, check_mask, check_sizes
 from .packing import COMPRESSED, Made, decompress_exported, make_kernels, make_none
 
@@ -141,12 +141,27 @@ class SparseLinear(nn.Module):
 
         x is of the layer's dtype, or float32 where that is float16 or bfloat16.
         """
-        if is_exporting():
+        compiling = is_compiling()
+        if compiling and is_exporting():
             return self._forward_exported(x)
         # Not as attributes, which nn.Module takes longer to find than a small layer to compute.
         buffers: Any = self._buffers
         bitmap, values, bias = buffers["bitmap"], buffers["values"], buffers["bias"]
-        kernel = self._kernel(x, bitmap, values)
+        made = self._made
+        if bitmap is not made.bitmap or values is not made.values:
+            kernel = COMPRESSED  # they are lent for this call, as by torch.func.functional_call
+        else:
+            if not compiling and (  # which cannot tell
+                bitmap._version != made.bitmap_version or values._version != made.values_version
+            ):
+                made = self._follow()
+            kernels = made.kernels
+            kernel = kernels[-1]
+            if len(kernels) > 1:
+                batch = x.numel() // self.in_features
+                for kernel in kernels:  # the last has no limit
+                    if batch <= kernel.limit:
+                        break
         product = kernel.product
         if product is not None and product.serves(x):
             return product(x, bias)
@@ -206,23 +221,6 @@ class SparseLinear(nn.Module):
         """The same in standard operators, for runtimes that lack this library's."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
-
-    def _kernel(self, x: Tensor, bitmap: Tensor, values: Tensor) -> Kernel:
-        """The kernel for x on these buffers."""
-        made = self._made
-        if bitmap is not made.bitmap or values is not made.values:
-            return COMPRESSED  # they are lent for this call, as torch.func.functional_call does
-        if not is_compiling() and (  # which cannot tell
-            bitmap._version != made.bitmap_version or values._version != made.values_version
-        ):
-            made = self._follow()
-        kernels = made.kernels
-        if len(kernels) > 1:
-            batch = x.numel() // self.in_features
-            for kernel in kernels:  # the last has no limit
-                if batch <= kernel.limit:
-                    return kernel
-        return kernels[-1]
 
     def _pack(self, choice: Choice | None = None) -> Made:
         """Makes the kernels of the buffers, chosen unless told."""
