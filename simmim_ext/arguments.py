@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import CompressConfig
 from .data import device_of, samples_of
@@ -33,15 +33,29 @@ def check_model(caller: str, model: Any, argument: str = "model") -> None:
         )
 
 
-def copied(caller: str, model: nn.Module) -> nn.Module:
-    """A copy of the model to work on.
+def watched(caller: str, model: nn.Module) -> nn.Module:
+    """A copy of the model to run, since that can change its buffers and attributes.
+
+    It has the model's own parameters, which are not to be changed.
+
+    Raises:
+        SimMIMError: it cannot be copied.
+    """
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    # As the weight that an old weight_norm makes anew in every call.
+    computed = (x for x in attributes if isinstance(x, Tensor) and not x.is_leaf)
+    return copied(caller, model, shared=(*model.parameters(), *computed))
+
+
+def copied(caller: str, model: nn.Module, *, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy of the model to work on, which shares these tensors with it.
 
     Raises:
         SimMIMError: it cannot be copied.
     """
     try:
         with torch.inference_mode(False):
-            return deepcopy(model)
+            return deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         raise SimMIMError(
             f"{caller}: the model cannot be copied ({error}); remove non-leaf tensors from its "

@@ -21,6 +21,7 @@ from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
 from .granularity import Granularity
+from .inputs import inputs_kept
 from .names import names_of
 from .outputs import check_output, noise_variance, resolve_output
 from .result import CompressionResult
@@ -106,7 +107,7 @@ def compress(
             check_reiterable(data, name)
     device = device_of(model) if config.device is None else torch.device(config.device)
     ignored = names_of(model, ignored_layers)
-    with seeded(config.seed, device=device):
+    with seeded(config.seed, device=device), inputs_kept():
         teacher = copied("compress", model).to(device)
         worked_on, converted = prepared(teacher, ignored)
         samples = gather(calibration, config.calibration_samples)

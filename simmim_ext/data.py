@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SimMIMError
+from .inputs import copies
 
 Batch = Any
 ForwardFn = Callable[[nn.Module, Batch], Tensor]
@@ -273,11 +274,12 @@ def _answer(
     model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
 ) -> tuple[Any, Tensor | None]:
     """Whatever the model returns for the batch, and the batch's attention mask."""
+    given = copies()
+    if given is not None:
+        batch = map_tensors(batch, given.copy)
     args, kwargs = inputs_of(batch) if forward_fn is None else ((), {})
     try:
-        if forward_fn is not None:
-            return forward_fn(model, batch), None
-        return model(*args, **kwargs), token_mask(batch)
+        answer = model(*args, **kwargs) if forward_fn is None else forward_fn(model, batch)
     except SimMIMError:
         raise
     except Exception as error:
@@ -287,6 +289,9 @@ def _answer(
             f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the data, or "
             "pass a forward_fn=lambda model, batch: ... that fits it"
         ) from error
+    if given is not None:
+        given.end(model)
+    return answer, token_mask(batch) if forward_fn is None else None
 
 
 @contextmanager

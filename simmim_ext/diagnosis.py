@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_device, check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options, watched
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -16,6 +16,7 @@ from .criteria import layer_range, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
 from .graph import trace_units
+from .inputs import inputs_kept
 from .information import entropy, mutual_information
 from .names import names_of
 from .outputs import noise_variance, resolve_output
@@ -138,8 +139,8 @@ def diagnose(
     check_device("diagnose", model, config)
     device = device_of(model)
     ignored = names_of(model, ignored_layers)
-    model, _ = prepared(model, ignored)
-    with seeded(config.seed, device=device):
+    model, _ = prepared(watched("diagnose", model), ignored)
+    with seeded(config.seed, device=device), inputs_kept():
         samples = gather(data, config.calibration_samples, name="data")
         first = next(batches(samples, device=device))
         resolved = resolve_output(output, model, first, forward_fn)

@@ -1,6 +1,5 @@
 """Distillation: the student learns the teacher's predictive distribution (Hinton et al., 2015)."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import check_device, check_model, check_options, check_trainable
+from .arguments import check_device, check_model, check_options, check_trainable, copied, watched
 from .config import CompressConfig
 from .data import (
     Batch,
@@ -26,6 +25,7 @@ from .data import (
     seeded,
 )
 from .errors import SimMIMError
+from .inputs import inputs_kept
 from .labels import NO_LABEL, class_labels, value_labels
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
@@ -79,11 +79,11 @@ def distill(
     config = config or CompressConfig()
     check_device("distill", student, config)
     check_reiterable(data, "train")
-    with seeded(config.seed):
+    with seeded(config.seed), inputs_kept(models=2):
+        student, teacher = copied("distill", student), watched("distill", teacher)
         first = next(batches(data, name="train"))
         resolved = resolve_output(output, teacher, first, forward_fn)
         noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
-        student = copy.deepcopy(student)
         run = Distillation(
             student, teacher, data, config=config, noise=noise, forward_fn=forward_fn
         )

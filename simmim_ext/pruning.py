@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_device, check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options, watched
 from .assessment import assess, versions
 from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
@@ -15,6 +15,7 @@ from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
 from .errors import SimMIMError
 from .graph import trace_units
+from .inputs import inputs_kept
 from .layers import axis_size, place_of
 from .measure import count_bytes, count_flops, count_params
 from .names import names_of
@@ -87,10 +88,10 @@ def prune(
     config = config or CompressConfig()
     check_device("prune", model, config)
     constraints = plain_numbers(constraints)
-    with seeded(config.seed):  # and independent of the caller's inference mode
+    with seeded(config.seed), inputs_kept():  # and independent of the caller's inference mode
         ignored = names_of(model, ignored_layers)
-        original = model
-        model, converted = prepared(model, ignored)
+        original = watched("prune", model)
+        model, converted = prepared(original, ignored)
         scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
         fit: list[Batch] = []
         held_out: list[Batch] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_device, check_example, check_model, check_options
+from .arguments import check_device, check_example, check_model, check_options, watched
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -15,6 +15,7 @@ from .criteria import CRITERIA, unit_entropy, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
 from .graph import trace_units
+from .inputs import inputs_kept
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .ranking import Setting
@@ -107,8 +108,8 @@ def score(
             f"score: criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}"
         )
     device, ignored = device_of(model), names_of(model, ignored_layers)
-    model, _ = prepared(model, ignored)
-    with seeded(config.seed, device=device):
+    model, _ = prepared(watched("score", model), ignored)
+    with seeded(config.seed, device=device), inputs_kept():
         samples = gather(calibration, config.calibration_samples)
         first = next(batches(samples, device=device))
         if example_inputs is None:

@@ -3,6 +3,7 @@
 import ctypes
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -24,17 +25,19 @@ def run_limited(work: Callable[[], T], seconds: float) -> T:
     The work runs in a thread of its own, and the exception that stops it is raised in that
     thread between two bytecodes, so that it works from any thread and on any platform, which
     signals do not. A single call into native code is stopped when it returns. Gradients are
-    enabled in the work, whatever the caller's mode is; its CUDA stream is the caller's.
+    enabled in the work, whatever the caller's mode is; its CUDA stream and context variables are
+    the caller's.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     stream = torch.cuda.current_stream() if initialized else None
+    context = copy_context()
 
     def target() -> None:
         try:
             with torch.cuda.stream(stream):
-                outcome.append(work())
+                outcome.append(context.run(work))
         except BaseException as error:  # handed to the caller below, whatever it is
             failure.append(error)
 
