@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import CompressConfig
-from .data import device_of, samples_of
+from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, to_device
 from .errors import SimMIMError
 
 
@@ -125,7 +125,7 @@ def check_example(caller: str, example_inputs: Any) -> None:
 def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
     """Raises SimMIMError where epochs are asked for that the model cannot be trained in.
 
-    Its parameters are all frozen, or one that is not is float16.
+    Its parameters are all frozen, or one that is not is float16 or gets sparse gradients.
     """
     dtypes = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     if epochs > 0 and not dtypes:
@@ -138,6 +138,30 @@ def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
             f"{caller}: config.epochs is {epochs}, and the model's parameters are float16, in "
             "which Adam's epsilon of 1e-8 is 0 and its steps are NaN; give model.float() or "
             "model.bfloat16(), or set epochs=0 to distil nothing"
+        )
+    for name, module in model.named_modules():
+        sparse = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+        if epochs > 0 and sparse and module.weight.requires_grad:
+            raise SimMIMError(
+                f"{caller}: config.epochs is {epochs}, and the {type(module).__name__} {name!r} "
+                "gives sparse gradients, which Adam does not take; set its attribute sparse to "
+                "False, freeze it with requires_grad_(False), or set epochs=0 to distil nothing"
+            )
+
+
+def check_gradients(
+    caller: str, model: nn.Module, batch: Batch, epochs: int, forward_fn: ForwardFn | None
+) -> None:
+    """Raises SimMIMError where epochs are asked for and the outputs have no gradients."""
+    if epochs == 0:
+        return
+    with evaluating(model), torch.enable_grad():
+        outputs = forward(model, to_device(batch, device_of(model)), forward_fn)
+    if not outputs.requires_grad:
+        raise SimMIMError(
+            f"{caller}: config.epochs is {epochs}, and the model's outputs do not depend on a "
+            "parameter that requires a gradient; leave torch.no_grad and detach out of its forward "
+            "and forward_fn, or set epochs=0 to distil nothing"
         )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from .arguments import (
     as_path,
     check_example,
+    check_gradients,
     check_model,
     check_options,
     check_trainable,
@@ -19,7 +20,17 @@ from .budget import check_budget, plain_numbers
 from .checkpoint import Checkpoint, answers_of, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
-from .data import Batch, ForwardFn, Shuffled, check_reiterable, device_of, gather, seeded, split
+from .data import (
+    Batch,
+    ForwardFn,
+    Shuffled,
+    check_reiterable,
+    device_of,
+    gather,
+    seeded,
+    split,
+    take,
+)
 from .granularity import Granularity
 from .inputs import inputs_kept
 from .names import names_of
@@ -114,6 +125,8 @@ def compress(
         fit, seen_last = split(samples) if evaluate is None else (samples, evaluate)
         example = samples[0] if example_inputs is None else example_inputs
         resolved = resolve_output(output, teacher, samples[0], forward_fn)
+        few = take(samples[0], slice(0, 2))
+        check_gradients("compress", teacher, few, config.epochs, forward_fn)
         run = Run(
             teacher=worked_on,
             fit=fit,

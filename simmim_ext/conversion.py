@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import SimMIMError
 from .nn.attention import MultiheadAttention
+from .nn.convert import hooks_of
 from .storage import set_submodule
 
 Step = dict[str, Any]
@@ -24,6 +25,9 @@ def prepared(model: nn.Module, ignored: Iterable[str] = ()) -> tuple[nn.Module, 
 
     The model itself and no steps where it is in that form already; else a copy. Ignored layers
     stay what they are.
+
+    Raises:
+        SimMIMError: a layer has hooks, which the one in its place would lose.
     """
     ignored = frozenset(ignored)
     steps = [
@@ -60,7 +64,7 @@ def convert_(model: nn.Module, step: Mapping[str, Any], original: nn.Module | No
     """Takes one step, in place; Conv1D's class is looked up in the original.
 
     Raises:
-        SimMIMError: the model has no such layer.
+        SimMIMError: the model has no such layer, or it has hooks.
     """
     name, form = step["module"], step["convert"]
     try:
@@ -79,7 +83,17 @@ def convert_(model: nn.Module, step: Mapping[str, Any], original: nn.Module | No
             f"apply_history: the model has no layer {name!r} that can become a {form} ({error}); "
             "give an instance of the architecture that was compressed"
         ) from error
+    check_hooks(name, layer)
     set_submodule(model, name, new)
+
+
+def check_hooks(name: str, layer: nn.Module) -> None:
+    """Raises SimMIMError unless the layer can be replaced without losing hooks."""
+    if hooks_of(layer):
+        raise SimMIMError(
+            f"{name!r}, a {type(layer).__name__}, must not have hooks, which the layer in its "
+            "place would lose; remove them first, or put the layer in ignored_layers"
+        )
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -16,8 +16,8 @@ from .criteria import layer_range, unit_information
 from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
 from .errors import SimMIMError
 from .graph import trace_units
-from .inputs import inputs_kept
 from .information import entropy, mutual_information
+from .inputs import inputs_kept
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .report import figure_class

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import check_device, check_model, check_options, check_trainable, copied, watched
+from .arguments import (
+    check_device,
+    check_gradients,
+    check_model,
+    check_options,
+    check_trainable,
+    copied,
+    watched,
+)
 from .config import CompressConfig
 from .data import (
     Batch,
@@ -71,19 +79,21 @@ def distill(
 
     Raises:
         SimMIMError: the data is empty or read-once, the loss stops being finite, nothing in the
-            student can be trained, or it is float16.
+            student can be trained, or it is float16 or gives sparse gradients.
     """
     for argument, model in (("student", student), ("teacher", teacher)):
         check_model("distill", model, argument)
     check_options("distill", config=config, forward_fn=forward_fn)
     config = config or CompressConfig()
     check_device("distill", student, config)
+    check_trainable("distill", student, config.epochs)
     check_reiterable(data, "train")
     with seeded(config.seed), inputs_kept(models=2):
         student, teacher = copied("distill", student), watched("distill", teacher)
         first = next(batches(data, name="train"))
         resolved = resolve_output(output, teacher, first, forward_fn)
         noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
+        check_gradients("distill", student, first, config.epochs, forward_fn)
         run = Distillation(
             student, teacher, data, config=config, noise=noise, forward_fn=forward_fn
         )
@@ -142,7 +152,6 @@ class Distillation:
             # Before the optimizer, since a restored layer may be another object.
             weights = {n[8:]: t for n, t in state[0].items() if n.startswith("student.")}
             restore_tensors(student, weights, state[1]["student"])
-        check_trainable("distill", student, config.epochs)
         # Of the student as training began, wherever it is taken up again.
         self._scales = step_scales(student, teacher) if state is None else state[1]["scales"]
         groups: dict[float, list[nn.Parameter]] = {}

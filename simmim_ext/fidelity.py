@@ -18,6 +18,9 @@ _WORST = 5
 _ECE_BINS = 15
 _KEPT_ROWS = 1000
 
+# Outputs whose variance is less, as a share of their mean square, do not vary.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -166,6 +169,7 @@ class _Vectors:
         eye = torch.eye(covariance.shape[-1], dtype=torch.float64)
         information = (0.5 * torch.logdet(eye + covariance / self._noise)).tolist()
         spread = covariance[0].diagonal().sum() / (2 * self._noise)
+        varies = covariance[0].trace() > _ROUNDING * self._square[0].trace() / n
         fidelity = {
             "output": "vectors",
             "samples": n,
@@ -173,7 +177,7 @@ class _Vectors:
             "kl_interval": list(bootstrap_mean(kl, seed=seed)),
             "agreement": None,
             "agreement_interval": None,
-            "relative_error": float((kl.mean() / spread).sqrt()),
+            "relative_error": float((kl.mean() / spread).sqrt()) if varies else None,
             "cosine": float(cosine.mean()),
             "cosine_interval": list(bootstrap_mean(cosine, seed=seed)),
             "rank_correlation": _rank_correlation(*torch.cat(self._kept, dim=1)),
@@ -208,12 +212,17 @@ def _worst_classes(teacher_class: Tensor, agree: Tensor, kl: Tensor) -> list[dic
 
 
 def _rank_correlation(teacher: Tensor, student: Tensor) -> float | None:
-    """Spearman's correlation of the pairwise cosine similarities; of values for one output."""
+    """Spearman's correlation of the pairwise cosine similarities; of values for one output.
+
+    None where fewer than two can be compared, or they do not vary.
+    """
     if teacher.shape[1] == 1:
         pair = teacher[:, 0], student[:, 0]
     else:
         i, j = torch.triu_indices(len(teacher), len(teacher), 1)
         unit = [torch.nn.functional.normalize(x, dim=1) for x in (teacher, student)]
         pair = tuple((x @ x.T)[i, j] for x in unit)  # type: ignore[assignment]
+    if len(pair[0]) < 2:
+        return None
     value = spearman(*pair)
     return None if math.isnan(value) else value

@@ -16,6 +16,7 @@ class _Sums:
         z: [outputs] sum of z.
         xx: [columns, columns] sum of x x^T.
         xz: [columns, outputs] sum of x z^T.
+        zz: sum of products of z.
     """
 
     samples: int
@@ -23,6 +24,7 @@ class _Sums:
     z: Tensor
     xx: Tensor
     xz: Tensor
+    zz: Tensor
 
     def products(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """E[x x^T] and E[x z^T], or Cov(x, x) and Cov(x, z)."""
@@ -33,6 +35,10 @@ class _Sums:
             xz -= torch.outer(self.x, self.z) / n**2
         return xx, xz
 
+    def finite(self) -> bool:
+        """Whether all of them are; the products are not where x or z are not, or are huge."""
+        return all(bool(torch.isfinite(value).all()) for value in (self.xx, self.xz, self.zz))
+
 
 @dataclass
 class Moments(_Sums):
@@ -41,8 +47,6 @@ class Moments(_Sums):
     Attributes:
         zz: [outputs, outputs] sum of z z^T.
     """
-
-    zz: Tensor
 
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
         """Cov(x, x), Cov(x, z) and Cov(z, z)."""
@@ -57,8 +61,6 @@ class NormalEquations(_Sums):
     Attributes:
         zz: [] sum of |z|^2.
     """
-
-    zz: Tensor
 
     @classmethod
     def zeros(

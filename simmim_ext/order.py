@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, ForwardFn, forward
-from .layers import Weighted, is_grouped
+from .layers import Weighted, is_affine
 from .nn import MaskedLinear
 from .recording import Recorder, observing
 from .sharing import tied_parameters
@@ -41,14 +41,40 @@ def layers_together(
 def layers_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:
     """Linear and convolution layers that can be refitted, in the order in which they run.
 
-    A layer that shares a parameter is none of them: the fit of one owner would spoil the other.
+    Their outputs are their weights times their inputs: those of a layer with a forward function or
+    hooks that make something else of it say nothing about the weights. A layer that shares a
+    parameter is none of them: the fit of one owner would spoil the other.
     """
-    tied = tied_parameters(model)
+    others = {*tied_parameters(model), *_changed_by_hooks(model, batch, forward_fn)}
     return [
         name
         for name in weighted_in_order(model, batch, forward_fn)
-        if not is_grouped(model.get_submodule(name)) and name not in tied
+        if is_affine(model.get_submodule(name)) and name not in others
     ]
+
+
+def _changed_by_hooks(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> set[str]:
+    """Names of the layers whose hooks change their outputs."""
+    outputs: dict[str, list[tuple[Tensor, int]]] = {}
+    hooks = []
+    for name, layer in model.named_modules():
+        if layer._forward_hooks and isinstance(layer, Weighted) and is_affine(layer):
+            seen = outputs.setdefault(name, [])
+            for first in (True, False):  # of the hooks, and last
+                hooks.append(
+                    layer.register_forward_hook(
+                        lambda _, args, out, to=seen: to.append((out, out._version)), prepend=first
+                    )
+                )
+    if hooks:
+        with observing(model, hooks):
+            forward(model, batch, forward_fn)
+    return {
+        name
+        for name, seen in outputs.items()
+        for (made, version), (left, later) in zip(seen[::2], seen[1::2], strict=True)
+        if left is not made or later != version
+    }
 
 
 def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[str]:

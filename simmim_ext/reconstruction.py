@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .arrangement import samples_first
 from .data import Batch, ForwardFn
+from .errors import SimMIMError
 from .layers import input_columns, weighted
 from .moments import NormalEquations
 from .nn import MaskedLinear
@@ -137,7 +138,11 @@ class Pair:
     def split(
         self, layers: Mapping[str, list[int] | None]
     ) -> dict[str, tuple[NormalEquations, NormalEquations]]:
-        """``whole`` of the samples to fit on and of those held out, every fourth."""
+        """``whole`` of the samples to fit on and of those held out, every fourth.
+
+        Raises:
+            SimMIMError: they are not finite.
+        """
         totals: dict[str, tuple[NormalEquations, NormalEquations]] = {}
         runs = self._runs.inputs(layers)
         for calls, said in zip(runs, self._original.said(layers), strict=True):
@@ -152,6 +157,12 @@ class Pair:
                         totals[name] = zeros(*shape), zeros(*shape)
                     for part, chosen in zip(totals[name], (~held_out, held_out), strict=True):
                         part.add_(columns[chosen], rows[chosen])
+        for name, parts in totals.items():
+            if not all(part.finite() for part in parts):
+                raise SimMIMError(
+                    f"calibration: the inputs or outputs of {name!r} are not finite; check the "
+                    "data and the weights"
+                )
         return totals
 
     def features(self, name: str) -> tuple[Tensor, Tensor]:

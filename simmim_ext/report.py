@@ -107,7 +107,8 @@ def fidelity_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     if fidelity["agreement"] is not None:
         yield ("agreement", "100%", *with_interval(fidelity, "agreement", ".2%"))
     else:
-        yield "relative error", "0", f"{fidelity['relative_error']:.4f}", ""
+        if fidelity["relative_error"] is not None:  # None where the original's outputs do not vary
+            yield "relative error", "0", f"{fidelity['relative_error']:.4f}", ""
         yield ("cosine", "1", *with_interval(fidelity, "cosine", ".4f"))
     if fidelity.get("rank_correlation") is not None:
         yield "rank correlation", "1", f"{fidelity['rank_correlation']:.4f}", ""

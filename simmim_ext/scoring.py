@@ -186,6 +186,12 @@ def score_groups(
             raise SimMIMError(
                 f"score: activations of {name!r} are not finite; check data and weights"
             )
+        for reader, read in stats.readers.items():
+            if not read.moments.finite() or not torch.isfinite(read.fisher).all():
+                raise SimMIMError(
+                    f"score: the inputs or outputs of {reader!r}, their products or the gradients "
+                    "of the predictions there are not finite; scale the data, or check the weights"
+                )
         ranking = rank(stats)
         if not torch.isfinite(ranking.scores).all():
             raise SimMIMError(f"score: the {criterion} scores of {name!r} are not finite")

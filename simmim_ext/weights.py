@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conversion import check_hooks
 from .data import Batch, ForwardFn
 from .elimination import surviving
 from .errors import SimMIMError
@@ -69,10 +70,12 @@ def prune_weights(
         The sparse model, and for each layer that runs its name, "before" and "after" (weights), and
         "dense", which is true where the layer stayed as it was: convolutions, ignored layers, those
         that share a parameter with another (tied weights), those of a class that is not nn.Linear
-        itself (a subclass, or parametrized), and those that per_layer or the sparsity leave whole.
+        itself (a subclass, or parametrized), with a forward function or tensors of their own, and
+        those that per_layer or the sparsity leave whole.
 
     Raises:
-        SimMIMError: the model has no Linear layer to remove weights from, one does not fit the
+        SimMIMError: the model has no Linear layer to remove weights from or is one itself, one has
+            hooks, or weights, inputs or outputs that are not finite, or does not fit the
             granularity, or per_layer names none or leaves nothing to reach the sparsity with, or
             the sparsity does not leave every layer a block.
     """
@@ -81,16 +84,25 @@ def prune_weights(
     student = deepcopy(model)
     original = Original(deepcopy(model), data, samples=samples, seed=seed, forward_fn=forward_fn)
     pair = Pair(original.resumed(student), original)
-    linear = [
-        name
-        for name in original.order
-        if type(weighted(model, name)) is nn.Linear and name not in ignored_layers
-    ]
+    names = weighted_in_order(model, original.example, forward_fn)
+    plain = {n for n in names if _is_plain(weighted(model, n)) and n not in ignored_layers}
+    for name in sorted(plain):
+        check_hooks(name, weighted(model, name))
+    linear = [name for name in original.order if name in plain]
     if not linear:
         raise SimMIMError("prune_weights: the model has no Linear layer to remove weights from")
+    if linear == [""]:
+        raise SimMIMError(
+            "prune_weights: the model must not be a Linear layer itself, which no other can take "
+            "the place of; give nn.Sequential(model)"
+        )
     weights = {name: weighted(model, name).weight.detach() for name in linear}
     for name, weight in weights.items():
         granularity.check(name, weight)
+        if not torch.isfinite(weight).all():
+            raise SimMIMError(
+                f"prune_weights: the weights of {name!r} are not finite; check the model"
+            )
     own = matching(per_layer or {}, dict.fromkeys(linear, ()))
     counts = _counts(weights, sparsity, own, granularity)
     masks = {}
@@ -112,8 +124,13 @@ def prune_weights(
         masked = student.get_submodule(linear[-1])
         assert isinstance(masked, MaskedLinear)
         refit_to_predictions(masked, *pair.features(linear[-1]), mask=masked.mask)
-    names = weighted_in_order(model, original.example, forward_fn)
     return student, [_described(model, name, masks) for name in names]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is a Linear layer and nothing more, so that a masked one can take its place."""
+    tensors = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+    return type(layer) is nn.Linear and tensors <= {"weight", "bias"}
 
 
 def _counts(

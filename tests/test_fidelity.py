@@ -1,6 +1,8 @@
 """Intervals against scipy, and comparisons against their definitions."""
 
+import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -224,3 +226,14 @@ def test_kl_matches_torch_at_every_temperature():
             (s / temperature).log_softmax(1), (t / temperature).softmax(1), reduction="batchmean"
         )
         assert kl_per_sample(t, s, temperature=temperature).mean() == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 100])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_outputs_that_do_not_vary_have_no_relative_error(samples, outputs):
+    x = torch.rand(1, 8).expand(samples, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare(Column(0, outputs), Column(4, outputs), [x], noise=0.1)
+    assert found.fidelity["relative_error"] is None
+    json.dumps([found.fidelity, found.teacher, found.student], allow_nan=False)

@@ -192,3 +192,41 @@ def test_padding_is_left_out_whether_tokens_or_samples_come_first(samples):
         assert plain.samples == other.samples > 0
         for name in ("x", "z", "xx", "xz"):
             torch.testing.assert_close(getattr(plain, name), getattr(other, name))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubling(x, hook=None):
+    """A network whose last layer doubles its output, and one with half the units."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+    if hook is None:
+        model[2].__class__ = Doubled
+    else:
+        model[2].register_forward_hook(hook)
+    groups = trace_units(model, x)
+    return model, *remove_units(model, groups, {groups[0].name: range(5)})
+
+
+@pytest.mark.parametrize(
+    "hook", [None, lambda _, args, out: 2 * out, lambda _, args, out: out.mul_(2)]
+)
+def test_a_layer_whose_weights_do_not_make_its_output_stays(hook):
+    x = data("mlp")
+    teacher, student, history = doubling(x[0][:1], hook)
+    fitted = reconstruct(student, teacher, x, history, samples=400)
+    assert torch.equal(fitted[2].weight, student[2].weight)
+
+
+def test_a_hook_that_changes_nothing_makes_no_difference():
+    x = data("mlp")
+    teacher, student, history = doubling(x[0][:1], lambda *_: None)
+    fitted = reconstruct(student, teacher, x, history, samples=400)
+    for model in (teacher, student):
+        model[2]._forward_hooks.clear()
+    expected = reconstruct(student, teacher, x, history, samples=400)
+    assert torch.equal(fitted[2].weight, expected[2].weight)
+    assert not torch.equal(fitted[2].weight, student[2].weight)

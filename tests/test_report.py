@@ -50,6 +50,11 @@ def shown(found):
     return console.file.getvalue()
 
 
+def test_a_relative_error_that_there_is_none_of_is_left_out():
+    assert "relative error" in shown(made(VECTORS, UNITS))
+    assert "relative error" not in shown(made({**VECTORS, "relative_error": None}, UNITS))
+
+
 def test_table_of_a_classifier():
     found = made(CLASSES, UNITS)
     text = shown(found)

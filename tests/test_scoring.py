@@ -289,3 +289,23 @@ def test_units_that_gate_each_other_in_one_layer_are_named_with_the_cause(how):
 
     with pytest.raises(SimMIMError, match=r"units of 'up'.* gate each other \(GLU\).* put "):
         score(Gated(), [torch.randn(100, 12)])
+
+
+class Roots(nn.Module):
+    """Its outputs are finite, and its gradients are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)).sqrt().nan_to_num())
+
+
+def test_what_is_not_finite_inside_is_named():
+    x = torch.randn(1000, 12)
+    text = r"inputs or outputs of '{}', their products or the gradients .* are not finite; scale"
+    with pytest.raises(SimMIMError, match=text.format("second")):
+        score(Roots(), x.split(250))
+    with pytest.raises(SimMIMError, match=text.format("2")):
+        score(mlp(), [batch * 1e20 for batch in x.split(250)])

@@ -186,3 +186,30 @@ def test_the_default_dtype_does_not_matter(granularity):
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(map(torch.equal, found, expected))
+
+
+def test_a_model_that_is_a_linear_layer_is_told_what_to_give():
+    with pytest.raises(SimMIMError, match=r"must not be a Linear .*; give nn.Sequential\(model\)"):
+        prune_weights(nn.Linear(12, 4), DATA, sparsity=0.5, samples=400)
+
+
+def test_a_layer_with_tensors_or_a_forward_of_its_own_stays_dense():
+    model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(3)))
+    model[0].register_buffer("scale", torch.ones(()))
+    model[1].forward = lambda x: 2 * nn.Linear.forward(model[1], x)
+    _, layers = prune_weights(model, DATA, sparsity=0.5, samples=400)
+    assert [layer["dense"] for layer in layers] == [True, True, False]
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "block:2x2"])
+def test_what_is_not_finite_is_named(granularity):
+    options = {"sparsity": None if granularity == "2:4" else 0.5, "samples": 400}
+    options["granularity"] = Granularity.parse(granularity)
+    model = mlp(hidden=8)
+    with pytest.raises(SimMIMError, match=r"inputs or outputs of '0' are not finite; check the d"):
+        prune_weights(model, [*DATA[:3], DATA[3] * torch.nan], **options)
+    prune_weights(model, [x * 1e20 for x in DATA], **options)
+    with torch.no_grad():
+        model[2].weight[1, 1] = torch.inf
+    with pytest.raises(SimMIMError, match=r"the weights of '2' are not finite; check the model"):
+        prune_weights(model, DATA, **options)

@@ -164,6 +164,14 @@ def strip(model: nn.Module) -> nn.Module:
     return _replaced(model, (MaskedLinear, SparseLinear), convert, "strip", shared)
 
 
+def hooks_of(layer: nn.Module) -> list[str]:
+    """The kinds of hooks that a layer has, which one in its place would lose."""
+    hooks = [key for key, value in vars(layer).items() if key.endswith("_hooks") and value]
+    if is_parametrized(layer):  # whose names in old checkpoints one of torch's own translates
+        hooks = [key for key in hooks if key != "_load_state_dict_pre_hooks"]
+    return hooks
+
+
 def _replaced(
     model: nn.Module,
     kinds: tuple[type[nn.Module], ...],
@@ -193,9 +201,7 @@ def _check_model(caller: str, model: nn.Module) -> None:
 def _check_loses_nothing(
     caller: str, name: str, layer: nn.Module, kinds: tuple[type[nn.Module], ...]
 ) -> None:
-    lost = [key for key, value in vars(layer).items() if key.endswith("_hooks") and value]
-    if is_parametrized(layer):  # whose names in old checkpoints one of torch's own translates
-        lost = [key for key in lost if key != "_load_state_dict_pre_hooks"]
+    lost = hooks_of(layer)
     if lost:
         raise ValueError(
             f"{caller}: layer {name!r} must not have hooks, which the new layer would lose, got"

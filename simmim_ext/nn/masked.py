@@ -75,6 +75,8 @@ class MaskedLinear(nn.Module):
     def from_linear(cls, linear: nn.Linear | MaskedLinear, mask: Tensor) -> MaskedLinear:
         """A masked layer with copies of `linear`'s weight and bias, masked weights 0.
 
+        It has whatever other attributes `linear` was given, but not its hooks.
+
         Args:
             linear: the layer to copy; it stays as it is.
             mask: bool [out_features, in_features], True where a weight is kept.
@@ -93,6 +95,9 @@ class MaskedLinear(nn.Module):
         layer.weight = _masked(linear.weight, mask)
         layer.register_parameter("bias", None if linear.bias is None else _copy(linear.bias))
         layer.register_buffer("mask", mask)
+        for name, value in vars(linear).items():
+            if not hasattr(layer, name):
+                vars(layer)[name] = value
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
