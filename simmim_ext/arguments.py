@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .config import CompressConfig
-from .data import Batch, ForwardFn, device_of, evaluating, forward, samples_of, to_device
+from .data import (
+    Batch,
+    ForwardFn,
+    device_of,
+    evaluating,
+    forward,
+    in_mode,
+    samples_of,
+    to_device,
+)
 from .errors import SimMIMError
 
 
@@ -155,14 +164,16 @@ def check_gradients(
     """Raises SimMIMError where epochs are asked for and the outputs have no gradients."""
     if epochs == 0:
         return
-    with evaluating(model), torch.enable_grad():
-        outputs = forward(model, to_device(batch, device_of(model)), forward_fn)
-    if not outputs.requires_grad:
-        raise SimMIMError(
-            f"{caller}: config.epochs is {epochs}, and the model's outputs do not depend on a "
-            "parameter that requires a gradient; leave torch.no_grad and detach out of its forward "
-            "and forward_fn, or set epochs=0 to distil nothing"
-        )
+    model, batch = watched(caller, model), to_device(batch, device_of(model))
+    for training in (False, True):  # some forward functions have gradients in training alone
+        with evaluating(model), in_mode(model, training=training), torch.enable_grad():
+            if forward(model, batch, forward_fn).requires_grad:
+                return
+    raise SimMIMError(
+        f"{caller}: config.epochs is {epochs}, and the model's outputs do not depend on a "
+        "parameter that requires a gradient; leave torch.no_grad and detach out of its forward and "
+        "forward_fn, or set epochs=0 to distil nothing"
+    )
 
 
 def as_path(caller: str, folder: str | PathLike[str], argument: str = "folder") -> Path:

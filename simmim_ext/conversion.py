@@ -91,8 +91,8 @@ def check_hooks(name: str, layer: nn.Module) -> None:
     """Raises SimMIMError unless the layer can be replaced without losing hooks."""
     if hooks_of(layer):
         raise SimMIMError(
-            f"{name!r}, a {type(layer).__name__}, must not have hooks, which the layer in its "
-            "place would lose; remove them first, or put the layer in ignored_layers"
+            f"model: the {type(layer).__name__} {name!r} must not have hooks, which the layer in "
+            "its place would lose; remove them first, or put the layer in ignored_layers"
         )
 
 

@@ -274,6 +274,7 @@ def _answer(
     model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
 ) -> tuple[Any, Tensor | None]:
     """Whatever the model returns for the batch, and the batch's attention mask."""
+    mask = token_mask(batch) if forward_fn is None else None
     given = copies()
     if given is not None:
         batch = map_tensors(batch, given.copy)
@@ -291,7 +292,7 @@ def _answer(
         ) from error
     if given is not None:
         given.end(model)
-    return answer, token_mask(batch) if forward_fn is None else None
+    return answer, mask
 
 
 @contextmanager

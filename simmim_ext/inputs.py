@@ -57,7 +57,7 @@ class Copies:
             return
         watch = self._watch
         watch.changed |= any(tensor._version > 0 for tensor in self._made)
-        if not any(model is other for other in watch.seen):
+        if len(watch.seen) < watch.models and not any(model is other for other in watch.seen):
             watch.seen.append(model)
 
 

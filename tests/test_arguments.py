@@ -309,3 +309,16 @@ def test_outputs_without_gradients_are_told_before_any_work(granularity, monkeyp
         compress(forward_fn=forward_fn, **budget)
     with pytest.raises(SimMIMError, match=f"^distill: {text}"):
         simmim_ext.distill(MODEL, MODEL, DATA, forward_fn=forward_fn, progress=False)
+
+
+class OnlyInTraining(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self.training):
+            return super().forward(x)
+
+
+def test_gradients_in_training_alone_will_do() -> None:
+    model = OnlyInTraining(network(), nn.BatchNorm1d(3))
+    config = CompressConfig(epochs=1)
+    assert len(simmim_ext.distill(model, model, DATA, config=config, progress=False)[1]) == 1
+    assert model[1].num_batches_tracked == 0

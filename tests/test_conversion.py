@@ -38,7 +38,8 @@ def test_a_layer_with_hooks_is_not_replaced(hook):
         handle = getattr(model.get_submodule(name), hook)(lambda *_: None)
         with pytest.raises(
             SimMIMError,
-            match=f"^'{name}', a .*, must not have hooks, which the layer in its place would lose; "
+            match=f"^model: the .* '{name}' must not have hooks, which the layer in its place "
+            "would lose; "
             "remove them first, or put the layer in ignored_layers",
         ):
             call(data)
