@@ -164,6 +164,11 @@ def diagnose(
         )
         layers = {}
         for stats in statistics:
+            if not torch.isfinite(stats.activations).all():
+                raise SimMIMError(
+                    f"diagnose: activations of {stats.group.name!r} are not finite; check data "
+                    "and weights"
+                )
             relevance = unit_information(stats.activations, predictions, config)
             layers[stats.group.name] = _diagnose_layer(stats.activations, relevance, config)
     return Diagnostics(layers, len(predictions.rows), resolved)

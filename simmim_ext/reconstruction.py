@@ -177,7 +177,8 @@ def refit_to_predictions(
 ) -> None:
     """Logistic regression of the predictions on x [rows, inputs], from where the layer is.
 
-    Weights outside the mask [outputs, inputs] do not count.
+    Weights outside the mask [outputs, inputs] do not count. Where x is so large that the search
+    leaves the numbers, the layer stays as it is.
     """
     shift = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
     start = [layer.weight.detach().float(), shift.detach().float()]
@@ -201,6 +202,8 @@ def refit_to_predictions(
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
+    if not all(torch.isfinite(value).all() for value in variables):
+        return
     layer.weight.data.copy_(free[0].detach())
     if layer.bias is not None:
         layer.bias.data.copy_(free[1].detach())

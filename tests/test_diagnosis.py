@@ -55,3 +55,13 @@ def test_samples_are_limited_and_layers_left_out(network, x):
         diagnose(network, [x], ignored_layers=["0"])
     with pytest.raises(SimMIMError, match=r"data: no sample came out of an empty list"):
         diagnose(network, [])
+
+
+def test_what_is_not_finite_inside_is_named(x):
+    class Roots(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).sqrt()).nan_to_num()
+
+    model = Roots(nn.Linear(x.shape[1], 8), nn.Linear(8, 4))
+    with pytest.raises(SimMIMError, match=r"diagnose: activations of '0' are not finite; check d"):
+        diagnose(model, [x])

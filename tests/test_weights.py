@@ -208,7 +208,8 @@ def test_what_is_not_finite_is_named(granularity):
     model = mlp(hidden=8)
     with pytest.raises(SimMIMError, match=r"inputs or outputs of '0' are not finite; check the d"):
         prune_weights(model, [*DATA[:3], DATA[3] * torch.nan], **options)
-    prune_weights(model, [x * 1e20 for x in DATA], **options)
+    huge, _ = prune_weights(model, [x * 1e20 for x in DATA], refit_outputs=True, **options)
+    assert all(value.isfinite().all() for value in huge.parameters())
     with torch.no_grad():
         model[2].weight[1, 1] = torch.inf
     with pytest.raises(SimMIMError, match=r"the weights of '2' are not finite; check the model"):
