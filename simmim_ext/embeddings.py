@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from .data import Batch, ForwardFn
+from .equivalence import check_mask_equivalence
 from .errors import SimMIMError
 from .layers import Weighted
-from .removal import check_mask_equivalence, remove_units
+from .removal import remove_units
 from .units import UnitGroup
 
 

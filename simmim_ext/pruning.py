@@ -13,6 +13,7 @@ from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
+from .equivalence import check_mask_equivalence
 from .errors import SimMIMError
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -23,7 +24,7 @@ from .outputs import noise_variance, resolve_output
 from .plan import Plan, make_plan
 from .ranking import by_score
 from .reconstruction import reconstruct
-from .removal import History, check_mask_equivalence, remove_units
+from .removal import History, remove_units
 from .result import CompressionResult
 from .scoring import Scores
 from .storage import signature_of

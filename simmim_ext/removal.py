@@ -1,4 +1,4 @@
-"""Removes units physically, remembers how, and proves that nothing else changed.
+"""Removes units physically, and remembers how.
 
 A history is plain JSON, one step after the other: a shrunken axis,
 
@@ -15,18 +15,15 @@ A fresh instance of the architecture takes the same shape again from it, without
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .conversion import convert_
-from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
 from .errors import SimMIMError
-from .layers import Axis, axis_size, is_channel_norm, place_of, shrink
+from .layers import Axis, axis_size, place_of, shrink
 from .sharing import shared_parameters
-from .standin import running
 from .storage import set_submodule
 from .units import UnitGroup
 
@@ -169,64 +166,6 @@ def _tie(model: nn.Module, names: Sequence[str]) -> None:
         set_submodule(model, name, first)
 
 
-def check_mask_equivalence(
-    model: nn.Module,
-    pruned: nn.Module,
-    history: Iterable[Mapping[str, Any]],
-    batch: Batch,
-    *,
-    forward_fn: ForwardFn | None = None,
-) -> None:
-    """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
-
-    Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
-    rightly change with the channels, divides by the root mean square over the original's channels
-    in both. To be called before any weight is refitted.
-    """
-    batch = to_device(batch, device_of(model))
-    masked, history = deepcopy(model), list(history)
-    with torch.no_grad():
-        for step in history:
-            if step.get("convert") not in (None, "Conv1D"):  # the way back changes nothing here
-                convert_(masked, step)
-        original = deepcopy(masked)
-        whole = {n: axis_size(m, "out") for n, m in masked.named_modules() if _over_channels(m)}
-        for step in history:
-            if "kept" in step:
-                gone = sorted(set(range(step["size"])) - set(step["kept"]))
-                _zero(place_of(masked, step["module"], step["axis"]), step["axis"], gone)
-    expected = _fixed_outputs(masked, whole, batch, forward_fn)
-    copy = deepcopy(pruned)
-    with running(copy) as names:
-        try:
-            outputs = _fixed_outputs(copy, whole, batch, forward_fn)
-        except SimMIMError as error:
-            where = repr(names[-1]) if names else "its forward"
-            raise SimMIMError(
-                f"the pruned model does not run: {where} fails ({error}), as happens where code "
-                "relies on a width (a buffer of it, a reshape into heads); put the layers that "
-                "have it in ignored_layers"
-            ) from error
-    allowed, difference = 0.0, torch.inf
-    if outputs.shape == expected.shape:
-        effect = (_fixed_outputs(original, whole, batch, forward_fn) - expected).abs().max()
-        rounding = _ROUNDING[expected.dtype] * expected.abs().max()
-        allowed = float(_SHARE * effect + rounding)
-        difference = float((outputs - expected).abs().max())
-    if not difference <= allowed:
-        raise SimMIMError(
-            "the pruned model differs from the original with the removed units zeroed (by "
-            f"{difference:.2g}, {allowed:.2g} may be rounding): units were removed at the wrong "
-            "place; please report the architecture, and put the layers concerned in ignored_layers"
-        )
-
-
-# What outputs may differ by: a share of what zeroing changes, and what rounding can make of it.
-_SHARE = 1e-4
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
 def _checked(group: UnitGroup, kept: Mapping[str, Sequence[int] | Tensor]) -> frozenset[int]:
     chosen = [int(unit) for unit in kept[group.name]]
     if not chosen:
@@ -237,56 +176,3 @@ def _checked(group: UnitGroup, kept: Mapping[str, Sequence[int] | Tensor]) -> fr
             f"0..{group.units - 1}, got {chosen}"
         )
     return frozenset(chosen)
-
-
-def _zero(place: nn.Module | nn.Parameter, axis: Axis, channels: list[int]) -> None:
-    if isinstance(place, nn.Parameter):
-        place.movedim(int(axis), 0)[channels] = 0
-        return
-    for name, parameter in place.named_parameters(recurse=False):
-        if axis == "out" and not isinstance(place, nn.Embedding):
-            parameter[channels] = 0
-        elif name == "weight":
-            parameter[:, channels] = 0
-    statistics = getattr(place, "running_mean", None)
-    if axis == "out" and statistics is not None:
-        statistics[channels] = 0  # so that a norm without affine part gives zero as well
-
-
-def _over_channels(module: nn.Module) -> bool:
-    """Whether it normalizes over all channels: also GroupNorm of a single group."""
-    single = isinstance(module, nn.GroupNorm) and module.num_groups == 1
-    return single or is_channel_norm(module)
-
-
-def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
-    """What a norm over channels gives if it does not change with their number.
-
-    Removed channels are zero in the masked model and absent in the pruned one: the sum of squares
-    is the same in both.
-    """
-    if isinstance(norm, nn.GroupNorm):  # over all positions as well
-        squares = x.square().reshape(*x.shape[:2], -1).mean(2).sum(1)
-        squares = squares.view(-1, *[1] * (x.dim() - 1))
-        x = x * (squares / channels + 1e-6).rsqrt()
-        shape = (-1, *[1] * (x.dim() - 2))
-        return x if norm.weight is None else x * norm.weight.view(shape) + norm.bias.view(shape)
-    dim = -1 if x.shape[-1] == axis_size(norm, "out") else 1
-    x = x * (x.square().sum(dim, keepdim=True) / channels + 1e-6).rsqrt()
-    x = x.movedim(dim, -1)
-    if getattr(norm, "weight", None) is not None:
-        x = x * norm.weight
-    if getattr(norm, "bias", None) is not None:
-        x = x + norm.bias
-    return x.movedim(-1, dim)
-
-
-def _fixed_outputs(
-    model: nn.Module, whole: Mapping[str, int], batch: Batch, forward_fn: ForwardFn | None
-) -> Tensor:
-    """Outputs of a copy that may be changed; ``whole`` has the channels of the original's norms."""
-    for name, channels in whole.items():
-        norm: Any = model.get_submodule(name)
-        norm.forward = partial(_fixed_norm, norm, channels)
-    with torch.no_grad(), evaluating(model):
-        return forward(model, batch, forward_fn).clone()

@@ -8,9 +8,10 @@ from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.data import forward
+from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.graph import trace_units
 from simmim_ext.reconstruction import reconstruct
-from simmim_ext.removal import apply_history, check_mask_equivalence, remove_units
+from simmim_ext.removal import apply_history, remove_units
 
 CONFIG = CompressConfig(epochs=0)
 ATTENTION = [f"blocks.{block}.attention" for block in (0, 1)]

@@ -7,8 +7,9 @@ from models import CASES, case, mlp, snapshot
 from torch import nn
 
 from simmim_ext import SimMIMError
+from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.graph import trace_units
-from simmim_ext.removal import apply_history, check_mask_equivalence, remove_units
+from simmim_ext.removal import apply_history, remove_units
 
 
 def half(groups):
