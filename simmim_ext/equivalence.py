@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import convert_
-from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
+from .data import Batch, ForwardFn, device_of, evaluating, to_device
 from .errors import SimMIMError
 from .layers import Axis, axis_size, is_channel_norm, place_of
+from .outputs import returned
 from .standin import running
 
 # What outputs may differ by: a share of what zeroing changes, and what rounding can make of it.
@@ -30,7 +31,7 @@ def check_mask_equivalence(
     """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
+    mode; of what they return besides the outputs the shapes are. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
     rightly change with the channels, divides by the root mean square over the original's channels
     in both. To be called before any weight is refitted.
     """
@@ -46,21 +47,32 @@ def check_mask_equivalence(
             if "kept" in step:
                 gone = sorted(set(range(step["size"])) - set(step["kept"]))
                 _zero(place_of(masked, step["module"], step["axis"]), step["axis"], gone)
-    expected = _fixed_outputs(masked, whole, batch, forward_fn)
+    expected, *others = _fixed_outputs(masked, whole, batch, forward_fn)
     copy = deepcopy(pruned)
     with running(copy) as names:
         try:
-            outputs = _fixed_outputs(copy, whole, batch, forward_fn)
+            outputs, *left = _fixed_outputs(copy, whole, batch, forward_fn)
         except SimMIMError as error:
             where = repr(names[-1]) if names else "its forward"
+            reason = error if error.__cause__ is None else error.__cause__
             raise SimMIMError(
-                f"the pruned model does not run: {where} fails ({error}), as happens where code "
-                "relies on a width (a buffer of it, a reshape into heads); put the layers that "
-                "have it in ignored_layers"
+                f"the pruned model does not run: {where} fails ({reason}), as happens where code "
+                "relies on a width (a buffer of it, a reshape into heads), or where what a layer "
+                "makes is no output of the model; put the layers that make what it reads in "
+                "ignored_layers"
             ) from error
+    for before, after in zip(others, left, strict=False):
+        if before.shape != after.shape:
+            raise SimMIMError(
+                f"the pruned model returns a tensor of shape {list(after.shape)} among others, and "
+                f"the original one of shape {list(before.shape)}; put the layers that make it in "
+                "ignored_layers, or pass forward_fn=lambda model, batch: ... that returns what "
+                "must be kept"
+            )
     allowed, difference = 0.0, torch.inf
     if outputs.shape == expected.shape:
-        effect = (_fixed_outputs(original, whole, batch, forward_fn) - expected).abs().max()
+        unmasked, *_ = _fixed_outputs(original, whole, batch, forward_fn)
+        effect = (unmasked - expected).abs().max()
         rounding = _ROUNDING[expected.dtype] * expected.abs().max()
         allowed = float(_SHARE * effect + rounding)
         difference = float((outputs - expected).abs().max())
@@ -116,10 +128,14 @@ def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
 
 def _fixed_outputs(
     model: nn.Module, whole: Mapping[str, int], batch: Batch, forward_fn: ForwardFn | None
-) -> Tensor:
-    """Outputs of a copy that may be changed; ``whole`` has the channels of the original's norms."""
+) -> list[Tensor]:
+    """``returned`` by a copy that may be changed.
+
+    ``whole`` has the channels of the original's norms.
+    """
     for name, channels in whole.items():
         norm: Any = model.get_submodule(name)
         norm.forward = partial(_fixed_norm, norm, channels)
     with torch.no_grad(), evaluating(model):
-        return forward(model, batch, forward_fn).clone()
+        first, *others = returned(model, batch, forward_fn)
+        return [first.clone(), *others]

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .arguments import copied
 from .attention import Attention, find_attention
@@ -25,6 +25,7 @@ from .layers import (
     unsupported_reason,
 )
 from .names import names_of
+from .outputs import returned
 from .sharing import shared_parameters
 from .sources import Sources
 from .standin import READS, insert_stand_ins, observe
@@ -44,7 +45,8 @@ def trace_units(
 
     The model is traced on a copy, in eval mode and with gradients enabled, so frozen parameters
     hide nothing and nothing of the caller's is touched. What makes up the model's outputs, or
-    is added to its inputs, is no group, nor are units of embeddings that cannot be followed.
+    is added to its inputs, is no group, nor are units of embeddings that cannot be followed. Outputs
+    are all tensors that the model returns, in tuples and dicts as well, or what ``forward_fn`` does.
 
     Args:
         model: the network.
@@ -168,9 +170,9 @@ def _dependencies(
                 graph.build_dependency(
                     model,
                     example_inputs=batch,
-                    forward_fn=lambda network, example, sources=sources: (
-                        forward(network, sources(example), forward_fn) * 1.0
-                    ),
+                    forward_fn=lambda network, example, sources=sources: [
+                        output * 1.0 for output in _traced(network, sources(example), forward_fn)
+                    ],
                     verbose=False,
                 )
             return graph, sources
@@ -182,6 +184,13 @@ def _dependencies(
         f"trace_units: the model could not be traced ({type(failure).__name__}: {failure}); "
         "check example_inputs and forward_fn"
     ) from failure
+
+
+def _traced(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Iterator[Tensor]:
+    """The outputs that units can be followed to."""
+    first, *others = returned(model, batch, forward_fn)
+    yield first
+    yield from (other for other in others if other.requires_grad)
 
 
 def _replace_attention(

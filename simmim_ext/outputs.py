@@ -5,7 +5,8 @@ noise whose variance is a twentieth of the teacher's mean output variance, which
 information in nats for them as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from .data import (
     evaluating,
     forward,
     labels_of,
+    map_tensors,
     named_output,
     to_device,
 )
@@ -79,6 +81,31 @@ def resolve_output(
             "twice; pass forward_fn=lambda model, batch: model(batch).log(), or output='values'"
         )
     return output
+
+
+def returned(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None) -> list[Tensor]:
+    """What ``forward`` takes of a model's answer, and behind it all of it where there is more.
+
+    That is the tensors in nested tuples, lists and dicts, and in an object with attributes. With
+    ``forward_fn`` what it returns is all: the caller has chosen.
+    """
+    answers: list[Any] = []
+    handle = model.register_forward_hook(lambda _, args, answer: answers.append(answer))
+    try:
+        first = forward(model, batch, forward_fn)
+    finally:
+        handle.remove()
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    if forward_fn is None:
+        answer = answers[-1]
+        plain = isinstance(answer, Tensor | Mapping | list | tuple)
+        map_tensors(answer if plain else getattr(answer, "__dict__", {}), note)
+    return [first, *found] if len(found) > 1 else [first]
 
 
 def noise_variance(

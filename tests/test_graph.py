@@ -1,6 +1,7 @@
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from models import CASES, IMAGES, ROWS, case, mlp, snapshot
 from torch import nn
 
 from simmim_ext import SimMIMError
+from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.graph import trace_units
+from simmim_ext.removal import remove_units
 from simmim_ext.timelimit import run_limited
 
 
@@ -160,6 +163,52 @@ def test_outputs_are_never_units_even_through_operations():
             return self.b(self.a(x).tanh()).log_softmax(-1) / 2
 
     assert [group.name for group in trace_units(Head(), ROWS)] == ["a"]
+
+
+class Answers(nn.Module):
+    """Returns its features as well, in the given form, and what another head makes of them."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 6)
+        self.head, self.other, self.form = nn.Linear(6, 5), nn.Linear(6, 3), form
+
+    def forward(self, x):
+        features = self.b(self.a(x).relu()).relu()
+        return self.form(self.head(features), features, self.other(features))
+
+
+FORMS = {
+    "tuple": lambda y, features, more: (y, features, more),
+    "dict": lambda y, features, more: {"logits": y, "more": [features, (more,)]},
+    "object": lambda y, features, more: SimpleNamespace(logits=y, features=features, more=more),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_everything_that_is_returned_keeps_its_width(form):
+    model = Answers(form)
+    (group,) = trace_units(model, ROWS)
+    assert group.name == "a"
+    pruned, history = remove_units(model, [group], {"a": [1, 2]})
+    check_mask_equivalence(model, pruned, history, ROWS)
+
+
+def test_another_head_takes_part_where_the_features_are_not_returned():
+    model = Answers(lambda y, features, more: (y, more))
+    groups = trace_units(model, ROWS)
+    assert [group.name for group in groups] == ["a", "b"]
+    assert [member.module for member in groups[1].readers] == ["head", "other"]
+
+
+def test_forward_fn_says_what_is_an_output():
+    model = Answers(FORMS["tuple"])
+
+    def first(model, batch):
+        return model(batch)[0]
+
+    groups = trace_units(model, ROWS, ignored_layers=["other"], forward_fn=first)
+    assert [group.name for group in groups] == ["a", "b"]
 
 
 def test_units_added_to_the_inputs_are_no_group():

@@ -133,8 +133,29 @@ def test_one_wrong_index_is_found(name):
 def test_model_that_no_longer_runs_is_found():
     model, x = case("mlp")
     broken = apply_history(model, [{"module": "0", "axis": "out", "size": 10, "kept": [1, 2]}])
-    with pytest.raises(SimMIMError, match="the pruned model does not run"):
+    with pytest.raises(
+        SimMIMError, match="the pruned model does not run: '2' fails .mat1 and mat2"
+    ):
         check_mask_equivalence(model, broken, [], x)
+
+
+def test_shapes_of_all_that_is_returned_are_compared():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x), x.detach()
+
+    model, x = Detached(), case("mlp")[1]
+    pruned, history = remove_units(model, trace_units(model, x), {"a": [1, 2, 3]})
+    text = (
+        r"returns a tensor of shape \[7, 3\] among others, and the original one of shape \[7, 8\];"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        check_mask_equivalence(model, pruned, history, x)
 
 
 def test_layer_norm_keeps_the_order_of_channels():
