@@ -85,10 +85,10 @@ def compress(
             rows.
         output: "classes", "values", "embeddings" or "auto", see ``resolve_output``.
         ignored_layers: layers, their names or patterns of names ("encoder.layer.0.*"), that keep
-            their outputs.
+            their outputs. All tensors that the model returns keep their widths without that.
         round_to: widths become multiples of it, or stay whole.
         forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's forward
-            gives something else.
+            gives something else; what it leaves out of that need not keep its width.
         config: everything else.
         checkpoint_dir: folder that keeps the state of the run; the same call goes on from there
             after a kill and ends with the same model, if the loaders are deterministic or draw

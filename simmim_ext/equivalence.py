@@ -31,9 +31,10 @@ def check_mask_equivalence(
     """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
-    mode; of what they return besides the outputs the shapes are. A norm over channels (LayerNorm, RMSNorm, GroupNorm of one group), whose statistics
-    rightly change with the channels, divides by the root mean square over the original's channels
-    in both. To be called before any weight is refitted.
+    mode; of what they return besides the outputs the shapes are. A norm over channels (LayerNorm,
+    RMSNorm, GroupNorm of one group), whose statistics rightly change with the channels, divides by
+    the root mean square over the original's channels in both. To be called before any weight is
+    refitted.
     """
     batch = to_device(batch, device_of(model))
     masked, history = deepcopy(model), list(history)
@@ -82,6 +83,12 @@ def check_mask_equivalence(
             f"{difference:.2g}, {allowed:.2g} may be rounding): units were removed at the wrong "
             "place; please report the architecture, and put the layers concerned in ignored_layers"
         )
+
+
+def caused_by(names: Iterable[str]) -> str:
+    """What to add to an error that removing units of each of these groups alone brings about."""
+    quoted = ", ".join(map(repr, names))
+    return f"; already the units of {quoted}, removed alone, cause it" if quoted else ""
 
 
 def _zero(place: nn.Module | nn.Parameter, axis: Axis, channels: list[int]) -> None:

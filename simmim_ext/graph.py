@@ -45,8 +45,9 @@ def trace_units(
 
     The model is traced on a copy, in eval mode and with gradients enabled, so frozen parameters
     hide nothing and nothing of the caller's is touched. What makes up the model's outputs, or
-    is added to its inputs, is no group, nor are units of embeddings that cannot be followed. Outputs
-    are all tensors that the model returns, in tuples and dicts as well, or what ``forward_fn`` does.
+    is added to its inputs, is no group, nor are units of embeddings that cannot be followed.
+    Outputs are all tensors that the model returns, in tuples and dicts as well, or what
+    ``forward_fn`` returns.
 
     Args:
         model: the network.
@@ -187,10 +188,10 @@ def _dependencies(
 
 
 def _traced(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Iterator[Tensor]:
-    """The outputs that units can be followed to."""
+    """The outputs that units can be followed to, but for losses, which have no width."""
     first, *others = returned(model, batch, forward_fn)
     yield first
-    yield from (other for other in others if other.requires_grad)
+    yield from (other for other in others if other.requires_grad and other.dim() > 0)
 
 
 def _replace_attention(

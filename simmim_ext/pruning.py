@@ -13,7 +13,7 @@ from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
-from .equivalence import check_mask_equivalence
+from .equivalence import caused_by, check_mask_equivalence
 from .errors import SimMIMError
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -179,9 +179,8 @@ def prune_units(
     try:
         check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
     except SimMIMError as error:
-        names = ", ".join(repr(name) for name in _astray(model, scores, plan, few, forward_fn))
-        alone = f"; already the units of {names}, removed alone, cause it" if names else ""
-        raise SimMIMError(f"{error}{alone}") from error
+        names = _astray(model, scores, plan, few, forward_fn)
+        raise SimMIMError(f"{error}{caused_by(names)}") from error
     return plan, student, history
 
 

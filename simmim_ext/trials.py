@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, samples_of, split
+from .data import Batch, ForwardFn, batches, device_of, samples_of, split, take
+from .equivalence import caused_by, check_mask_equivalence
+from .errors import SimMIMError
 from .memory_format import fastest_format
 from .original import Original
 from .outputs import kl_per_sample
 from .plan import guarded
 from .progress import bar
 from .reconstruction import refit_
-from .removal import remove_units
+from .removal import History, remove_units
 from .scoring import Scores
 
 # The shares of its units that a layer is tried with, ascending; one where there are many layers.
@@ -68,6 +70,9 @@ def measured(
         seed: of the positions that a refit looks at.
         forward_fn: as in ``score``.
         progress: show progress where standard error is a terminal.
+
+    Raises:
+        SimMIMError: the network with fewer units of a layer does not run, or is another.
     """
     names = [group.name for group in scores.groups if group.name in scores.divergence]
     if len(names) < 2:
@@ -89,17 +94,28 @@ def measured(
         """Nats from the network with that layer's best units alone."""
         kept = everything | {name: sorted(order[name][:width])}
         student, history = remove_units(network, scores.groups, kept)
+        try:
+            return nats(student, history)
+        except Exception as error:
+            # The refit may have begun to change the student.
+            student, history = remove_units(network, scores.groups, kept)
+            few = take(scores.example, slice(0, 16))
+            reason = _reason(error, network, student, history, few, forward_fn)
+            raise SimMIMError(f"{reason}{caused_by([name])}") from error
+
+    def nats(student: nn.Module, history: History) -> float:
+        """Nats from the network with fewer units."""
         changed = [step["module"] for step in history]
         runs = original.resumed(student, changed)
         if reconstructed:
             refit_(runs, original, history, depth=_DEPTH)
         if judge is not original:
             runs = judge.resumed(student, changed)
-        nats = [
+        each = [
             kl_per_sample(theirs.float(), ours.float(), noise=noise)
             for theirs, ours in zip(judge.outputs, runs.outputs(), strict=True)
         ]
-        return float(torch.cat(nats).double().mean())
+        return float(torch.cat(each).double().mean())
 
     # In the order in which they run, so that each trial goes on from where the last one began.
     begin = {g.name: original.course.begin(m.module for m in g.members) for g in scores.groups}
@@ -111,6 +127,25 @@ def measured(
             divergence[name] = scaled(divergence[name], {w: found(name, w) for w in widths})
             advance(1)
     return replace(scores, divergence=divergence)
+
+
+def _reason(
+    error: Exception,
+    network: nn.Module,
+    student: nn.Module,
+    history: History,
+    batch: Batch,
+    forward_fn: ForwardFn | None,
+) -> str:
+    """Why a trial failed."""
+    try:
+        check_mask_equivalence(network, student, history, batch, forward_fn=forward_fn)
+    except SimMIMError as found:
+        return str(found)
+    return (
+        "measure: the model with fewer units failed on calibration data "
+        f"({type(error).__name__}: {error}); put the layers concerned in ignored_layers"
+    )
 
 
 def scaled(expected: Tensor, found: Mapping[int, float]) -> Tensor:

@@ -191,7 +191,7 @@ class InPlace(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    """Takes keyword inputs, and gives a tuple whose first item is the outputs if asked to."""
+    """Takes keyword inputs; if asked to, gives a tuple of its outputs and a penalty."""
 
     def __init__(self, as_tuple: bool = False) -> None:
         super().__init__()
@@ -200,7 +200,8 @@ class TwoInputs(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         hidden = torch.cat([self.left(left).relu(), self.right(right).relu()], -1)
-        return (self.head(hidden), hidden) if self.as_tuple else self.head(hidden)
+        penalty = hidden.square().mean()
+        return (self.head(hidden), penalty) if self.as_tuple else self.head(hidden)
 
 
 class Attention(nn.Module):

@@ -10,7 +10,7 @@ from architectures import architecture
 from models import case
 from torch import nn
 
-from simmim_ext import CompressConfig, compress, original, prune, resume, score
+from simmim_ext import CompressConfig, SimMIMError, compress, original, prune, resume, score
 from simmim_ext.conversion import prepared
 from simmim_ext.data import forward
 from simmim_ext.outputs import kl_per_sample
@@ -152,6 +152,50 @@ def test_no_trial_computes_what_comes_before_its_layer():
     # The original's answers, what its layers say, and what the trials of later layers go on from;
     # and the two trials of the first.
     assert Counted.computed == 5 * len(data)
+
+
+class Viewed(nn.Module):
+    """As torch's tutorial on CIFAR-10: the number of channels is written down."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
+        self.hidden, self.head = nn.Linear(128, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.second(self.first(x).relu()).relu().view(-1, 128)
+        return self.head(self.hidden(x).relu())
+
+
+@pytest.mark.parametrize("reconstruct", [True, False])
+def test_a_width_that_is_written_down_is_named(reconstruct):
+    torch.manual_seed(0)
+    data = torch.randn(96, 3, 8, 8).split(24)
+    config = CompressConfig(epochs=0, reconstruct=reconstruct)
+    text = (
+        "does not run: 'hidden' fails .mat1 and mat2 shapes.*put the layers that make what it "
+        "reads in ignored_layers; already the units of 'second', removed alone, cause it"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        compress(Viewed(), calibration=data, constraints={"params": 0.5}, config=config)
+    compress(
+        Viewed(),
+        calibration=data,
+        constraints={"params": 0.9},
+        config=config,
+        ignored_layers=["second"],
+    )
+
+
+def test_a_trial_that_fails_for_another_reason_names_its_layer(model, data, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("no room")
+
+    scores = score(model, data)
+    monkeypatch.setattr("simmim_ext.trials.refit_", fail)
+    text = r"measure: .* failed on calibration data \(RuntimeError: no room\); .* the units of '"
+    with pytest.raises(SimMIMError, match=text):
+        measured(scores, model, data)
 
 
 def test_a_few_samples_are_enough(model, data):
