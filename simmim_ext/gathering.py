@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import samples_first
+from .convolved import Convolved
+from .course import Wrapper, replaced
 from .gram import Gram, affine_moments, joint_moments
-from .layers import input_columns, is_affine, is_convolution, output_rows, weighted
+from .layers import (
+    has_own_forward,
+    input_columns,
+    is_affine,
+    is_convolution,
+    output_rows,
+    weighted,
+)
 from .moments import Moments
 from .recording import draw_positions
 
@@ -60,6 +69,7 @@ class Gatherer:
         self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
         self._sums: dict[str, _Sums] = {}
         self._sources: list[Tensor] = []
+        self._convolved: dict[str, Convolved] = {}
         self.inputs: dict[str, Tensor] = {}
         self.places = dict.fromkeys(self._means | self._summed, 0)
 
@@ -78,7 +88,11 @@ class Gatherer:
             for name in self.places
         ]
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(graded):
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(graded),
+                replaced(self._model, dict(self._padding())),
+            ):
                 yield
         finally:
             for hook in hooks:
@@ -107,6 +121,23 @@ class Gatherer:
         gradients = self._sums[name].gradients
         return gradients.sums()[1] / max(gradients.rows, 1)
 
+    def _padding(self) -> Iterator[tuple[str, Wrapper]]:
+        """Convolutions that may pad in a forward function of their own, to be watched."""
+        for name in self._summed:
+            layer = self._model.get_submodule(name)
+            if is_convolution(layer) and has_own_forward(layer):
+                yield name, self._watching(name, layer)
+
+    def _watching(self, name: str, layer: nn.Conv1d | nn.Conv2d) -> Wrapper:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                with Convolved(layer) as self._convolved[name]:
+                    return original(*args, **options)
+
+            return call
+
+        return wrap
+
     def _hook(self, name: str, mask: Tensor | None, graded: bool) -> Any:
         axis = self._axes.get(name, 0)
 
@@ -130,7 +161,10 @@ class Gatherer:
         return gather
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, z: Tensor, at: Tensor | None) -> _Sums:
-        rows = input_columns(layer, x, at)
+        if name in self._convolved and at is not None:
+            rows = self._convolved.pop(name).columns(name, x, z, at)
+        else:
+            rows = input_columns(layer, x, at)
         columns = rows.shape[1]
         # Hooks of the user's may change outputs; one is the gatherer's own.
         affine = is_affine(layer) and len(layer._forward_hooks) == 1

@@ -50,9 +50,13 @@ def is_grouped(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d]:
 
 def is_affine(module: nn.Module) -> bool:
     """Whether its forward function is the weight times ``input_columns`` plus the bias."""
-    own = getattr(module.forward, "__func__", None)  # a subclass may have another
-    plain = own in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
-    return plain and not is_grouped(module)
+    return not has_own_forward(module) and not is_grouped(module)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether its forward function is not that of torch's Linear or convolution."""
+    function = getattr(module.forward, "__func__", None)
+    return function not in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
 
 def is_channel_norm(module: nn.Module) -> bool:
@@ -207,10 +211,20 @@ def input_columns(layer: nn.Module, x: Tensor, at: Tensor | None) -> Tensor:
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     elif {*layer.kernel_size, *layer.stride} == {1}:
         return x.flatten(2)[:, :, at].transpose(1, 2).flatten(0, 1)
-    for dim in range(len(layer.kernel_size)):
-        dilation, size = layer.dilation[dim], layer.kernel_size[dim]
-        x = x.unfold(2 + dim, (size - 1) * dilation + 1, layer.stride[dim])[..., ::dilation]
-    places = (at,) if isinstance(layer, nn.Conv1d) else (at // x.shape[3], at % x.shape[3])
+    return patches(x, at, layer.kernel_size, layer.stride, layer.dilation)
+
+
+def patches(
+    x: Tensor, at: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """What a convolution reads for its flat output positions: [rows, inputs * kernel size].
+
+    ``x`` is its input [samples, inputs, *positions], padded; the others are one by dimension.
+    """
+    for dim, size in enumerate(kernel):
+        extent = (size - 1) * dilation[dim] + 1
+        x = x.unfold(2 + dim, extent, stride[dim])[..., :: dilation[dim]]
+    places = (at,) if len(kernel) == 1 else (at // x.shape[3], at % x.shape[3])
     x = x[(slice(None), slice(None), *places)]
     return x.transpose(1, 2).flatten(0, 1).flatten(1)
 
