@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ._version import __version__
 from .data import Batch, ForwardFn, device_of, evaluating, forward, take, to_device
 from .errors import SimMIMError
-from .storage import Json, check_writable, digest, read_folder, tensors_of, write_folder
+from .folders import check_writable, read_folder, write_folder
+from .storage import Json, digest, tensors_of
 
 FORMAT = "simmim_ext checkpoint"
 

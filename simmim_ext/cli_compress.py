@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .cli import check_empty, make_folder, say
 from .compression import compress
+from .folders import remove_folder
 from .recipe import read_recipe
 from .report import show
-from .storage import remove_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SimMIMError
+from .folders import write_text
 from .report import Report, fidelity_rows, figure_class, rows, sentences, with_interval
-from .storage import write_text
 
 # Colours as they are drawn, and what the page's style makes of them, by day and by night.
 _COLOURS = {

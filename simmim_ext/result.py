@@ -10,7 +10,8 @@ from torch import nn
 from ._version import __version__
 from .arguments import as_path, check_model
 from .errors import SimMIMError
-from .storage import check_signature, read_folder, restore_tensors, tensors_of, write_folder
+from .folders import read_folder, write_folder
+from .storage import check_signature, restore_tensors, tensors_of
 
 FORMAT = "simmim_ext compressed model"
 FORMAT_VERSION = 1

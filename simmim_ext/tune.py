@@ -11,8 +11,8 @@ import torch
 
 from .cli import integer, say
 from .errors import SimMIMError
+from .folders import check_writable, write_text
 from .progress import bar
-from .storage import check_writable, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
