@@ -44,6 +44,8 @@ def write_folder(
             written.append(folder / name)
             write_text(folder / name, text)
         manifest = {**body, "weights": {"file": weights.name, "sha256": sha}}
+        if texts:
+            manifest["texts"] = {name: _sha256_file(folder / name) for name in texts}
         manifest["sha256"] = _sha256_json(manifest)
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
@@ -90,6 +92,20 @@ def read_folder(folder: Path, form: str) -> tuple[dict[str, Tensor], Json]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    manifest = read_manifest(folder, form)
+    try:
+        entry = manifest.pop("weights")
+        weights = folder / Path(entry["file"]).name
+        _check_file(weights, entry["sha256"])
+        return load_file(weights), manifest
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise SimMIMError(
+            f"the weights of {folder} cannot be read: {error}; restore them or save again"
+        ) from error
+
+
+def read_manifest(folder: Path, form: str) -> Json:
+    """``read_folder`` without reading the weights, whose "file" and "sha256" it has."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -105,19 +121,23 @@ def read_folder(folder: Path, form: str) -> tuple[dict[str, Tensor], Json]:
     claimed = manifest.pop("sha256", None)
     if claimed != _sha256_json(manifest):
         raise SimMIMError(f"{path} was changed after it was written; restore it or save again")
+    for name, sha in manifest.pop("texts", {}).items():  # what was saved before has none
+        if (folder / name).exists():
+            _check_file(folder / name, sha)
+    return manifest
+
+
+def _check_file(path: Path, sha: str) -> None:
+    """Raises SimMIMError where a file is not the one that was written."""
     try:
-        entry = manifest.pop("weights")
-        weights = folder / Path(entry["file"]).name
-        if _sha256_file(weights) != entry["sha256"]:
-            raise SimMIMError(
-                f"{weights} is damaged: its SHA-256 is not the one in manifest.json; restore it "
-                "or save again"
-            )
-        return load_file(weights), manifest
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        found = _sha256_file(path)
+    except OSError as error:
+        raise SimMIMError(f"{path} cannot be read: {error}; restore it or save again") from error
+    if found != sha:
         raise SimMIMError(
-            f"the weights of {folder} cannot be read: {error}; restore them or save again"
-        ) from error
+            f"{path} is damaged: its SHA-256 is not the one in manifest.json; restore it or save "
+            "again"
+        )
 
 
 def _cannot_write(folder: Path, error: Exception) -> SimMIMError:

@@ -29,6 +29,12 @@ from .units import UnitGroup
 
 History = list[dict[str, Any]]
 
+_STEPS = (
+    {"module", "axis", "size", "kept"},
+    {"module", "attribute", "value"},
+    {"module", "convert"},
+)
+
 
 def remove_units(
     model: nn.Module, groups: Iterable[UnitGroup], kept: Mapping[str, Sequence[int] | Tensor]
@@ -86,13 +92,18 @@ def apply_history(model: nn.Module, history: Iterable[Mapping[str, Any]]) -> nn.
     """A copy of the model, shrunk as the history says.
 
     Raises:
-        SimMIMError: the history does not fit the model.
+        SimMIMError: the history is none, or does not fit the model.
     """
     pruned = deepcopy(model)
     for parameter in pruned.parameters():
         parameter.grad = None
     shared = shared_parameters(pruned)
     for step in history:
+        if not isinstance(step, Mapping) or step.keys() not in _STEPS:
+            raise SimMIMError(
+                f"apply_history: {step!r} is no step of a history, which has "
+                f"{' or '.join(', '.join(sorted(keys)) for keys in _STEPS)}"
+            )
         if "convert" in step:
             convert_(pruned, step, model)
         elif "attribute" in step:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SimMIMError
+from .folders import read_manifest
+from .result import FORMAT
 
 Report = dict[str, Any]
 
@@ -20,9 +22,11 @@ def read_report(folder: Path) -> Report:
     """The report that ``CompressionResult.save`` put into a folder.
 
     Raises:
-        SimMIMError: there is none.
+        SimMIMError: there is none, or it was changed.
     """
     path = folder / "report.json"
+    if (folder / "manifest.json").exists():
+        read_manifest(folder, FORMAT)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

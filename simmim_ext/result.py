@@ -16,6 +16,9 @@ from .storage import check_signature, restore_tensors, tensors_of
 FORMAT = "simmim_ext compressed model"
 FORMAT_VERSION = 1
 
+# What a manifest of this version has.
+_FIELDS = {"format_version": int, "original": dict, "history": list, "state": dict}
+
 
 @dataclass(frozen=True)
 class CompressionResult:
@@ -65,7 +68,8 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
     Args:
         folder: where ``CompressionResult.save`` put it.
         model: an instance of the original, uncompressed architecture with any weights; it is not
-            changed, and the new model takes its device and modes.
+            changed, and the new model takes its device and modes. One on the meta device will do,
+            which takes no memory; the new model is on the CPU then.
 
     Returns:
         A new model with the compressed structure and weights.
@@ -77,11 +81,18 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
     check_model("load", model)
     path = as_path("load", folder)
     tensors, body = read_folder(path, FORMAT)
-    if body["format_version"] > FORMAT_VERSION:
+    version = body.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise SimMIMError(
-            f"load: {path} has format version {body['format_version']}, this simmim_ext "
-            f"{__version__} reads up to {FORMAT_VERSION}; upgrade to {body['simmim_ext']} or newer"
+            f"load: {path} has format version {version}, this simmim_ext {__version__} reads up to "
+            f"{FORMAT_VERSION}; upgrade to {body.get('simmim_ext', 'a newer one')} or newer"
         )
+    for name, kind in _FIELDS.items():
+        if not isinstance(body.get(name), kind):
+            raise SimMIMError(
+                f"load: {path / 'manifest.json'} must hold a {kind.__name__} {name!r}, and holds "
+                f"{body.get(name)!r}; restore it or save again"
+            )
     check_signature(model, body["original"], f"load: {path}")
     return rebuild(model, body["history"], tensors, body["state"])
 

@@ -56,11 +56,14 @@ def tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], Json]:
 def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: Json) -> None:
     """Puts what ``tensors_of`` gave back into a model of the same structure, in place.
 
-    Linear layers that were masked ones become MaskedLinear; dtypes become the stored ones.
+    Linear layers that were masked ones become MaskedLinear; dtypes become the stored ones. What is
+    on the meta device gets memory on the CPU.
 
     Raises:
-        SimMIMError: the tensors do not belong to this model.
+        SimMIMError: the tensors do not belong to this model, or it has a buffer without values that
+            no state holds.
     """
+    _materialize(model)
     tensors = dict(tensors)
     try:
         for name in description["masked"]:
@@ -89,6 +92,27 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
             f"the stored weights do not fit the model: {str(error).splitlines()[0]}; "
             "give an instance of the original architecture"
         ) from error
+
+
+def _materialize(model: nn.Module) -> None:
+    """Gives tensors on the meta device memory on the CPU, in place; what was one stays one."""
+    made: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is None or not value.is_meta:
+                    continue
+                if name in module._non_persistent_buffers_set:
+                    raise SimMIMError(
+                        f"the model's buffer {f'{path}.{name}'.lstrip('.')!r} is on the meta "
+                        "device, and nothing that is saved holds its values; make the instance on "
+                        "the CPU"
+                    )
+                if id(value) not in made:
+                    new = torch.empty_like(value, device="cpu")
+                    whole = isinstance(value, nn.Parameter)
+                    made[id(value)] = nn.Parameter(new, value.requires_grad) if whole else new
+                held[name] = made[id(value)]
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module | nn.Parameter) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simmim_ext import SimMIMError
-from simmim_ext.folders import read_folder, write_folder
+from simmim_ext.folders import _sha256_json, read_folder, write_folder
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def weights_file(folder):
 
 def flip(path):
     data = bytearray(path.read_bytes())
-    data[-9] ^= 1
+    data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
@@ -51,7 +51,11 @@ def edit_manifest(folder):
     [
         (lambda f: flip(weights_file(f)), "is damaged: its SHA-256 is not the one in manifest"),
         (lambda f: weights_file(f).write_bytes(weights_file(f).read_bytes()[:-1]), "is damaged"),
-        (lambda f: weights_file(f).unlink(), "the weights of .* cannot be read: .*No such file"),
+        (
+            lambda f: weights_file(f).unlink(),
+            r"weights-.*s cannot be read: .*No such file",
+        ),
+        (lambda f: flip(f / "r.txt"), "r.txt is damaged: its SHA-256 is not the one in manifest"),
         (edit_manifest, "manifest.json was changed after it was written"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda f: (f / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json cannot be read"),
@@ -102,4 +106,13 @@ write_folder(Path({str(folder)!r}), {{"a": torch.zeros(10_000)}}, {{"format": "t
 
 def test_manifest_is_json_that_a_person_can_read(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest) == {"format", "n", "weights", "sha256"}
+    assert set(manifest) == {"format", "n", "weights", "texts", "sha256"}
+
+
+def test_folders_of_before_texts_had_digests_can_be_read(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["texts"], manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "sha256": _sha256_json(manifest)}))
+    flip(folder / "r.txt")
+    assert read_folder(folder, "test")[1] == {"format": "test", "n": 1}

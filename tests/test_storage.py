@@ -47,6 +47,35 @@ def test_stored_dtypes_come_back():
     assert torch.equal(fresh[0].weight, net[0].weight)
 
 
+@pytest.mark.parametrize("where", ["everywhere", "in part"])
+def test_what_is_on_the_meta_device_gets_memory(where):
+    net = masked()
+    net[2].requires_grad_(False)
+    with torch.device("meta" if where == "everywhere" else "cpu"):
+        fresh = model(seed=1).requires_grad_(False)
+    fresh[:2].to("meta")
+    fresh[0].requires_grad_(True)
+    storage.restore_tensors(fresh, *storage.tensors_of(net))
+    assert fresh[3].weight is fresh[2].weight
+    assert [n for n, p in fresh.named_parameters() if p.requires_grad] == ["0.weight", "0.bias"]
+    state = net.state_dict()
+    state["0.weight"] = state["0.weight"] * state["0.mask"]
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_a_buffer_on_the_meta_device_that_no_state_holds_is_named():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("scale", torch.ones(2), persistent=False)
+
+    net = nn.Sequential(Scaled())
+    tensors, description = storage.tensors_of(net)
+    with pytest.raises(SimMIMError, match=r"buffer '0\.scale' is on the meta device, and nothing"):
+        storage.restore_tensors(net.to("meta"), tensors, description)
+
+
 def test_weights_of_another_model_are_refused():
     tensors, description = storage.tensors_of(model())
     with pytest.raises(SimMIMError, match=r"do not fit the model: .* give an instance of the orig"):

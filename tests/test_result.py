@@ -1,0 +1,70 @@
+"""A saved result: what reads it, and what is refused."""
+
+import pytest
+import torch
+from models import ROWS, mlp
+
+from simmim_ext import CompressConfig, SimMIMError, compress, load
+from simmim_ext.folders import read_folder, write_folder
+from simmim_ext.report import read_report
+from simmim_ext.result import FORMAT
+
+pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    result = compress(
+        mlp(),
+        calibration=torch.randn(200, 12).split(50),
+        constraints={"units": 0.5},
+        config=CompressConfig(epochs=0),
+    )
+    result.save(tmp_path / "saved")
+    return tmp_path / "saved", result
+
+
+def test_an_instance_on_the_meta_device_will_do(saved):
+    folder, result = saved
+    with torch.device("meta"):
+        model = mlp()
+    loaded = load(folder, model)
+    assert torch.equal(loaded(ROWS), result.model(ROWS))
+    assert model[0].weight.is_meta
+
+
+def test_a_report_that_was_changed_is_refused(saved):
+    folder, result = saved
+    path = folder / "report.json"
+    kl = result.report["fidelity"]["kl"]
+    path.write_text(path.read_text().replace(str(kl), "0.0"))
+    for read in (lambda: load(folder, mlp()), lambda: read_report(folder)):
+        with pytest.raises(
+            SimMIMError, match=r"report\.json is damaged: its SHA-256 is not the one"
+        ):
+            read()
+    path.unlink()
+    load(folder, mlp())
+
+
+@pytest.mark.parametrize("name", ["format_version", "original", "history", "state"])
+def test_a_manifest_without_all_that_it_needs_is_refused(saved, name):
+    folder, _ = saved
+    tensors, body = read_folder(folder, FORMAT)
+    del body[name]
+    write_folder(folder, tensors, body)
+    text = f"manifest.json must hold an? [a-z]+ '{name}', and holds None"
+    with pytest.raises(SimMIMError, match=text):
+        load(folder, mlp())
+
+
+def test_a_history_without_all_that_it_needs_is_refused(saved):
+    folder, _ = saved
+    tensors, body = read_folder(folder, FORMAT)
+    del body["history"][0]["size"]
+    write_folder(folder, tensors, body)
+    with pytest.raises(
+        SimMIMError, match=r"apply_history: {'module': '0', .* is no step of a hist"
+    ):
+        load(folder, mlp())
