@@ -1,6 +1,6 @@
 """Checks of what the workflow's functions are given, before any of it is used."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .config import CompressConfig
 from .data import (
@@ -24,7 +25,18 @@ from .errors import SimMIMError
 
 
 def check_model(caller: str, model: Any, argument: str = "model") -> None:
-    """Raises unless ``model`` is a module whose Python code can be run and changed."""
+    """Raises unless ``model`` is a module with weights, whose code can be run and changed."""
+    check_module(caller, model, argument)
+    for name, value in _tensors(model):
+        if value.is_meta:
+            raise SimMIMError(
+                f"{caller}: {argument} must have its weights, and {name!r} is on the meta device, "
+                "where tensors have no values; load the weights first"
+            )
+
+
+def check_module(caller: str, model: Any, argument: str = "model") -> None:
+    """Raises unless ``model`` is a module of known shapes, whose code can be run and changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{caller}: {argument} must be a torch.nn.Module, got {type(model).__name__}"
@@ -40,6 +52,17 @@ def check_model(caller: str, model: Any, argument: str = "model") -> None:
             f"{caller}: {argument} must be an eager model, got one that torch.compile returned; "
             "give the model that it was made from, and compile the result"
         )
+    for name, value in _tensors(model):
+        if is_lazy(value):
+            raise SimMIMError(
+                f"{caller}: {argument} must have its weights, and {name!r} is of a lazy layer and "
+                "has no shape yet; run one batch through the model first"
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def watched(caller: str, model: nn.Module) -> nn.Module:
@@ -97,9 +120,9 @@ def check_options(
 
 
 def _check_usable(caller: str, device: torch.device) -> None:
-    """Raises SimMIMError unless tensors can be made on the device."""
+    """Raises SimMIMError unless tensors can be made on the device, and have values there."""
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SimMIMError(

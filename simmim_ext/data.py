@@ -256,7 +256,7 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
         return outputs[:, None]
     if outputs.dim() == 3:
         rows = outputs.flatten(0, 1)
-        return rows if mask is None else rows[mask.flatten().bool()]
+        return rows if mask is None else rows[_of_tokens(mask, outputs).flatten().bool()]
     if outputs.dim() != 2:
         raise SimMIMError(
             f"the model returned a tensor of shape {list(outputs.shape)}; expected "
@@ -361,8 +361,24 @@ def _like(original: Any, items: list[Any]) -> Any:
 def _pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden.mean(dim=1)
-    weight = mask.to(hidden.dtype)[..., None]
+    weight = _of_tokens(mask, hidden).to(hidden.dtype)[..., None]
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _of_tokens(mask: Tensor, outputs: Tensor) -> Tensor:
+    """The mask for outputs [samples, tokens, ...].
+
+    Raises:
+        SimMIMError: it is of other tokens.
+    """
+    try:
+        return mask.expand(outputs.shape[:2])
+    except RuntimeError as error:
+        raise SimMIMError(
+            f"the model returned {_describe(outputs)} for an attention_mask of shape "
+            f"{list(mask.shape)}, which does not tell tokens from padding in it; pass "
+            "forward_fn=lambda model, batch: ... that returns [samples, outputs] of what counts"
+        ) from error
 
 
 def _describe(value: Any) -> str:

@@ -219,14 +219,18 @@ def _fitting(
         values = scores.get(group.name)
         if values is None or values.shape != (group.units,) or not torch.isfinite(values).all():
             given = "none" if values is None else f"a tensor of shape {list(values.shape)}"
-            raise SimMIMError(
-                f"prune: scores must hold {group.units} finite values for {group.name!r}, got "
-                f"{given}; score this model, or put the layer in ignored_layers"
-            )
+            raise _no_scores(group.name, group.units, given)
         _check_sizes(model, group)
     if not groups:
         raise SimMIMError("prune: the model has no units that can be removed")
     return dataclasses.replace(scores, groups=groups)
+
+
+def _no_scores(name: str, units: int, given: str) -> SimMIMError:
+    return SimMIMError(
+        f"prune: scores must hold {units} finite values for {name!r}, got {given}; score this "
+        "model, or put the layer in ignored_layers"
+    )
 
 
 def _check_sizes(model: nn.Module, group: UnitGroup) -> None:
@@ -258,10 +262,16 @@ def _from_mapping(
             "config=CompressConfig(allocation='score') or 'uniform'"
         )
     groups = trace_units(model, take(example, slice(0, 1)), forward_fn=forward_fn)
-    values = {name: torch.as_tensor(value) for name, value in scores.items()}
-    unknown = sorted(set(values) - {group.name for group in groups})
+    units = {group.name: group.units for group in groups}
+    unknown = sorted(set(scores) - set(units))
     if unknown:
         raise SimMIMError(f"prune: scores hold {unknown[0]!r}, which is no layer of units")
+    values = {}
+    for name, value in scores.items():
+        try:
+            values[name] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _no_scores(name, units[name], repr(value)) from error
     order = {name: by_score(value).order for name, value in values.items()}
     return Scores(values, order, {}, "custom", groups, example)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ._version import __version__
-from .arguments import as_path, check_model
+from .arguments import as_path, check_module
 from .errors import SimMIMError
 from .folders import read_folder, write_folder
 from .storage import check_signature, restore_tensors, tensors_of
@@ -78,7 +78,7 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
         SimMIMError: the files are missing, damaged or foreign, or the model is of another
             architecture.
     """
-    check_model("load", model)
+    check_module("load", model)
     path = as_path("load", folder)
     tensors, body = read_folder(path, FORMAT)
     version = body.get("format_version")

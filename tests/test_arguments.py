@@ -111,13 +111,51 @@ def test_other_arguments_of_another_kind(call, text) -> None:
         call()
 
 
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+
+
+def half_meta() -> nn.Module:
+    model = network()
+    model[2].to("meta")
+    return model
+
+
+WITHOUT_WEIGHTS = {
+    "lazy": (lazy, "'0.weight' is of a lazy layer and has no shape yet; run one batch through"),
+    "meta": (lambda: network().to("meta"), "'0.weight' is on the meta device, where tensors"),
+    "half": (half_meta, "'2.weight' is on the meta device, where tensors have no values; load the"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_WEIGHTS)
+@pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune", "distill"])
+def test_models_without_weights(caller, kind) -> None:
+    make, text = WITHOUT_WEIGHTS[kind]
+    callers = {**CALLERS, "distill": lambda model: simmim_ext.distill(MODEL, model, DATA)}
+    with pytest.raises(SimMIMError, match=rf"^{caller}: \w+ must have its weights, and {text}"):
+        callers[caller](make())
+
+
+def test_a_lazy_instance_is_not_loaded_into() -> None:
+    with pytest.raises(SimMIMError, match=r"^load: model must have its weights, and '0.weight' is"):
+        simmim_ext.load("folder", lazy())
+
+
+def test_a_device_on_which_nothing_has_a_value() -> None:
+    text = r"^compress: config\.device is 'meta', which cannot be used here .*; choose another"
+    with pytest.raises(SimMIMError, match=text):
+        compress(config=CompressConfig(device="meta"))
+
+
 @pytest.mark.parametrize("caller", ["score", "diagnose", "prune", "distill"])
-def test_device_that_the_model_is_not_on(caller) -> None:
+def test_device_that_the_model_is_not_on(caller, monkeypatch) -> None:
+    monkeypatch.setattr("simmim_ext.arguments.device_of", lambda _: torch.device("cuda"))
     text = (
-        f"{caller}: config.device is 'meta', and {caller} computes where the model is, on 'cpu'; "
-        "move the model with model.to('meta'), or leave device at None"
+        f"{caller}: config.device is 'cpu', and {caller} computes where the model is, on 'cuda'; "
+        "move the model with model.to('cpu'), or leave device at None"
     )
-    config = CompressConfig(device="meta")
+    config = CompressConfig(device="cpu")
     with pytest.raises(ValueError, match="^" + re.escape(text)):
         if caller == "prune":
             simmim_ext.prune(MODEL, {}, constraints=HALF, config=config)

@@ -242,3 +242,26 @@ def test_config_is_json_and_frozen():
     assert CompressConfig(**config.to_dict()) == CompressConfig(device="cpu")
     with pytest.raises(AttributeError):
         config.lr = 1.0
+
+
+class Shorter(nn.Module):
+    """Answers for fewer tokens than it is given, as encoder-decoders do."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.head, self.hidden = nn.Linear(4, 3), hidden
+
+    def forward(self, x, attention_mask):
+        answer = self.head(x)[:, 1:]
+        return {"last_hidden_state": answer} if self.hidden else answer
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_mask_of_other_tokens_asks_for_a_forward_fn(hidden):
+    batch = {"x": torch.rand(2, 6, 4), "attention_mask": torch.ones(2, 6)}
+    text = (
+        r"returned tensor of shape \[2, 5, 3\] for an attention_mask of shape \[2, 6\], which does "
+        "not tell tokens from padding in it; pass forward_fn="
+    )
+    with pytest.raises(SimMIMError, match=text):
+        d.forward(Shorter(hidden), batch)

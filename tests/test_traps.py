@@ -34,6 +34,13 @@ def test_scores_that_are_nan_or_of_a_wrong_length_are_refused(values):
         prune(mlp(), {"0": values}, constraints={"units": 0.5}, example_inputs=ROWS, config=UNIFORM)
 
 
+@pytest.mark.parametrize("values", [None, "high", [None] * 10, [[1.0], [2.0, 3.0]]])
+def test_scores_that_are_no_numbers_are_refused(values):
+    text = "must hold 10 finite values for '0', got .*; score this model, or put the layer in ign"
+    with pytest.raises(SimMIMError, match=text):
+        prune(mlp(), {"0": values}, constraints={"units": 0.5}, example_inputs=ROWS, config=UNIFORM)
+
+
 def test_missing_scores_are_refused():
     with pytest.raises(SimMIMError, match="must hold 10 finite values for '0', got none"):
         prune(mlp(), {}, constraints={"units": 0.5}, example_inputs=ROWS, config=UNIFORM)
