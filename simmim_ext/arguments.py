@@ -1,6 +1,6 @@
 """Checks of what the workflow's functions are given, before any of it is used."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from .data import (
     to_device,
 )
 from .errors import SimMIMError
+from .nn import MaskedLinear, SparseLinear
 
 
 def check_model(caller: str, model: Any, argument: str = "model") -> None:
@@ -197,6 +198,17 @@ def check_gradients(
         "parameter that requires a gradient; leave torch.no_grad and detach out of its forward and "
         "forward_fn, or set epochs=0 to distil nothing"
     )
+
+
+def check_dense(caller: str, model: nn.Module, ignored: Container[str] = ()) -> None:
+    """Raises SimMIMError where a layer's weights are masked already, unless it is ignored."""
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedLinear | SparseLinear) and name not in ignored:
+            raise SimMIMError(
+                f"{caller}: the layer {name!r} is a {type(module).__name__}, as an earlier "
+                "compression leaves it; give simmim_ext.nn.strip(model), in which it is a plain "
+                "Linear with zeros"
+            )
 
 
 def as_path(caller: str, folder: str | PathLike[str], argument: str = "folder") -> Path:

@@ -8,6 +8,7 @@ from torch import nn
 
 from .arguments import (
     as_path,
+    check_dense,
     check_example,
     check_gradients,
     check_model,
@@ -118,6 +119,7 @@ def compress(
             check_reiterable(data, name)
     device = device_of(model) if config.device is None else torch.device(config.device)
     ignored = names_of(model, ignored_layers)
+    check_dense("compress", model, () if parsed.name == "unit" else ignored)
     with seeded(config.seed, device=device), inputs_kept():
         teacher = copied("compress", model).to(device)
         worked_on, converted = prepared(teacher, ignored)

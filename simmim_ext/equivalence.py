@@ -20,6 +20,10 @@ _SHARE = 1e-4
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
+class RemovalError(SimMIMError):
+    """Units were removed that cannot be, or not at their place."""
+
+
 def check_mask_equivalence(
     model: nn.Module,
     pruned: nn.Module,
@@ -28,13 +32,13 @@ def check_mask_equivalence(
     *,
     forward_fn: ForwardFn | None = None,
 ) -> None:
-    """Raises SimMIMError unless the pruned model is the model with the removed slices zeroed.
+    """Raises RemovalError unless the pruned model is the model with the removed slices zeroed.
 
     Shapes alone miss a wrong index; equal outputs do not. Both are compared on copies in eval
     mode; of what they return besides the outputs the shapes are. A norm over channels (LayerNorm,
     RMSNorm, GroupNorm of one group), whose statistics rightly change with the channels, divides by
     the root mean square over the original's channels in both. To be called before any weight is
-    refitted.
+    refitted. Raises SimMIMError where already the model's own outputs cannot be compared.
     """
     batch = to_device(batch, device_of(model))
     masked, history = deepcopy(model), list(history)
@@ -56,7 +60,7 @@ def check_mask_equivalence(
         except SimMIMError as error:
             where = repr(names[-1]) if names else "its forward"
             reason = error if error.__cause__ is None else error.__cause__
-            raise SimMIMError(
+            raise RemovalError(
                 f"the pruned model does not run: {where} fails ({reason}), as happens where code "
                 "relies on a width (a buffer of it, a reshape into heads), or where what a layer "
                 "makes is no output of the model; put the layers that make what it reads in "
@@ -64,7 +68,7 @@ def check_mask_equivalence(
             ) from error
     for before, after in zip(others, left, strict=False):
         if before.shape != after.shape:
-            raise SimMIMError(
+            raise RemovalError(
                 f"the pruned model returns a tensor of shape {list(after.shape)} among others, and "
                 f"the original one of shape {list(before.shape)}; put the layers that make it in "
                 "ignored_layers, or pass forward_fn=lambda model, batch: ... that returns what "
@@ -74,15 +78,36 @@ def check_mask_equivalence(
     if outputs.shape == expected.shape:
         unmasked, *_ = _fixed_outputs(original, whole, batch, forward_fn)
         effect = (unmasked - expected).abs().max()
-        rounding = _ROUNDING[expected.dtype] * expected.abs().max()
-        allowed = float(_SHARE * effect + rounding)
+        allowed = float(_SHARE * effect + _rounding(expected))
         difference = float((outputs - expected).abs().max())
     if not difference <= allowed:
-        raise SimMIMError(
+        _check_steady(original, whole, batch, forward_fn)
+        raise RemovalError(
             "the pruned model differs from the original with the removed units zeroed (by "
             f"{difference:.2g}, {allowed:.2g} may be rounding): units were removed at the wrong "
             "place; please report the architecture, and put the layers concerned in ignored_layers"
         )
+
+
+def _check_steady(
+    model: nn.Module, whole: Mapping[str, int], batch: Batch, forward_fn: ForwardFn | None
+) -> None:
+    """Raises SimMIMError where already the original's outputs differ from call to call."""
+    first, again = (_fixed_outputs(model, whole, batch, forward_fn)[0] for _ in range(2))
+    if not torch.isfinite(first).all():
+        raise SimMIMError(
+            "the model's outputs for example_inputs are not finite, so no removal of units can be "
+            "proved; check example_inputs and the weights"
+        )
+    if first.shape != again.shape or (first - again).abs().max() > _rounding(first):
+        raise SimMIMError(
+            "the model's outputs differ from call to call in eval mode, as by F.dropout(x) without "
+            "training=self.training, so no removal of units can be proved; make them the same"
+        )
+
+
+def _rounding(x: Tensor) -> Tensor:
+    return _ROUNDING[x.dtype] * x.abs().max()
 
 
 def caused_by(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, ForwardFn, gather, seeded, split, take
-from .equivalence import caused_by, check_mask_equivalence
+from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -178,7 +178,7 @@ def prune_units(
     few = take(scores.example, slice(0, 16))
     try:
         check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
-    except SimMIMError as error:
+    except RemovalError as error:
         names = _astray(model, scores, plan, few, forward_fn)
         raise SimMIMError(f"{error}{caused_by(names)}") from error
     return plan, student, history

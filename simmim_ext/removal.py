@@ -79,9 +79,10 @@ def remove_units(
         if lost:
             left = [index for index in range(size) if index not in lost]
             if not left:
+                makers = [g.name for g in groups if g.name in chosen and _in(g, name, axis)]
                 raise SimMIMError(
-                    f"remove_units: {name!r} would lose all of its {size} channels; keep a unit "
-                    "that it has a part in"
+                    f"remove_units: {name!r} would lose all of its {size} channels; put "
+                    f"{' and '.join(map(repr, makers))} in ignored_layers"
                 )
             history.append({"module": name, "axis": axis, "size": size, "kept": left})
     history += _attributes(groups, chosen)
@@ -113,6 +114,11 @@ def apply_history(model: nn.Module, history: Iterable[Mapping[str, Any]]) -> nn.
     for names in shared:
         _tie(pruned, names)
     return pruned
+
+
+def _in(group: UnitGroup, name: str, axis: Axis) -> bool:
+    """Whether the group's units are channels of that axis."""
+    return any((member.module, member.axis) == (name, axis) for member in group.members)
 
 
 def _attributes(groups: Iterable[UnitGroup], chosen: Mapping[str, frozenset[int]]) -> History:

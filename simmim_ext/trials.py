@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, ForwardFn, batches, device_of, samples_of, split, take
-from .equivalence import caused_by, check_mask_equivalence
+from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError
 from .memory_format import fastest_format
 from .original import Original
@@ -140,7 +140,7 @@ def _reason(
     """Why a trial failed."""
     try:
         check_mask_equivalence(network, student, history, batch, forward_fn=forward_fn)
-    except SimMIMError as found:
+    except RemovalError as found:
         return str(found)
     return (
         "measure: the model with fewer units failed on calibration data "

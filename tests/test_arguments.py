@@ -10,6 +10,7 @@ from torch import nn
 import simmim_ext
 from simmim_ext import CompressConfig, SimMIMError
 from simmim_ext.arguments import check_device
+from simmim_ext.nn import strip
 
 HALF = {"units": 0.5}
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -135,6 +136,25 @@ def test_models_without_weights(caller, kind) -> None:
     callers = {**CALLERS, "distill": lambda model: simmim_ext.distill(MODEL, model, DATA)}
     with pytest.raises(SimMIMError, match=rf"^{caller}: \w+ must have its weights, and {text}"):
         callers[caller](make())
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_masked_layers_are_not_compressed_again(granularity) -> None:
+    config = CompressConfig(epochs=0)
+    settings = {"calibration": DATA, "config": config, "progress": False}
+    sparse = {"constraints": {"sparsity": 0.5}, "granularity": "weight"}
+    budget = sparse if granularity == "weight" else {"constraints": {"params": 0.5}}
+    model = simmim_ext.compress(MODEL, **settings, **sparse, ignored_layers=["0"]).model
+    text = (
+        r"^compress: the layer '2' is a MaskedLinear, as an earlier compression leaves it; give "
+        r"simmim_ext.nn.strip\(model\), in which"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        simmim_ext.compress(model, **settings, **budget)
+    simmim_ext.compress(strip(model), **settings, **budget)
+    if granularity == "weight":
+        simmim_ext.compress(model, **settings, **budget, ignored_layers=["2"])
 
 
 def test_a_lazy_instance_is_not_loaded_into() -> None:

@@ -6,7 +6,7 @@ import torch
 from models import CASES, case, mlp, snapshot
 from torch import nn
 
-from simmim_ext import SimMIMError
+from simmim_ext import CompressConfig, SimMIMError, prune
 from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.graph import trace_units
 from simmim_ext.removal import apply_history, remove_units
@@ -137,6 +137,35 @@ def test_model_that_no_longer_runs_is_found():
         SimMIMError, match="the pruned model does not run: '2' fails .mat1 and mat2"
     ):
         check_mask_equivalence(model, broken, [], x)
+
+
+class Fixed(nn.Module):
+    """A hidden layer of 8 units, after a function of the inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(12, 8), nn.Linear(8, 5), function
+
+    def forward(self, x):
+        return self.b(self.a(self.function(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (nn.functional.dropout, "outputs differ from call to call in eval mode, as by F.dropout"),
+        (torch.log, "outputs for example_inputs are not finite, so no removal of units can be"),
+    ],
+)
+def test_models_whose_outputs_cannot_be_compared_are_told_so(function, text):
+    model, (_, x) = Fixed(function), case("mlp")
+    pruned, history = remove_units(model, trace_units(model, x), {"a": [1, 2, 3]})
+    with pytest.raises(SimMIMError, match=text):
+        check_mask_equivalence(model, pruned, history, x)
+    scores = {"a": torch.arange(8.0)}
+    config = CompressConfig(epochs=0, allocation="uniform")
+    with pytest.raises(SimMIMError, match=text + "[^;]*;[^;]*$"):  # no layer is the cause
+        prune(model, scores, constraints={"units": 0.5}, example_inputs=x, config=config)
 
 
 def test_shapes_of_all_that_is_returned_are_compared():

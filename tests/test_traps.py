@@ -203,8 +203,22 @@ def test_no_layer_before_a_concatenation_loses_all():
     assert result.model.side.out_features == 1
     assert result.model.loop.in_features == 6
     kept = [unit for unit in range(group.units) if unit not in of_side]
-    with pytest.raises(SimMIMError, match=r"'side' would lose all of its 8 channels; keep a unit"):
+    with pytest.raises(SimMIMError, match=r"'side' would lose all of its 8 channels; put 'loop'"):
         remove_units(model, [group], {group.name: kept})
+
+
+def test_maxout_says_which_layer_to_ignore():
+    class Maxout(nn.Module):
+        def forward(self, x):
+            return x.view(-1, 8, 2).amax(-1)
+
+    model = nn.Sequential(nn.Linear(12, 16), Maxout(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 4))
+    data, config = torch.randn(200, 12).split(50), CompressConfig(epochs=0)
+    settings = {"calibration": data, "constraints": {"params": 0.8}, "config": config}
+    text = "'2' would lose all of its 8 channels; put '0' in ignored_layers"
+    with pytest.raises(SimMIMError, match=text):
+        compress(model, **settings)
+    compress(model, **settings, ignored_layers=["0"])
 
 
 def test_fpgm_of_a_model_in_bf16():
