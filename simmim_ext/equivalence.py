@@ -1,6 +1,6 @@
 """Proves that nothing but the units that were to go has gone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import convert_
-from .data import Batch, ForwardFn, device_of, evaluating, to_device
+from .data import Batch, ForwardFn, device_of, evaluating, in_mode, seeded, to_device
 from .errors import SimMIMError
 from .layers import Axis, axis_size, is_channel_norm, place_of
 from .outputs import returned
@@ -54,18 +54,7 @@ def check_mask_equivalence(
                 _zero(place_of(masked, step["module"], step["axis"]), step["axis"], gone)
     expected, *others = _fixed_outputs(masked, whole, batch, forward_fn)
     copy = deepcopy(pruned)
-    with running(copy) as names:
-        try:
-            outputs, *left = _fixed_outputs(copy, whole, batch, forward_fn)
-        except SimMIMError as error:
-            where = repr(names[-1]) if names else "its forward"
-            reason = error if error.__cause__ is None else error.__cause__
-            raise RemovalError(
-                f"the pruned model does not run: {where} fails ({reason}), as happens where code "
-                "relies on a width (a buffer of it, a reshape into heads), or where what a layer "
-                "makes is no output of the model; put the layers that make what it reads in "
-                "ignored_layers"
-            ) from error
+    outputs, *left = _run(copy, partial(_fixed_outputs, copy, whole, batch, forward_fn))
     for before, after in zip(others, left, strict=False):
         if before.shape != after.shape:
             raise RemovalError(
@@ -87,6 +76,47 @@ def check_mask_equivalence(
             f"{difference:.2g}, {allowed:.2g} may be rounding): units were removed at the wrong "
             "place; please report the architecture, and put the layers concerned in ignored_layers"
         )
+    if model.training:
+        _check_training(original, copy, batch, forward_fn)
+
+
+def _run(pruned: nn.Module, run: Callable[[], list[Tensor]], mode: str = "") -> list[Tensor]:
+    """What a run of the pruned model gives; ``mode`` is for the error.
+
+    Raises:
+        RemovalError: it does not run.
+    """
+    with running(pruned) as names:
+        try:
+            return run()
+        except SimMIMError as error:
+            where = repr(names[-1]) if names else "its forward"
+            reason = error if error.__cause__ is None else error.__cause__
+            raise RemovalError(
+                f"the pruned model does not run{mode}: {where} fails ({reason}), as happens where "
+                "code relies on a width (a buffer of it, a reshape into heads), or where what a "
+                "layer makes is no output of the model; put the layers that make what it reads in "
+                "ignored_layers"
+            ) from error
+
+
+def _check_training(
+    original: nn.Module, pruned: nn.Module, batch: Batch, forward_fn: ForwardFn | None
+) -> None:
+    """Raises RemovalError where the pruned model does not run in training mode, as it should.
+
+    Heads that are used there alone are not traced.
+    """
+    device = device_of(original)
+    with seeded(0, device=device), torch.no_grad(), in_mode(original, pruned, training=True):
+        try:
+            _run(pruned, partial(returned, pruned, batch, forward_fn), " in training mode")
+        except RemovalError:
+            try:
+                returned(original, batch, forward_fn)
+            except SimMIMError:
+                return  # as BatchNorm of a single sample
+            raise
 
 
 def _check_steady(

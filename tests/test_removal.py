@@ -168,6 +168,28 @@ def test_models_whose_outputs_cannot_be_compared_are_told_so(function, text):
         prune(model, scores, constraints={"units": 0.5}, example_inputs=x, config=config)
 
 
+class WithAnother(nn.Module):
+    """Has another head in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head, self.other = nn.Linear(12, 8), nn.Linear(8, 5), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return (self.head(x), self.other(x)) if self.training else self.head(x)
+
+
+def test_a_head_of_training_alone_is_found_where_the_model_is_in_training():
+    model, x = WithAnother(), case("mlp")[1]
+    groups = trace_units(model, x, ignored_layers=["other"])
+    pruned, history = remove_units(model, groups, {"a": [1, 2, 3]})
+    text = "does not run in training mode: 'other' fails .*; put the layers that make what it reads"
+    with pytest.raises(SimMIMError, match=text):
+        check_mask_equivalence(model, pruned, history, x)
+    check_mask_equivalence(model.eval(), pruned.eval(), history, x)
+
+
 def test_shapes_of_all_that_is_returned_are_compared():
     class Detached(nn.Module):
         def __init__(self):
