@@ -31,9 +31,14 @@ inline BFloat16 to_bfloat16(float value) {
 struct Half {
   uint16_t bits;
 
-  // Free of branches, so that loops over it vectorise: exponent and mantissa shifted into place
-  // read as the value times 2^-112, for normal and subnormal numbers alike.
+  // On the CPU free of branches, so that loops over it vectorise: exponent and mantissa shifted
+  // into place read as the value times 2^-112, for normal and subnormal numbers alike.
   SIMMIM_HD operator float() const {
+#ifdef __CUDA_ARCH__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+#else
     const uint32_t sign = (bits & 0x8000u) << 16;
     const uint32_t magnitude = (bits & 0x7fffu) << 13;
     const float scaled = float_from_bits(magnitude) * 0x1p112f;
@@ -41,6 +46,7 @@ struct Half {
     memcpy(&result, &scaled, sizeof result);
     const bool finite = magnitude < 0x0f800000u;
     return float_from_bits(sign | (finite ? result : magnitude | 0x7f800000u));
+#endif
   }
 };
 
