@@ -31,8 +31,8 @@ struct Binning {
 // multiply-add that one device could fuse and another not.
 template <typename Compute>
 SIMMIM_HD int32_t uniform_bin(Compute value, Compute low, Compute scale, int32_t bins) {
-  const int32_t bin = static_cast<int32_t>((value - low) * scale);
-  return bin < bins ? bin : bins - 1;
+  const int32_t bin = static_cast<int32_t>((value - low) * scale), last = bins - 1;
+  return bin < last ? bin : last;
 }
 
 // The bin of a value in [edges[0], edges[bins]]: that of the last edge not above it.

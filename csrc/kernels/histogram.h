@@ -27,8 +27,9 @@ template <typename Stored>
 void histogram_cpu(const HistogramArgs<Stored>& args, int64_t feature_begin, int64_t feature_end,
                    int64_t sample_begin, int64_t sample_end);
 
-// Counts everything, asynchronously on a cudaStream_t. Returns a cudaError_t.
+// Counts everything, asynchronously on a cudaStream_t. Returns a cudaError_t. *first_uncounted, on
+// the device where it is not null, becomes the first feature of which something is not counted.
 template <typename Stored>
-int histogram_cuda(const HistogramArgs<Stored>& args, void* stream);
+int histogram_cuda(const HistogramArgs<Stored>& args, int64_t* first_uncounted, void* stream);
 
 }  // namespace simmim

@@ -73,7 +73,7 @@ at::Tensor histogram_of(const at::Tensor& x, const BinningRequest& request) {
     counts.zero_();
     SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
       const auto args = arguments<Stored>(x, binning, 0, x.size(1), count);
-      on_cuda(x, [&](void* stream) { return histogram_cuda(args, stream); });
+      on_cuda(x, [&](void* stream) { return histogram_cuda(args, nullptr, stream); });
     });
     if (must_count_all(x, request) && !holds(counts.sum() == x.numel())) {
       raise_uncounted(x, request, binning);

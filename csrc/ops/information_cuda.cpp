@@ -76,7 +76,7 @@ DeviceCodes::DeviceCodes(const at::Tensor& given, int64_t bins, const EntropyTer
       counts.const_data_ptr<int64_t>(),  features, bins, terms, valid.mutable_data_ptr<int64_t>(),
       entropy.mutable_data_ptr<double>()};
   report_bad_codes(codes, bins, faults, kind);
-  on_cuda(codes, [&](void* stream) { return histogram_cuda(count, stream); });
+  on_cuda(codes, [&](void* stream) { return histogram_cuda(count, nullptr, stream); });
   on_cuda(codes, [&](void* stream) { return marginals_cuda(marginals, faults[kind + 1], stream); });
 }
 
