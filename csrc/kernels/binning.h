@@ -21,10 +21,12 @@ struct Binning {
   const Compute* low = nullptr;    // [features]
   const Compute* high = nullptr;   // [features]
   const Compute* scale = nullptr;  // [features]
-  const double* edges = nullptr;   // [bins + 1] or [features, bins + 1]; null: uniform
-  int64_t edge_stride = 0;         // 0 or bins + 1
-  int32_t bins = 0;                // 2..256
-  bool clip = false;               // outliers count in the first and the last bin
+  // What holds of every feature where there are no such arrays. CUDA only.
+  Compute shared_low = 0, shared_high = 0, shared_scale = 0;
+  const double* edges = nullptr;  // [bins + 1] or [features, bins + 1]; null: uniform
+  int64_t edge_stride = 0;        // 0 or bins + 1
+  int32_t bins = 0;               // 2..256
+  bool clip = false;              // outliers count in the first and the last bin
 };
 
 // The bin of a value in [low, high]. Subtracting first makes x == low exactly bin 0, and leaves no
@@ -56,10 +58,12 @@ struct FeatureBins {
 
 template <typename Compute>
 SIMMIM_HD FeatureBins<Compute> bins_of(const Binning<Compute>& binning, int64_t feature) {
-  FeatureBins<Compute> result{0, 0, 0, nullptr, binning.bins, binning.clip};
+  FeatureBins<Compute> result{binning.shared_low,   binning.shared_high,
+                              binning.shared_scale, nullptr,
+                              binning.bins,         binning.clip};
   if (binning.edges != nullptr) {
     result.edges = binning.edges + feature * binning.edge_stride;
-  } else if (binning.low != nullptr) {  // there is none for codes
+  } else if (binning.low != nullptr) {
     result.low = binning.low[feature];
     result.high = binning.high[feature];
     result.scale = binning.scale[feature];
@@ -109,6 +113,35 @@ struct RangeArgs {
   compute_t<Stored>* low;   // [features]; infinity where nothing is left
   compute_t<Stored>* high;  // [features]; minus infinity likewise
 };
+
+// The scale of uniform bins; not finite where the range is too narrow or too wide for one.
+template <typename Compute>
+SIMMIM_HD Compute scale_of(Compute low, Compute high, int32_t bins) {
+  const Compute width = high - low;
+  if (!(width - width == 0)) return width;
+  return width == 0 ? 0 : static_cast<Compute>(bins) / width;
+}
+
+// Ranges made ready for uniform bins.
+template <typename Compute>
+struct ScaleArgs {
+  const double* low;   // [features], so many values apart
+  const double* high;  // likewise
+  int64_t low_stride;
+  int64_t high_stride;
+  int64_t features;
+  int32_t bins;
+  Compute* bounds;  // [3, features]: low (NaN where there is no scale), high and scale
+};
+
+// On a cudaStream_t; they return a cudaError_t. *first_..., on the device, becomes the smallest
+// index at fault: of a range that is not finite or has low > high, of a good one without a scale;
+// of an edge [rows, columns] that is not finite, of one below the edge before it.
+template <typename Compute>
+int scale_cuda(const ScaleArgs<Compute>& args, int64_t* first_bad, int64_t* first_without_scale,
+               void* stream);
+int check_edges_cuda(const double* edges, int64_t rows, int64_t columns, int64_t* first_infinite,
+                     int64_t* first_descending, void* stream);
 
 // Of samples [sample_begin, sample_end) of features [feature_begin, feature_end).
 template <typename Stored>

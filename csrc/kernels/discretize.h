@@ -25,10 +25,10 @@ template <typename Stored>
 int64_t discretize_cpu(const DiscretizeArgs<Stored>& args, int64_t feature_begin,
                        int64_t feature_end, int64_t sample_begin, int64_t sample_end);
 
-// Everything, asynchronously on a cudaStream_t; adds how many have no bin to *without_bin, which
-// lies on the device. Returns a cudaError_t.
+// Everything, asynchronously on a cudaStream_t. Returns a cudaError_t. *first_uncounted, on the
+// device where it is not null, becomes the first feature of which a sample has no bin.
 template <typename Stored>
-int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream);
+int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* first_uncounted, void* stream);
 
 // Between low and high, exactly low where they are equal, and without overflow; rounded product by
 // product, so that no device fuses what another does not.

@@ -16,13 +16,14 @@ constexpr int kRow = kSamples + 4;  // bytes: codes of one sample lie in 32 diff
 // along the axis on which each of them is contiguous.
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads)
-    discretize_kernel(DiscretizeArgs<Stored> args, int64_t feature_tiles, int64_t* without_bin) {
+    discretize_kernel(DiscretizeArgs<Stored> args, int64_t feature_tiles,
+                      int64_t* first_uncounted) {
   uint8_t* tile = shared_memory<uint8_t>();  // [features, kRow]
   const int64_t first_feature = blockIdx.x % feature_tiles * kFeatures;
   const int64_t first_sample = blockIdx.x / feature_tiles * kSamples;
   const bool along_samples = args.sample_stride == 1;
 
-  int missing = 0;
+  int64_t uncounted = args.features;  // the first feature of which this thread met no bin
   for (int i = threadIdx.x; i < kFeatures * kSamples; i += kThreads) {
     const int f = along_samples ? i / kSamples : i % kFeatures;
     const int s = along_samples ? i % kSamples : i / kFeatures;
@@ -30,12 +31,12 @@ __global__ void __launch_bounds__(kThreads)
     if (feature >= args.features || sample >= args.samples) continue;
     const Stored stored = args.x[sample * args.sample_stride + feature * args.feature_stride];
     const int32_t bin = stored_bin(stored, args.binning, feature);
-    missing += bin == kNoBin;
+    if (bin == kNoBin && feature < uncounted) uncounted = feature;
     tile[f * kRow + s] = static_cast<uint8_t>(bin);  // kNoBin becomes kInvalidCode
   }
-  // Two's complement: adding to a signed counter as if it were unsigned is the same addition.
-  auto* total = reinterpret_cast<unsigned long long*>(without_bin);
-  if (missing != 0) atomicAdd(total, static_cast<unsigned long long>(missing));
+  if (uncounted < args.features && first_uncounted != nullptr) {
+    report_fault(first_uncounted, uncounted);
+  }
   __syncthreads();
   for (int i = threadIdx.x; i < kFeatures * kSamples; i += kThreads) {
     const int f = i / kSamples, s = i % kSamples;
@@ -105,12 +106,12 @@ template int sorted_quantile_edges_cuda(const QuantileEdgesArgs<float>&, int64_t
 template int sorted_quantile_edges_cuda(const QuantileEdgesArgs<double>&, int64_t*, void*);
 
 template <typename Stored>
-int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* without_bin, void* stream) {
+int discretize_cuda(const DiscretizeArgs<Stored>& args, int64_t* first_uncounted, void* stream) {
   if (args.samples == 0 || args.features == 0) return cudaSuccess;
   const int64_t feature_tiles = ceil_div(args.features, kFeatures);
   const int64_t tiles = feature_tiles * ceil_div(args.samples, kSamples);
   return launch(discretize_kernel<Stored>, dim3(static_cast<unsigned>(tiles)), dim3(kThreads),
-                size_t{kFeatures * kRow}, stream, args, feature_tiles, without_bin);
+                size_t{kFeatures * kRow}, stream, args, feature_tiles, first_uncounted);
 }
 
 #define SIMMIM_INSTANTIATE(Stored) \

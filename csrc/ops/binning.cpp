@@ -7,6 +7,7 @@
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/nextafter.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 
 #include <algorithm>
@@ -24,13 +25,9 @@
 namespace simmim {
 namespace {
 
-// x's own type of the values that are binned.
-at::ScalarType compute_dtype(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// range_of on the CPU: one read of x. What NaN may not be left out, counting misses later.
-std::pair<at::Tensor, at::Tensor> range_on_cpu(const at::Tensor& x, const BinningRequest& request) {
+// Each feature's smallest and largest value, of those that may count: one read of x. What NaN may
+// not be left out, counting misses later.
+std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningRequest& request) {
   const int64_t samples = x.size(0), features = x.size(1);
   const auto options = x.options().dtype(compute_dtype(x));
   at::Tensor low = at::empty({features}, options), high = at::empty({features}, options);
@@ -62,20 +59,6 @@ std::pair<at::Tensor, at::Tensor> range_on_cpu(const at::Tensor& x, const Binnin
   return {std::move(low), std::move(high)};
 }
 
-// Each feature's smallest and largest value, of those that may count.
-std::pair<at::Tensor, at::Tensor> range_of(const at::Tensor& x, const BinningRequest& request) {
-  if (!runs_on_cuda(x)) return range_on_cpu(x, request);
-  const bool tolerant = request.omit_nan || request.drop_outliers || request.clip_outliers;
-  if (!tolerant) return {x.amin(0), x.amax(0)};
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  const at::Tensor ignored =
-      request.drop_outliers || request.clip_outliers ? x.isfinite().logical_not_() : x.isnan();
-  at::Tensor low = x.masked_fill(ignored, kInfinity).amin(0);
-  at::Tensor high = x.masked_fill(ignored, -kInfinity).amax(0);
-  const at::Tensor none = ignored.all(0);
-  return {low.masked_fill(none, 0), high.masked_fill(none, 0)};
-}
-
 // The same range for every feature, in the type that x is binned in.
 std::pair<at::Tensor, at::Tensor> shared_range(const at::Tensor& x,
                                                const std::pair<double, double>& range) {
@@ -83,12 +66,8 @@ std::pair<at::Tensor, at::Tensor> shared_range(const at::Tensor& x,
   const auto filled = [&](double end) {
     at::Tensor bound = at::empty({x.size(1)}, options);
     AT_DISPATCH_FLOATING_TYPES(bound.scalar_type(), "range", [&] {
-      const auto value = static_cast<scalar_t>(end);  // infinity where it is beyond the type
-      if (runs_on_cuda(x)) {
-        bound.fill_(value);
-      } else {  // what fill_ takes would be felt in a small call
-        std::fill_n(bound.mutable_data_ptr<scalar_t>(), bound.numel(), value);
-      }
+      // Infinity where it is beyond the type. What fill_ takes would be felt in a small call.
+      std::fill_n(bound.mutable_data_ptr<scalar_t>(), bound.numel(), static_cast<scalar_t>(end));
     });
     return bound;
   };
@@ -115,29 +94,12 @@ std::string told_apart(double value, double other) {
 
 int64_t first_of(const at::Tensor& flags) { return flags.nonzero().flatten()[0].item<int64_t>(); }
 
-void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest& request) {
-  const auto& caller = request.caller;
-  TORCH_CHECK_VALUE(
-      edges.dim() == 1 || (edges.dim() == 2 && edges.size(0) == features), caller,
-      ": bins given as edges must have shape [bins + 1] or [features, bins + 1] with features = ",
-      features, ", got ", edges.sizes());
-  TORCH_CHECK_VALUE(edges.size(-1) == request.bins + 1, caller, ": bins = ", request.bins,
-                    " needs ", request.bins + 1, " edges, got ", edges.size(-1));
-  TORCH_CHECK_VALUE(holds(edges.isfinite().all()), caller,
-                    ": bins given as edges must be finite, got NaN or infinity");
-  TORCH_CHECK_VALUE(holds(edges.diff().ge(0).all()), caller,
-                    ": bins given as edges must ascend, got a smaller edge after a larger one");
-}
-
-void check_range(const at::Tensor& low, const at::Tensor& high, bool given, const at::Tensor& x,
+void check_range(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x,
                  const BinningRequest& request) {
   const at::Tensor good = low.isfinite().logical_and_(high.isfinite()).logical_and_(low <= high);
-  if (holds(good.all())) return;
-  if (!given) raise_uncounted(x, request, {});
+  if (good.all().item<bool>()) return;
   const int64_t feature = first_of(good.logical_not());
-  TORCH_CHECK_VALUE(
-      false, request.caller, ": range must be finite with low <= high in every feature, got (",
-      low[feature].item<double>(), ", ", high[feature].item<double>(), ") in feature ", feature);
+  raise_bad_range(low[feature].item<double>(), high[feature].item<double>(), feature, x, request);
 }
 
 // The scale of uniform bins on the CPU; false where a range is not as it must be, or too narrow or
@@ -149,9 +111,8 @@ bool scale_on_cpu(const at::Tensor& low, const at::Tensor& high, int64_t bins, a
     const auto *lows = low.const_data_ptr<scalar_t>(), *highs = high.const_data_ptr<scalar_t>();
     auto* scales = scale.mutable_data_ptr<scalar_t>();
     for (int64_t f = 0; f < low.numel(); ++f) {
-      const scalar_t width = highs[f] - lows[f];
-      scales[f] = width == 0 ? 0 : static_cast<scalar_t>(bins) / width;
-      usable &= width >= 0 && std::isfinite(width) && std::isfinite(scales[f]);
+      scales[f] = scale_of(lows[f], highs[f], static_cast<int32_t>(bins));
+      usable &= lows[f] <= highs[f] && std::isfinite(scales[f]);
     }
   });
   return usable;
@@ -198,52 +159,84 @@ void check_samples(const at::Tensor& x, const BinningRequest& request) {
                    x.scalar_type(), "; wrap integer codes as Discretized(codes, bins)");
 }
 
-ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request) {
+void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest& request) {
+  const auto& caller = request.caller;
+  TORCH_CHECK_VALUE(
+      edges.dim() == 1 || (edges.dim() == 2 && edges.size(0) == features), caller,
+      ": bins given as edges must have shape [bins + 1] or [features, bins + 1] with features = ",
+      features, ", got ", edges.sizes());
+  TORCH_CHECK_VALUE(edges.size(-1) == request.bins + 1, caller, ": bins = ", request.bins,
+                    " needs ", request.bins + 1, " edges, got ", edges.size(-1));
+}
+
+void check_edge_values(bool finite, bool ascend, const BinningRequest& request) {
+  TORCH_CHECK_VALUE(finite, request.caller,
+                    ": bins given as edges must be finite, got NaN or infinity");
+  TORCH_CHECK_VALUE(ascend, request.caller,
+                    ": bins given as edges must ascend, got a smaller edge after a larger one");
+}
+
+void check_bounds(const at::Tensor& low, const at::Tensor& high, int64_t features,
+                  const BinningRequest& request) {
+  for (const at::Tensor& bound : {low, high}) {
+    TORCH_CHECK_VALUE(bound.dim() == 1 && bound.size(0) == features, request.caller,
+                      ": range given as tensors must have shape [features] = [", features,
+                      "], got ", bound.sizes());
+  }
+}
+
+void raise_bad_range(double low, double high, int64_t feature, const at::Tensor& x,
+                     const BinningRequest& request) {
+  if (!request.gives_range()) raise_uncounted(x, request, {});
+  TORCH_CHECK_VALUE(false, request.caller,
+                    ": range must be finite with low <= high in every feature, got (", low, ", ",
+                    high, ") in feature ", feature);
+}
+
+at::Tensor edges_between(const at::Tensor& low, const at::Tensor& high, int64_t bins) {
+  const auto wide = low.options().dtype(at::kDouble);
+  const at::Tensor last = high.to(at::kDouble).unsqueeze(1);
+  const at::Tensor step = at::arange(bins + 1, wide) / bins;
+  const at::Tensor edges = low.to(at::kDouble).unsqueeze(1) * (1 - step) + last * step;
+  at::Tensor result = std::get<0>(at::minimum(edges, last).cummax(1)).contiguous();
+  result.select(1, bins).copy_(high);
+  return result;
+}
+
+ResolvedBinning begin_binning(const at::Tensor& x, const BinningRequest& request) {
   check_samples(x, request);
+  TORCH_CHECK_VALUE(!at::isFloatingType(x.scalar_type()) || x.size(0) > 0 || request.gives_range(),
+                    request.caller, ": ", request.argument,
+                    " must have at least 1 sample where range is None, got ", x.sizes());
   ResolvedBinning binning;
   binning.bins = request.bins;
   binning.clip = request.clip_outliers;
-  if (!at::isFloatingType(x.scalar_type())) return binning;
+  return binning;
+}
 
-  TORCH_CHECK_VALUE(x.size(0) > 0 || request.gives_range(), request.caller, ": ", request.argument,
-                    " must have at least 1 sample where range is None, got ", x.sizes());
+ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request) {
+  ResolvedBinning binning = begin_binning(x, request);
+  if (!at::isFloatingType(x.scalar_type())) return binning;
   if (request.edges) {
     binning.edges = request.edges->to(x.device(), at::kDouble).contiguous();
     check_edges(binning.edges, x.size(1), request);
+    check_edge_values(binning.edges.isfinite().all().item<bool>(),
+                      binning.edges.diff().ge(0).all().item<bool>(), request);
     return binning;
   }
-  const auto dtype = compute_dtype(x);
   auto [low, high] = request.low            ? std::pair(*request.low, *request.high)
                      : request.shared_range ? shared_range(x, *request.shared_range)
                                             : range_of(x, request);
-  for (at::Tensor* bound : {&low, &high}) {
-    TORCH_CHECK_VALUE(bound->dim() == 1 && bound->size(0) == x.size(1), request.caller,
-                      ": range given as tensors must have shape [features] = [", x.size(1),
-                      "], got ", bound->sizes());
-    *bound = bound->to(x.device(), dtype).contiguous();
-  }
-  if (!runs_on_cuda(x) && scale_on_cpu(low, high, request.bins, binning.scale)) {
+  check_bounds(low, high, x.size(1), request);
+  const auto dtype = compute_dtype(x);
+  low = low.to(x.device(), dtype).contiguous();
+  high = high.to(x.device(), dtype).contiguous();
+  if (scale_on_cpu(low, high, request.bins, binning.scale)) {
     binning.low = low;
     binning.high = high;
-    return binning;
-  }
-  check_range(low, high, request.gives_range(), x, request);
-  const at::Tensor width = high - low;
-  binning.scale = at::where(width == 0, 0, request.bins / width).to(dtype).contiguous();
-  const at::Tensor usable = binning.scale.isfinite().logical_and_(width.isfinite());
-  if (holds(usable.all())) {
-    // While a graph is recorded nobody knows: bins that can't be used count nothing.
-    constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-    binning.low = is_capturing(x) ? low.masked_fill(usable.logical_not(), kNone) : low;
-    binning.high = high;
   } else {
-    // Too narrow or too wide for x's own arithmetic: the same bins, as edges in double precision.
-    const auto wide = low.options().dtype(at::kDouble);
-    const at::Tensor last = high.to(at::kDouble).unsqueeze(1);
-    const at::Tensor step = at::arange(request.bins + 1, wide) / request.bins;
-    const at::Tensor edges = low.to(at::kDouble).unsqueeze(1) * (1 - step) + last * step;
-    binning.edges = std::get<0>(at::minimum(edges, last).cummax(1)).contiguous();
-    binning.edges.select(1, request.bins).copy_(high);
+    check_range(low, high, x, request);
+    binning.edges = edges_between(low, high, request.bins);
   }
   return binning;
 }
@@ -269,9 +262,16 @@ void raise_uncounted(const at::Tensor& x, const BinningRequest& request,
   TORCH_CHECK_VALUE(!infinite.any().item<bool>(), caller, ": ", request.argument,
                     " has infinity in feature ", first_of(infinite),
                     "; pass outliers='drop' or 'clip'");
-  if (!binning.low.defined() && !binning.edges.defined()) return;
-  at::Tensor low = binning.edges.defined() ? binning.edges.select(-1, 0) : binning.low;
-  at::Tensor high = binning.edges.defined() ? binning.edges.select(-1, request.bins) : binning.high;
+  at::Tensor low = binning.low, high = binning.high;
+  if (binning.edges.defined()) {
+    low = binning.edges.select(-1, 0);
+    high = binning.edges.select(-1, request.bins);
+  } else if (binning.shared) {
+    const auto options = x.options().dtype(at::kDouble);
+    low = at::scalar_tensor(binning.shared->low, options);
+    high = at::scalar_tensor(binning.shared->high, options);
+  }
+  if (!low.defined()) return;
   low = low.expand({x.size(1)});
   high = high.expand({x.size(1)});
   const at::Tensor outside = x.lt(inward(low, x, 1)).logical_or_(x.gt(inward(high, x, -1))).any(0);

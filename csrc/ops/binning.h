@@ -36,8 +36,13 @@ struct BinningRequest {
 
 // The tensors behind a kernel's Binning, on x's device and in its compute dtype.
 struct ResolvedBinning {
-  at::Tensor low, high, scale;  // [features]
-  at::Tensor edges;             // [bins + 1] or [features, bins + 1] float64, or undefined
+  struct Shared {
+    double low, high, scale;  // of the compute dtype too
+  };
+
+  at::Tensor low, high, scale;   // [features]
+  std::optional<Shared> shared;  // of every feature, instead of them; CUDA only
+  at::Tensor edges;              // [bins + 1] or [features, bins + 1] float64, or undefined
   int64_t bins;
   bool clip;
 
@@ -54,6 +59,10 @@ struct ResolvedBinning {
       binning.low = low.const_data_ptr<Compute>() + first;
       binning.high = high.const_data_ptr<Compute>() + first;
       binning.scale = scale.const_data_ptr<Compute>() + first;
+    } else if (shared) {
+      binning.shared_low = static_cast<Compute>(shared->low);
+      binning.shared_high = static_cast<Compute>(shared->high);
+      binning.shared_scale = static_cast<Compute>(shared->scale);
     }
     return binning;
   }
@@ -62,8 +71,20 @@ struct ResolvedBinning {
 // x [samples, features], floating or uint8 codes, which have neither range nor edges.
 void check_samples(const at::Tensor& x, const BinningRequest& request);
 
-// Raises where x, request or both are not fit for binning.
+// Raises where x, request or both are not fit for binning. On the CPU; binning_cuda.h is for CUDA.
 ResolvedBinning resolve_binning(const at::Tensor& x, const BinningRequest& request);
+
+// The parts of it that both have: what bins codes, and all else but for range or edges.
+ResolvedBinning begin_binning(const at::Tensor& x, const BinningRequest& request);
+// Shapes alone.
+void check_edges(const at::Tensor& edges, int64_t features, const BinningRequest& request);
+void check_bounds(const at::Tensor& low, const at::Tensor& high, int64_t features,
+                  const BinningRequest& request);
+void check_edge_values(bool finite, bool ascend, const BinningRequest& request);
+[[noreturn]] void raise_bad_range(double low, double high, int64_t feature, const at::Tensor& x,
+                                  const BinningRequest& request);
+// The bins of ranges that are too narrow or too wide for x's own arithmetic, in double precision.
+at::Tensor edges_between(const at::Tensor& low, const at::Tensor& high, int64_t bins);
 
 // Raises, naming feature and value, where the request allows no NaN or no outlier and x has one.
 // Called once fewer samples were counted than there are, so it may be slow.
@@ -76,14 +97,16 @@ void histogram_on_cpu(const at::Tensor& x, const BinningRequest& request,
                       const ResolvedBinning& binning, int64_t first, int64_t features,
                       int64_t* counts);
 
-// Counts [features, bins] int64 of all of x on its own device; raises likewise.
-at::Tensor histogram_of(const at::Tensor& x, const BinningRequest& request);
-
 // Whether every sample must have a bin, so that a count short of one is an error.
 inline bool must_count_all(const at::Tensor& x, const BinningRequest& request) {
   return at::isFloatingType(x.scalar_type())
              ? !(request.omit_nan && (request.drop_outliers || request.clip_outliers))
              : true;
+}
+
+// The type in which x's values are binned.
+inline at::ScalarType compute_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 // The torch-free type that a tensor's elements are stored as.

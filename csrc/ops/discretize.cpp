@@ -5,7 +5,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -13,6 +12,7 @@
 
 #include "backend.h"
 #include "binning.h"
+#include "binning_cuda.h"
 #include "information.h"
 #include "parallel.h"
 
@@ -52,27 +52,31 @@ std::tuple<at::Tensor, at::Tensor> discretize(const at::Tensor& x, int64_t bins,
                     ": bins must be at most 255 where nan_policy is 'omit' or outliers is 'drop' "
                     "(code 255 marks what was left out), got ",
                     bins);
-  const ResolvedBinning binning = resolve_binning(x, request);
   at::Tensor codes = at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kByte));
-  std::atomic<int64_t> without_bin{0};
-  SIMMIM_DISPATCH_VALUES(x, "discretize", [&] {
-    const DiscretizeArgs<Stored> args{static_cast<const Stored*>(x.const_data_ptr()),
-                                      x.size(0),
-                                      x.size(1),
-                                      x.stride(0),
-                                      x.stride(1),
-                                      binning.view<compute_t<Stored>>(),
-                                      codes.mutable_data_ptr<uint8_t>()};
+  const auto with_arguments = [&](const ResolvedBinning& binning, const auto& call) {
+    SIMMIM_DISPATCH_VALUES(x, "discretize", [&] {
+      call(DiscretizeArgs<Stored>{
+          static_cast<const Stored*>(x.const_data_ptr()), x.size(0), x.size(1), x.stride(0),
+          x.stride(1), binning.view<compute_t<Stored>>(), codes.mutable_data_ptr<uint8_t>()});
+    });
+  };
 #ifdef SIMMIM_WITH_CUDA
-    if (runs_on_cuda(x)) {
-      const at::Tensor counter = at::zeros({}, x.options().dtype(at::kLong));
-      on_cuda(x, [&](void* stream) {
-        return discretize_cuda(args, counter.mutable_data_ptr<int64_t>(), stream);
+  if (runs_on_cuda(x)) {
+    at::Tensor used;
+    bin_on_cuda(x, request, 0, [&](const ResolvedBinning& binning, Faults& faults) {
+      with_arguments(binning, [&](const auto& args) {
+        on_cuda(x, [&](void* stream) {
+          return discretize_cuda(args, uncounted(x, request, faults), stream);
+        });
       });
-      if (must_count_all(x, request) && !holds(counter == 0)) without_bin = 1;
-      return;
-    }
+      used = edges_of(binning, x.size(1));
+    });
+    return {std::move(codes), std::move(used)};
+  }
 #endif
+  const ResolvedBinning binning = resolve_binning(x, request);
+  std::atomic<int64_t> without_bin{0};
+  with_arguments(binning, [&](const auto& args) {
     MatrixParts(args.samples, args.features)
         .run([&](int64_t, int64_t feature_begin, int64_t feature_end, int64_t sample_begin,
                  int64_t sample_end) {

@@ -6,33 +6,40 @@
 
 #include "../kernels/predictive.h"
 #include "backend.h"
-#include "binning.h"
-#include "information_cuda.h"
+#include "binning_cuda.h"
 
 #ifdef SIMMIM_WITH_CUDA
 namespace simmim {
 namespace {
+
+// Launches the entropies of a table of counts [features, bins].
+void launch_entropy(const at::Tensor& table, Estimator estimator, double nats_per_unit,
+                    at::Tensor& result, int64_t* first_fault) {
+  const int64_t bins = table.size(-1);
+  const EntropyArgs args{
+      table.const_data_ptr<int64_t>(), table.numel() / bins, bins, estimator, nats_per_unit,
+      result.mutable_data_ptr<float>()};
+  on_cuda(table, [&](void* stream) { return entropy_cuda(args, first_fault, stream); });
+}
+
+// Raises where a feature, the first with fewer than 2 samples, is not -1.
+void check_feature(int64_t feature, const at::Tensor& table, const std::string& caller) {
+  if (feature < 0) return;
+  const at::Tensor samples = table.view({-1, table.size(-1)})[feature].sum();
+  check_valid(samples.item<int64_t>(), feature, caller, "x");
+}
 
 at::Tensor entropy_on_cuda(const at::Tensor& counts, c10::string_view estimator,
                            std::optional<double> base, c10::string_view caller_view) {
   const std::string caller(caller_view);
   check_counts(counts, caller);
   const at::Tensor table = counts.contiguous();
-  const int64_t bins = table.size(-1), features = table.numel() / bins;
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
-  const EntropyArgs args{table.const_data_ptr<int64_t>(),
-                         features,
-                         bins,
-                         parse_estimator(estimator, caller),
-                         nats_per_unit(base, caller),
-                         result.mutable_data_ptr<float>()};
   Faults faults(table, 1);
-  on_cuda(table, [&](void* stream) { return entropy_cuda(args, faults[0], stream); });
-  const int64_t feature = faults.read()[0];
-  if (feature >= 0) {
-    check_valid(table.view({features, bins})[feature].sum().item<int64_t>(), feature, caller, "x");
-  }
+  launch_entropy(table, parse_estimator(estimator, caller), nats_per_unit(base, caller), result,
+                 faults[0]);
+  check_feature(faults.read()[0], table, caller);
   return result;
 }
 
@@ -42,11 +49,21 @@ at::Tensor marginal_entropy_on_cuda(const at::Tensor& x, int64_t bins,
                                     const std::optional<at::Tensor>& edges,
                                     std::optional<double> shared_low,
                                     std::optional<double> shared_high, c10::string_view nan_policy,
-                                    c10::string_view outliers, c10::string_view estimator,
+                                    c10::string_view outliers, c10::string_view estimator_name,
                                     std::optional<double> base, c10::string_view caller) {
   const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller, "x",
                                shared_low, shared_high);
-  return entropy_on_cuda(histogram_of(x, request), estimator, base, caller);
+  const Estimator estimator = parse_estimator(estimator_name, request.caller);
+  const double unit = nats_per_unit(base, request.caller);
+  at::Tensor counts, result;
+  const auto faults =
+      bin_on_cuda(x, request, 1, [&](const ResolvedBinning& binning, Faults& faults) {
+        counts = count_on_cuda(x, request, binning, faults);
+        result = at::empty({x.size(1)}, x.options().dtype(at::kFloat));
+        launch_entropy(counts, estimator, unit, result, faults[kBinningFaults]);
+      });
+  check_feature(faults[kBinningFaults], counts, request.caller);
+  return result;
 }
 
 at::Tensor predictive_information_on_cuda(const at::Tensor& logits, std::optional<double> base,

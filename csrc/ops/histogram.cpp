@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "backend.h"
 #include "binning.h"
+#include "binning_cuda.h"
 #include "parallel.h"
 
 namespace simmim {
@@ -45,7 +47,20 @@ at::Tensor histogram(const at::Tensor& x, int64_t bins, const std::optional<at::
                      const std::optional<at::Tensor>& high, const std::optional<at::Tensor>& edges,
                      c10::string_view nan_policy, c10::string_view outliers,
                      c10::string_view caller) {
-  return histogram_of(x, BinningRequest(bins, low, high, edges, nan_policy, outliers, caller));
+  const BinningRequest request(bins, low, high, edges, nan_policy, outliers, caller);
+#ifdef SIMMIM_WITH_CUDA
+  if (runs_on_cuda(x)) {
+    at::Tensor counts;
+    bin_on_cuda(x, request, 0, [&](const ResolvedBinning& binning, Faults& faults) {
+      counts = count_on_cuda(x, request, binning, faults);
+    });
+    return counts;
+  }
+#endif
+  const ResolvedBinning binning = resolve_binning(x, request);
+  at::Tensor counts = at::empty({x.size(1), bins}, x.options().dtype(at::kLong));
+  histogram_on_cpu(x, request, binning, 0, x.size(1), counts.mutable_data_ptr<int64_t>());
+  return counts;
 }
 
 }  // namespace
@@ -64,26 +79,20 @@ void histogram_on_cpu(const at::Tensor& x, const BinningRequest& request,
   }
 }
 
-at::Tensor histogram_of(const at::Tensor& x, const BinningRequest& request) {
-  const ResolvedBinning binning = resolve_binning(x, request);
-  at::Tensor counts = at::empty({x.size(1), request.bins}, x.options().dtype(at::kLong));
-  int64_t* count = counts.mutable_data_ptr<int64_t>();
 #ifdef SIMMIM_WITH_CUDA
-  if (runs_on_cuda(x)) {
-    counts.zero_();
-    SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
-      const auto args = arguments<Stored>(x, binning, 0, x.size(1), count);
-      on_cuda(x, [&](void* stream) { return histogram_cuda(args, nullptr, stream); });
+at::Tensor count_on_cuda(const at::Tensor& x, const BinningRequest& request,
+                         const ResolvedBinning& binning, Faults& faults) {
+  at::Tensor counts = at::zeros({x.size(1), request.bins}, x.options().dtype(at::kLong));
+  auto* count = counts.mutable_data_ptr<int64_t>();
+  SIMMIM_DISPATCH_STORED(x, "histogram", [&] {
+    const auto args = arguments<Stored>(x, binning, 0, x.size(1), count);
+    on_cuda(x, [&](void* stream) {
+      return histogram_cuda(args, uncounted(x, request, faults), stream);
     });
-    if (must_count_all(x, request) && !holds(counts.sum() == x.numel())) {
-      raise_uncounted(x, request, binning);
-    }
-    return counts;
-  }
-#endif
-  histogram_on_cpu(x, request, binning, 0, x.size(1), count);
+  });
   return counts;
 }
+#endif
 
 }  // namespace simmim
 

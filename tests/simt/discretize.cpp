@@ -39,16 +39,24 @@ void check(int64_t samples, int64_t features, int bins, bool transposed, bool wi
   args.binning.bins = bins;
   args.binning.clip = clip;
   args.codes = on_cpu.data();
-  const int64_t expected = simmim::discretize_cpu(args, 0, features, 0, samples);
+  simmim::discretize_cpu(args, 0, features, 0, samples);
+  int64_t expected = INT64_MAX,
+          fault = INT64_MAX;  // the first feature of which a sample has no bin
+  for (int64_t f = features - 1; f >= 0; --f) {
+    for (int64_t s = 0; s < samples; ++s) {
+      const int32_t bin =
+          simmim::stored_bin(x[s * args.sample_stride + f * args.feature_stride], args.binning, f);
+      if (bin == simmim::kNoBin) expected = f;
+    }
+  }
   args.codes = emulated.data();
-  int64_t without_bin = 0;
-  const int error = simmim::discretize_cuda(args, &without_bin, nullptr);
-  if (error != 0 || on_cpu != emulated || without_bin != expected) {
+  const int error = simmim::discretize_cuda(args, &fault, nullptr);
+  if (error != 0 || on_cpu != emulated || fault != expected) {
     std::printf("discretize: samples=%ld features=%ld bins=%d transposed=%d edges=%d clip=%d: %s\n",
                 long(samples), long(features), bins, transposed, with_edges, clip,
-                error                     ? "launch failed"
-                : without_bin == expected ? "codes differ"
-                                          : "samples without a bin miscounted");
+                error               ? "launch failed"
+                : fault == expected ? "codes differ"
+                                    : "another feature has a sample without a bin");
     ++failures;
   }
 }
