@@ -30,6 +30,7 @@ __device__ __forceinline__ int32_t row_of(Stored stored, const FeatureBins<compu
       value = value > of.high ? of.high : value;
     }
     const bool inside = value >= of.low && value <= of.high;
+    // What is not inside becomes some integer too, which costs less than to go around it.
     const int32_t bin = uniform_bin(value, of.low, of.scale, of.bins);
     return inside ? bin : of.bins;
   }

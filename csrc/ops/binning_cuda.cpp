@@ -2,24 +2,25 @@
 
 #ifdef SIMMIM_WITH_CUDA
 
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
 #include <cmath>
 #include <limits>
-#include <utility>
+#include <tuple>
 
 #include "backend.h"
 
 namespace simmim {
 namespace {
 
-using Bounds = std::pair<at::Tensor, at::Tensor>;  // low and high [features]
+using Bounds = std::tuple<at::Tensor, at::Tensor>;  // low and high [features]
 
 // Each feature's smallest and largest value, of those that may count.
 Bounds range_of(const at::Tensor& x, const BinningRequest& request) {
   const bool finite = request.drop_outliers || request.clip_outliers;
-  if (!finite && !request.omit_nan) return {x.amin(0), x.amax(0)};
+  if (!finite && !request.omit_nan) return at::aminmax(x, 0);
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const at::Tensor ignored = finite ? x.isfinite().logical_not_() : x.isnan();
   const at::Tensor low = x.masked_fill(ignored, kInfinity).amin(0);
@@ -48,14 +49,14 @@ void resolve_shared(const at::Tensor& x, const BinningRequest& request, Resolved
 }
 
 // Tensors are checked by a kernel, which makes the bins ready that they are good for.
-void resolve_bounds(const at::Tensor& x, const BinningRequest& request, const Bounds& bounds,
-                    Faults& faults, ResolvedBinning& binning) {
+void resolve_bounds(const at::Tensor& x, const BinningRequest& request, const at::Tensor& low,
+                    const at::Tensor& high, Faults& faults, ResolvedBinning& binning) {
   const at::Tensor ready = at::empty({3, x.size(1)}, x.options().dtype(compute_dtype(x)));
   AT_DISPATCH_FLOATING_TYPES(compute_dtype(x), "range", [&] {
-    const ScaleArgs<scalar_t> args{bounds.first.const_data_ptr<double>(),
-                                   bounds.second.const_data_ptr<double>(),
-                                   bounds.first.stride(0),
-                                   bounds.second.stride(0),
+    const ScaleArgs<scalar_t> args{low.const_data_ptr<double>(),
+                                   high.const_data_ptr<double>(),
+                                   low.stride(0),
+                                   high.stride(0),
                                    x.size(1),
                                    static_cast<int32_t>(request.bins),
                                    ready.mutable_data_ptr<scalar_t>()};
@@ -85,19 +86,18 @@ std::vector<int64_t> bin_on_cuda(const at::Tensor& x, const BinningRequest& requ
                                  const std::function<void(const ResolvedBinning&, Faults&)>& work) {
   ResolvedBinning binning = begin_binning(x, request);
   Faults faults(x, kBinningFaults + kinds);
-  Bounds bounds;
+  at::Tensor low, high;
   if (!at::isFloatingType(x.scalar_type())) {  // codes
   } else if (request.edges) {
     resolve_edges(x, request, faults, binning);
   } else if (request.shared_range) {
     resolve_shared(x, request, binning);
   } else {
-    bounds = request.low ? Bounds(*request.low, *request.high) : range_of(x, request);
-    check_bounds(bounds.first, bounds.second, x.size(1), request);
-    for (at::Tensor* bound : {&bounds.first, &bounds.second}) {
-      *bound = bound->to(x.device(), at::kDouble);
-    }
-    resolve_bounds(x, request, bounds, faults, binning);
+    std::tie(low, high) = request.low ? Bounds(*request.low, *request.high) : range_of(x, request);
+    check_bounds(low, high, x.size(1), request);
+    low = low.to(x.device(), at::kDouble);
+    high = high.to(x.device(), at::kDouble);
+    resolve_bounds(x, request, low, high, faults, binning);
   }
   work(binning, faults);
   std::vector<int64_t> found = faults.read();
@@ -106,11 +106,11 @@ std::vector<int64_t> bin_on_cuda(const at::Tensor& x, const BinningRequest& requ
     const auto end = [&](const at::Tensor& bound) {
       return bound[feature].to(compute_dtype(x)).item<double>();
     };
-    raise_bad_range(end(bounds.first), end(bounds.second), feature, x, request);
+    raise_bad_range(end(low), end(high), feature, x, request);
   }
   if (found[kNoScale] >= 0) {
     const auto dtype = compute_dtype(x);
-    binning.edges = edges_between(bounds.first.to(dtype), bounds.second.to(dtype), request.bins);
+    binning.edges = edges_between(low.to(dtype), high.to(dtype), request.bins);
     faults = Faults(x, kBinningFaults + kinds);
     work(binning, faults);
     found = faults.read();
