@@ -14,7 +14,8 @@ KERNELS = SIMT.parent.parent / "csrc" / "kernels"
 PROGRAMS = sorted({path.stem for path in SIMT.glob("*.cpp")} - {"simt", "planted"})
 SEEDS = (0, 1, 2)
 COMPILE = [
-    *("g++", "-std=c++17", "-O1", "-g", "-fsanitize=address", "-Wall", "-Wextra"),
+    *("g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra"),
+    *("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"),
     *("-Wno-unknown-pragmas", "-Wno-psabi", "-I", str(SIMT)),
 ]
 
