@@ -11,17 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .config import CompressConfig
-from .data import (
-    Batch,
-    ForwardFn,
-    device_of,
-    evaluating,
-    forward,
-    in_mode,
-    samples_of,
-    to_device,
-)
+from .data import Batch, samples_of, to_device
 from .errors import SimMIMError
+from .forward import ForwardFn, forward
+from .modes import device_of, evaluating, in_mode
 from .nn import MaskedLinear, SparseLinear
 
 

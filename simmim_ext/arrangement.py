@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, forward, take
+from .data import Batch, take
+from .forward import ForwardFn, forward
 from .layers import is_convolution
 from .recording import observing
 

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from ._version import __version__
-from .data import Batch, ForwardFn, device_of, to_device
+from .data import Batch, to_device
 from .fidelity import compare
+from .forward import ForwardFn
 from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
+from .modes import device_of
 
 
 def assess(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
-from .data import Batch, ForwardFn, device_of, evaluating, forward, take, to_device
+from .data import Batch, take, to_device
 from .errors import SimMIMError
 from .folders import check_writable, read_folder, write_folder
+from .forward import ForwardFn, forward
+from .modes import device_of, evaluating
 from .storage import Json, digest, tensors_of
 
 FORMAT = "simmim_ext checkpoint"

@@ -9,22 +9,14 @@ from torch import Tensor, nn
 
 from .answers import PASS_BYTES, Answers
 from .arrangement import sample_axes
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    device_of,
-    evaluating,
-    forward,
-    map_tensors,
-    samples_of,
-    token_mask,
-)
+from .data import Batch, batches, map_tensors, samples_of, token_mask
 from .errors import SimMIMError
+from .forward import ForwardFn, forward
 from .gathering import Gatherer
 from .gram import CHUNK
 from .layers import weighted
 from .memory_format import fastest_format
+from .modes import device_of, evaluating
 from .moments import Moments
 from .units import Member, UnitGroup
 

@@ -21,19 +21,11 @@ from .budget import check_budget, plain_numbers
 from .checkpoint import Checkpoint, answers_of, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
-from .data import (
-    Batch,
-    ForwardFn,
-    Shuffled,
-    check_reiterable,
-    device_of,
-    gather,
-    seeded,
-    split,
-    take,
-)
+from .data import Batch, Shuffled, check_reiterable, gather, split, take
+from .forward import ForwardFn
 from .granularity import Granularity
 from .inputs import inputs_kept
+from .modes import device_of, seeded
 from .names import names_of
 from .outputs import check_output, noise_variance, resolve_output
 from .result import CompressionResult

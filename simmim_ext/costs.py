@@ -2,9 +2,11 @@
 
 from torch import nn
 
-from .data import Batch, ForwardFn, device_of
+from .data import Batch
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
+from .modes import device_of
 from .removal import remove_units
 from .scoring import Scores
 from .sharing import shapes_of

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .data import Batch, ForwardFn, evaluating, forward
+from .data import Batch
+from .forward import ForwardFn, forward
+from .modes import evaluating
 from .readers import Readers
 from .remembered import tensors
 

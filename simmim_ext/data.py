@@ -1,21 +1,18 @@
-"""Batches of any shape: their inputs, labels and rows, and what a model answers to them.
+"""Batches of any shape: their inputs, labels and rows.
 
 A batch is a tensor, a tuple or list whose first item is the input, or a mapping of keyword
 inputs; a tuple's second item and a mapping's "labels" or "label" are its labels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import SimMIMError
-from .inputs import copies
 
 Batch = Any
-ForwardFn = Callable[[nn.Module, Batch], Tensor]
 
 _LABEL_KEYS = ("labels", "label")
 _HELD_OUT_EVERY = 5
@@ -31,7 +28,7 @@ def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return inputs_of(batch[0])
     raise SimMIMError(
         "a batch must be a tensor, a tuple whose first item is the input, or a dict of keyword "
-        f"inputs, got {_describe(batch)}; change the loader or its collate_fn"
+        f"inputs, got {describe(batch)}; change the loader or its collate_fn"
     )
 
 
@@ -61,7 +58,7 @@ def samples_of(batch: Batch) -> int:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() > 0:
             return len(value)
-    raise SimMIMError(f"a batch must hold an input tensor [samples, ...], got {_describe(batch)}")
+    raise SimMIMError(f"a batch must hold an input tensor [samples, ...], got {describe(batch)}")
 
 
 def take(batch: Batch, rows: Tensor | slice) -> Batch:
@@ -134,31 +131,31 @@ def batches(
         if seen == limit:
             return
     if seen == 0:
-        raise SimMIMError(f"{name}: no sample came out of {_describe(data)}; give it data")
+        raise SimMIMError(f"{name}: no sample came out of {describe(data)}; give it data")
 
 
 def check_reiterable(data: Any, name: str = "data") -> None:
     """Raises SimMIMError unless ``data`` can be iterated over more than once, by batches."""
     if isinstance(data, Tensor):
         raise SimMIMError(
-            f"{name}: expected an iterable of batches, got one {_describe(data)}; "
+            f"{name}: expected an iterable of batches, got one {describe(data)}; "
             "give its batches, for example x.split(256)"
         )
     if isinstance(data, Mapping) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise SimMIMError(
             f"{name}: expected an iterable of batches (a DataLoader or a list), got "
-            f"{_describe(data)}"
+            f"{describe(data)}"
         )
     if isinstance(data, torch.utils.data.Dataset) and not isinstance(
         data, torch.utils.data.IterableDataset
     ):
         raise SimMIMError(
-            f"{name}: expected an iterable of batches, got {_describe(data)}, which gives single "
+            f"{name}: expected an iterable of batches, got {describe(data)}, which gives single "
             "samples; wrap it in a torch.utils.data.DataLoader"
         )
     if isinstance(data, Iterator):
         raise SimMIMError(
-            f"{name}: got {_describe(data)}, which can be read only once, and several passes are "
+            f"{name}: got {describe(data)}, which can be read only once, and several passes are "
             "made; give a DataLoader or a list of batches"
         )
 
@@ -223,134 +220,6 @@ class Shuffled:
             yield take(self._data[i], rows)
 
 
-def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None) -> Tensor:
-    """The model's outputs [samples, outputs] for a batch, in the mode that the model is in.
-
-    Takes a tensor, ``.logits``, ``.last_hidden_state`` (mean over the tokens that the attention
-    mask keeps), a mapping's items of these names, or a tuple's first item. Outputs per token
-    [batch, tokens, outputs] count every token that the mask keeps as a sample.
-    ``forward_fn(model, batch)`` overrules all of it.
-
-    Raises:
-        SimMIMError: the model fails on the batch, or its outputs are none of these.
-    """
-    outputs, mask = _answer(model, batch, forward_fn)
-    if isinstance(outputs, tuple) and not hasattr(outputs, "_fields") and len(outputs) > 0:
-        outputs = outputs[0]
-    if isinstance(logits := named_output(outputs, "logits"), Tensor):
-        outputs = logits
-    elif isinstance(hidden := named_output(outputs, "last_hidden_state"), Tensor):
-        return _pool(hidden, mask)
-    if not isinstance(outputs, Tensor):
-        raise SimMIMError(
-            f"the model returned {_describe(outputs)}; expected a tensor, or an object or a dict "
-            "with logits or last_hidden_state; pass forward_fn=lambda model, batch: ... that "
-            "returns [samples, outputs]"
-        )
-    if not outputs.is_floating_point():
-        raise SimMIMError(
-            f"the model returned a tensor of {outputs.dtype}; expected floating-point outputs, as "
-            "logits before any argmax; pass forward_fn=lambda model, batch: ... that returns them"
-        )
-    if outputs.dim() == 1:
-        return outputs[:, None]
-    if outputs.dim() == 3:
-        rows = outputs.flatten(0, 1)
-        return rows if mask is None else rows[_of_tokens(mask, outputs).flatten().bool()]
-    if outputs.dim() != 2:
-        raise SimMIMError(
-            f"the model returned a tensor of shape {list(outputs.shape)}; expected "
-            "[samples, outputs]; pass forward_fn=lambda model, batch: ... that returns it"
-        )
-    return outputs
-
-
-def named_output(outputs: Any, name: str) -> Any:
-    """What a model's outputs hold under that name, as an attribute or an item; None if nothing."""
-    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-
-def _answer(
-    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
-) -> tuple[Any, Tensor | None]:
-    """Whatever the model returns for the batch, and the batch's attention mask."""
-    mask = token_mask(batch) if forward_fn is None else None
-    given = copies()
-    if given is not None:
-        batch = map_tensors(batch, given.copy)
-    args, kwargs = inputs_of(batch) if forward_fn is None else ((), {})
-    try:
-        answer = model(*args, **kwargs) if forward_fn is None else forward_fn(model, batch)
-    except SimMIMError:
-        raise
-    except Exception as error:
-        called = "forward_fn" if forward_fn is not None else "the model"
-        raise SimMIMError(
-            f"{called} failed on a batch, {_describe(batch)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the data, or "
-            "pass a forward_fn=lambda model, batch: ... that fits it"
-        ) from error
-    if given is not None:
-        given.end(model)
-    return answer, mask
-
-
-@contextmanager
-def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
-    """Puts the models into that mode for the block; every module's own mode comes back."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.train(training)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Puts the models into eval mode for the block; every module's own mode comes back.
-
-    torch's fused attention, which runs whole encoder layers past their modules' hooks and forward
-    functions, is off in the block.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with in_mode(*models, training=False):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU where it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seeds torch's global generators for the block; the caller's random state comes back.
-
-    Autograd is on in the block, whatever the caller's ``no_grad`` or ``inference_mode``.
-    """
-    device = torch.device(device)
-    # Any mixing does that keeps (seed, epoch) pairs apart.
-    mixed = 0
-    for seed in seeds:
-        mixed = (mixed * 1_000_003 + seed) % 2**63
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-        torch.default_generator.manual_seed(mixed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(mixed)
-        yield
-
-
 def _like(original: Any, items: list[Any]) -> Any:
     """The items in the type of the list, tuple or named tuple that they came from."""
     if hasattr(original, "_fields"):
@@ -358,36 +227,14 @@ def _like(original: Any, items: list[Any]) -> Any:
     return type(original)(items)
 
 
-def _pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden.mean(dim=1)
-    weight = _of_tokens(mask, hidden).to(hidden.dtype)[..., None]
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-
-
-def _of_tokens(mask: Tensor, outputs: Tensor) -> Tensor:
-    """The mask for outputs [samples, tokens, ...].
-
-    Raises:
-        SimMIMError: it is of other tokens.
-    """
-    try:
-        return mask.expand(outputs.shape[:2])
-    except RuntimeError as error:
-        raise SimMIMError(
-            f"the model returned {_describe(outputs)} for an attention_mask of shape "
-            f"{list(mask.shape)}, which does not tell tokens from padding in it; pass "
-            "forward_fn=lambda model, batch: ... that returns [samples, outputs] of what counts"
-        ) from error
-
-
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What a value is, for errors."""
     if isinstance(value, Tensor):
         return f"tensor of shape {list(value.shape)}"
     if isinstance(value, Mapping):
-        return "a dict of " + ", ".join(f"{key!r}: {_describe(value[key])}" for key in value)
+        return "a dict of " + ", ".join(f"{key!r}: {describe(value[key])}" for key in value)
     if isinstance(value, list | tuple) and len(value) == 0:
         return f"an empty {type(value).__name__}"
     if isinstance(value, tuple):
-        return f"a tuple that begins with {_describe(value[0])}"
+        return f"a tuple that begins with {describe(value[0])}"
     return f"a {type(value).__name__}"

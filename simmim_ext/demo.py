@@ -15,9 +15,10 @@ from torch.nn import functional
 from .cli import check_empty, fraction, integer, make_folder, say
 from .compression import compress
 from .config import CompressConfig
-from .data import Shuffled, seeded
+from .data import Shuffled
 from .errors import SimMIMError
 from .images import Images, find_images
+from .modes import seeded
 from .progress import bar
 from .report import draw, figure_class, show
 from .result import CompressionResult, load

@@ -13,11 +13,13 @@ from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
 from .criteria import layer_range, unit_information
-from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
+from .data import Batch, batches, gather, take
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .graph import trace_units
 from .information import entropy, mutual_information
 from .inputs import inputs_kept
+from .modes import device_of, seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .report import figure_class

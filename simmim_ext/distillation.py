@@ -19,22 +19,12 @@ from .arguments import (
     watched,
 )
 from .config import CompressConfig
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    check_reiterable,
-    device_of,
-    evaluating,
-    forward,
-    in_mode,
-    labels_of,
-    samples_of,
-    seeded,
-)
+from .data import Batch, batches, check_reiterable, labels_of, samples_of
 from .errors import SimMIMError
+from .forward import ForwardFn, forward
 from .inputs import inputs_kept
 from .labels import NO_LABEL, class_labels, value_labels
+from .modes import device_of, evaluating, in_mode, seeded
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
 from .similarity import gram_loss, last_input

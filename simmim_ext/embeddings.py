@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from .data import Batch, ForwardFn
+from .data import Batch
 from .equivalence import check_mask_equivalence
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .layers import Weighted
 from .removal import remove_units
 from .units import UnitGroup

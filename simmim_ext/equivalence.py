@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import convert_
-from .data import Batch, ForwardFn, device_of, evaluating, in_mode, seeded, to_device
+from .data import Batch, to_device
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .layers import Axis, axis_size, is_channel_norm, place_of
+from .modes import device_of, evaluating, in_mode, seeded
 from .outputs import returned
 from .standin import running
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, evaluating, forward
+from .data import Batch, batches
 from .errors import SimMIMError
+from .forward import ForwardFn, forward
 from .intervals import bootstrap_mean, clopper_pearson, proportion_at_least, spearman
 from .labels import class_labels
+from .modes import device_of, evaluating
 from .outputs import kl_per_sample
 
 _WORST = 5

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .arguments import copied
 from .attention import Attention, find_attention
-from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
+from .data import Batch, to_device
 from .embeddings import follow_embeddings, made_by_embeddings, proved
 from .errors import SimMIMError
+from .forward import ForwardFn, forward
 from .grouping import group_of, in_own_layers
 from .layers import (
     axis_size,
@@ -24,6 +25,7 @@ from .layers import (
     place_of,
     unsupported_reason,
 )
+from .modes import device_of, evaluating
 from .names import names_of
 from .outputs import returned
 from .sharing import shared_parameters

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .collect import GroupStatistics
-from .data import Batch, batches, device_of, evaluating, forward, samples_of, take
+from .data import Batch, batches, samples_of, take
 from .errors import SimMIMError
+from .forward import forward
 from .labels import NO_LABEL, class_labels
+from .modes import device_of, evaluating
 from .ranking import Ranking, Setting, by_score
 from .units import UnitGroup
 

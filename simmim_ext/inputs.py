@@ -27,7 +27,7 @@ _WATCH: ContextVar[_Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def inputs_kept(*, models: int = 1) -> Iterator[None]:
-    """During the block no call by ``data.forward`` changes its batch.
+    """During the block no call by ``forward`` changes its batch.
 
     Args:
         models: how many run that are no kin. Before as many were seen, all calls are given copies.

@@ -1,4 +1,4 @@
-"""A batch's labels, arranged as ``data.forward`` arranges the outputs: a row for each sample.
+"""A batch's labels, arranged as ``forward`` arranges the outputs: a row for each sample.
 
 Of a model that answers for each token, samples are the tokens that the attention mask keeps.
 """

@@ -10,17 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import (
-    Batch,
-    ForwardFn,
-    device_of,
-    evaluating,
-    forward,
-    in_mode,
-    samples_of,
-    take,
-    to_device,
-)
+from .data import Batch, samples_of, take, to_device
+from .forward import ForwardFn, forward
+from .modes import device_of, evaluating, in_mode
 from .storage import masked_layers, set_submodule, tensors_of
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import Batch, ForwardFn, evaluating, forward
+from .data import Batch
+from .forward import ForwardFn, forward
+from .modes import evaluating
 
 # How far the answers may be from those in the other order, as a share of the largest.
 _ROUNDING = 1e-3

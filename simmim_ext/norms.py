@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import Batch, ForwardFn, forward
+from .data import Batch
+from .forward import ForwardFn, forward
 from .readers import Readers
 from .recording import observing
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, forward
+from .data import Batch
+from .forward import ForwardFn, forward
 from .layers import Weighted, is_affine
 from .nn import MaskedLinear
 from .recording import Recorder, observing

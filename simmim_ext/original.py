@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from .arrangement import sample_axes, samples_first, samples_of_rows
 from .course import Course
-from .data import Batch, ForwardFn, batches, device_of, samples_of, to_device, token_mask
+from .data import Batch, batches, samples_of, to_device, token_mask
+from .forward import ForwardFn
 from .layers import output_rows
+from .modes import device_of
 from .norms import norms_behind
 from .order import layers_together
 from .recording import draw_positions

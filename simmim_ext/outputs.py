@@ -11,19 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import (
-    Batch,
-    ForwardFn,
-    batches,
-    device_of,
-    evaluating,
-    forward,
-    labels_of,
-    map_tensors,
-    named_output,
-    to_device,
-)
+from .data import Batch, batches, labels_of, map_tensors, to_device
 from .errors import SimMIMError
+from .forward import ForwardFn, forward, named_output
+from .modes import device_of, evaluating
 
 OUTPUTS = ("auto", "classes", "values", "embeddings")
 NOISE_FRACTION = 0.05

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from .budget import check_round_to, split_budget
 from .config import ALLOCATIONS
 from .costs import LONG_SECONDS, Costs, latency_unmet
-from .data import Batch, ForwardFn
+from .data import Batch
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .names import matching
 from .scoring import Scores
 from .unit_costs import costs_of

@@ -12,13 +12,15 @@ from .assessment import assess, versions
 from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
-from .data import Batch, ForwardFn, gather, seeded, split, take
+from .data import Batch, gather, split, take
 from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .graph import trace_units
 from .inputs import inputs_kept
 from .layers import axis_size, place_of
 from .measure import count_bytes, count_flops, count_params
+from .modes import seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .plan import Plan, make_plan

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .collect import GroupStatistics, Predictions
 from .config import CompressConfig
-from .data import Batch, ForwardFn
+from .data import Batch
+from .forward import ForwardFn
 from .units import UnitGroup
 
 

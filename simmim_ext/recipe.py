@@ -35,10 +35,11 @@ from torch import nn
 from .arguments import check_model, check_options
 from .budget import check_budget, check_round_to
 from .config import CompressConfig
-from .data import check_reiterable, seeded
+from .data import check_reiterable
 from .errors import SimMIMError
 from .granularity import Granularity
 from .imports import Reference
+from .modes import seeded
 from .outputs import check_output
 
 if sys.version_info >= (3, 11):

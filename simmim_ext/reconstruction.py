@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import samples_first
-from .data import Batch, ForwardFn
+from .data import Batch
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .layers import input_columns, weighted
 from .moments import NormalEquations
 from .nn import MaskedLinear

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .data import evaluating
 from .layers import is_convolution
+from .modes import evaluating
 
 # Positions that are looked at in each sample, of a convolution's output or of a text's tokens:
 # neighbours say the same.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .answers import PASS_BYTES
 from .course import Course, Wrapper, largest, replaced, with_tensors
-from .data import Batch, ForwardFn, device_of, evaluating, forward, to_device
+from .data import Batch, to_device
+from .forward import ForwardFn, forward
+from .modes import device_of, evaluating
 from .recording import InputRecorder, Recorder
 from .remembered import bytes_of
 

@@ -12,10 +12,12 @@ from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
 from .criteria import CRITERIA, unit_entropy, unit_information
-from .data import Batch, ForwardFn, batches, device_of, gather, seeded, take
+from .data import Batch, batches, gather, take
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .graph import trace_units
 from .inputs import inputs_kept
+from .modes import device_of, seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .ranking import Setting

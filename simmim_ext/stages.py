@@ -12,8 +12,9 @@ from torch import nn
 from .budget import PER_LAYER
 from .checkpoint import Checkpoint
 from .config import CompressConfig
-from .data import Batch, ForwardFn, take
+from .data import Batch, take
 from .distillation import Distillation
+from .forward import ForwardFn
 from .granularity import Granularity
 from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, ForwardFn, batches, device_of, samples_of, split, take
+from .data import Batch, batches, samples_of, split, take
 from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .memory_format import fastest_format
+from .modes import device_of
 from .original import Original
 from .outputs import kl_per_sample
 from .plan import guarded

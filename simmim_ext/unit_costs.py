@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .data import Batch, ForwardFn, evaluating, forward, take, to_device
+from .data import Batch, take, to_device
+from .forward import ForwardFn, forward
 from .layers import Weighted, is_convolution, parameter_axis
+from .modes import evaluating
 from .recording import Recorder
 from .units import UnitGroup
 from .widths import Widths

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import check_hooks
-from .data import Batch, ForwardFn
+from .data import Batch
 from .elimination import surviving
 from .errors import SimMIMError
+from .forward import ForwardFn
 from .granularity import Granularity
 from .layers import weighted
 from .moments import NormalEquations

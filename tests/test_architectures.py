@@ -7,8 +7,8 @@ from models import snapshot
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
-from simmim_ext.data import forward
 from simmim_ext.equivalence import check_mask_equivalence
+from simmim_ext.forward import forward
 from simmim_ext.graph import trace_units
 from simmim_ext.reconstruction import reconstruct
 from simmim_ext.removal import apply_history, remove_units

@@ -8,7 +8,9 @@ from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError
 from simmim_ext import data as d
+from simmim_ext.forward import forward
 from simmim_ext.labels import class_labels, value_labels
+from simmim_ext.modes import evaluating, seeded
 
 
 def test_inputs_and_labels_of_every_kind_of_batch():
@@ -138,17 +140,17 @@ def test_forward_takes_what_models_return():
     tokens = torch.rand(2, 3, 5)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     padded = {"x": x, "attention_mask": mask}
-    assert d.forward(Answers(y), x) is y
-    assert d.forward(Answers((y, None)), x) is y
-    assert d.forward(Answers(SimpleNamespace(logits=y)), x) is y
-    assert d.forward(Answers({"loss": None, "logits": y}), x) is y
-    assert d.forward(Answers(torch.rand(2)), x).shape == (2, 1)
-    assert d.forward(Answers(tokens), x).shape == (6, 5)
-    assert torch.equal(d.forward(Answers(tokens), padded), tokens[mask.bool()])
-    pooled = d.forward(Answers(SimpleNamespace(last_hidden_state=tokens)), padded)
+    assert forward(Answers(y), x) is y
+    assert forward(Answers((y, None)), x) is y
+    assert forward(Answers(SimpleNamespace(logits=y)), x) is y
+    assert forward(Answers({"loss": None, "logits": y}), x) is y
+    assert forward(Answers(torch.rand(2)), x).shape == (2, 1)
+    assert forward(Answers(tokens), x).shape == (6, 5)
+    assert torch.equal(forward(Answers(tokens), padded), tokens[mask.bool()])
+    pooled = forward(Answers(SimpleNamespace(last_hidden_state=tokens)), padded)
     torch.testing.assert_close(pooled, torch.stack([tokens[0, :2].mean(0), tokens[1, 0]]))
-    assert torch.equal(d.forward(Answers({"last_hidden_state": tokens}), padded), pooled)
-    assert d.forward(Answers(None), x, lambda model, batch: batch) is x
+    assert torch.equal(forward(Answers({"last_hidden_state": tokens}), padded), pooled)
+    assert forward(Answers(None), x, lambda model, batch: batch) is x
 
 
 @pytest.mark.parametrize(
@@ -161,25 +163,25 @@ def test_forward_takes_what_models_return():
 )
 def test_forward_names_what_it_cannot_take(answer, text):
     with pytest.raises(SimMIMError, match=text):
-        d.forward(Answers(answer), torch.rand(2, 3))
+        forward(Answers(answer), torch.rand(2, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_outputs_that_are_no_real_numbers_are_refused(dtype):
     text = rf"the model returned a tensor of {dtype}; expected floating-point outputs, as logits"
     with pytest.raises(SimMIMError, match=text):
-        d.forward(Answers(torch.ones(2, 3).to(dtype)), torch.rand(2, 3))
+        forward(Answers(torch.ones(2, 3).to(dtype)), torch.rand(2, 3))
 
 
 def test_evaluating_restores_every_modules_own_mode():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     model[1].eval()
-    with d.evaluating(model):
+    with evaluating(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == [True, True, False]
 
     def interrupted():
-        with d.evaluating(model):
+        with evaluating(model):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +192,7 @@ def test_evaluating_restores_every_modules_own_mode():
 @pytest.mark.parametrize("fused", [True, False])
 def test_evaluating_restores_fused_attention(fused, monkeypatch):
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", fused)
-    with pytest.raises(KeyboardInterrupt), d.evaluating(nn.Linear(2, 2)):
+    with pytest.raises(KeyboardInterrupt), evaluating(nn.Linear(2, 2)):
         assert not torch.backends.mha.get_fastpath_enabled()
         raise KeyboardInterrupt
     assert torch.backends.mha.get_fastpath_enabled() == fused
@@ -200,12 +202,12 @@ def test_seeded_gives_the_callers_random_state_back():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    with d.seeded(1, 2):
+    with seeded(1, 2):
         inside = torch.rand(3)
     assert torch.equal(torch.rand(3), expected)
-    with d.seeded(1, 2):
+    with seeded(1, 2):
         assert torch.equal(torch.rand(3), inside)
-    with d.seeded(2, 1):
+    with seeded(2, 1):
         assert not torch.equal(torch.rand(3), inside)
 
 
@@ -264,4 +266,4 @@ def test_a_mask_of_other_tokens_asks_for_a_forward_fn(hidden):
         "not tell tokens from padding in it; pass forward_fn="
     )
     with pytest.raises(SimMIMError, match=text):
-        d.forward(Shorter(hidden), batch)
+        forward(Shorter(hidden), batch)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from simmim_ext import CompressConfig, compress, diagnose, distill, prune, score
-from simmim_ext.data import forward
+from simmim_ext.forward import forward
 from simmim_ext.inputs import copies, inputs_kept
 
 DATA = torch.rand(1000, 12, generator=torch.Generator().manual_seed(0))

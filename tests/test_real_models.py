@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from real_models import encoded, minilm, photographs, sentences
 
 from simmim_ext import CompressConfig, compress, load
-from simmim_ext.data import forward
+from simmim_ext.forward import forward
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:score. .* calibration samples are few"),

@@ -8,7 +8,7 @@ from torch import nn
 from simmim_ext import CompressConfig, Scores, SimMIMError, entropy, mutual_information, score
 from simmim_ext.config import CRITERIA as NAMES
 from simmim_ext.criteria import CRITERIA, metric_root
-from simmim_ext.data import seeded
+from simmim_ext.modes import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
-from simmim_ext.data import forward
 from simmim_ext.equivalence import check_mask_equivalence
+from simmim_ext.forward import forward
 from simmim_ext.removal import apply_history
 
 transformers = pytest.importorskip("transformers")

@@ -14,9 +14,9 @@ from models import snapshot
 
 from simmim_ext import CompressConfig, SimMIMError, compress, distill, load
 from simmim_ext.conversion import prepared
-from simmim_ext.data import forward
 from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.fidelity import compare
+from simmim_ext.forward import forward
 from simmim_ext.graph import trace_units
 from simmim_ext.removal import apply_history, remove_units
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, original, prune, resume, score
 from simmim_ext.conversion import prepared
-from simmim_ext.data import forward
+from simmim_ext.forward import forward
 from simmim_ext.outputs import kl_per_sample
 from simmim_ext.plan import guarded
 from simmim_ext.reconstruction import reconstruct

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from simmim_ext.cli import integer
 from simmim_ext.config import CompressConfig
 from simmim_ext.criteria import CRITERIA
-from simmim_ext.data import Shuffled, seeded
+from simmim_ext.data import Shuffled
 from simmim_ext.distillation import distill
 from simmim_ext.errors import SimMIMError
 from simmim_ext.fidelity import compare
 from simmim_ext.measure import count_params
+from simmim_ext.modes import seeded
 from simmim_ext.plan import make_plan
 from simmim_ext.pruning import prune_units
 from simmim_ext.reconstruction import reconstruct

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simmim_ext.data import Shuffled, seeded
+from simmim_ext.data import Shuffled
 from simmim_ext.images import find_images
+from simmim_ext.modes import seeded
 from simmim_ext.progress import bar
 
 # Images that nothing is trained, scored or calibrated on: learning rates are chosen on them.

@@ -1,0 +1,63 @@
+"""The state that models run in for a while: their mode, torch's random numbers and autograd."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
+    """Puts the models into that mode for the block; every module's own mode comes back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts the models into eval mode for the block; every module's own mode comes back.
+
+    torch's fused attention, which runs whole encoder layers past their modules' hooks and forward
+    functions, is off in the block.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with in_mode(*models, training=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seeds torch's global generators for the block; the caller's random state comes back.
+
+    Autograd is on in the block, whatever the caller's ``no_grad`` or ``inference_mode``.
+    """
+    device = torch.device(device)
+    # Any mixing does that keeps (seed, epoch) pairs apart.
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed) % 2**63
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        torch.default_generator.manual_seed(mixed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(mixed)
+        yield
