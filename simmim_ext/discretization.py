@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,12 +49,17 @@ class Discretized:
         if not isinstance(self.codes, Tensor) or self.codes.dtype != torch.uint8:
             got = self.codes.dtype if isinstance(self.codes, Tensor) else type(self.codes).__name__
             raise TypeError(f"Discretized: codes must be a uint8 tensor, got {got}")
+        if self.codes.layout != torch.strided:
+            raise TypeError(f"Discretized: codes must be a dense tensor, got {self.codes.layout}")
         if self.codes.dim() != 2:
             raise ValueError(
                 "Discretized: codes must have shape [features, samples], "
                 f"got {list(self.codes.shape)}"
             )
         _check_bins("Discretized", self.bins)
+        if not (self.edges is None or isinstance(self.edges, Tensor)):
+            got = type(self.edges).__name__
+            raise TypeError(f"Discretized: edges must be a tensor or None, got {got}")
         expected = [self.codes.shape[0], self.bins + 1]
         if self.edges is not None and list(self.edges.shape) != expected:
             raise ValueError(
@@ -179,11 +185,21 @@ class Binning:
                 f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
                 f"got {range!r}"
             )
+        if low.is_complex() or high.is_complex():
+            raise TypeError(f"{self.caller}: range must be real, got {low.dtype} and {high.dtype}")
         if low.shape != high.shape:
             raise ValueError(
                 f"{self.caller}: range given as tensors must have one shape, "
                 f"got {list(low.shape)} and {list(high.shape)}"
             )
+
+    def keep(self) -> None:
+        """Takes copies of the tensors that it was given."""
+        if isinstance(self.bins, Tensor):
+            self.bins = self.bins.detach().clone()
+        if self.range is not None:
+            ends = (e.detach().clone() if isinstance(e, Tensor) else e for e in self.range)
+            self.range = cast(Range, tuple(ends))
 
     @property
     def count(self) -> int:
@@ -275,7 +291,7 @@ class Binning:
             edges = quantile_edges(x, self.count, *policies, self.caller, argument)
         elif isinstance(self.bins, Tensor):
             if argument == "x" or not self.by_feature:
-                edges = self.bins.detach()
+                edges = self.bins.detach().to(x.device)
         elif self.range is not None and (argument == "x" or not self.by_feature):
             low, high = (_as_tensor(end, x.device) for end in self.range)
             if not self.by_feature:

@@ -80,8 +80,8 @@ def independence_test(
     for name, value, least in (("permutations", permutations, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{_CALLER}: {name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{_CALLER}: {name} must be at least {least}, got {value}")
+        if not least <= value < 2**64:  # as torch's generators take it
+            raise ValueError(f"{_CALLER}: {name} must be in {least}..2**64 - 1, got {value}")
     binned = Binning(_CALLER, bins, range, binning, nan_policy, outliers)
     own = binned.discretize(x)
     other: Discretized | Tensor
@@ -140,7 +140,7 @@ def _degrees(x: Discretized, y: Discretized | Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = (_occupied(histogram(v.codes.t(), v.bins)) for v in (x, y))
         degrees = (rows[:, None] - 1) * (columns - 1)
         return torch.full_like(degrees, x.samples), degrees
-    samples = torch.empty(x.features, y.features, dtype=torch.int64)
+    samples = x.codes.new_empty((x.features, y.features), dtype=torch.int64)
     degrees = torch.empty_like(samples)
     many = max(1, _BYTES // (8 * x.bins * y.bins))  # pairs at a time
     j = 0
@@ -172,7 +172,7 @@ def _degrees_of_labels(x: Discretized, labels: Tensor) -> tuple[Tensor, Tensor]:
         columns = torch.full_like(rows, _distinct(labels))
     else:
         samples = valid.sum(1)
-        columns = torch.tensor([_distinct(labels[own]) for own in valid])
+        columns = rows.new_tensor([_distinct(labels[own]) for own in valid])
     return samples[:, None], ((rows - 1) * (columns - 1))[:, None]
 
 
@@ -180,9 +180,9 @@ def _count_reached(
     x: Discretized, y: Discretized | Tensor, information: Tensor, permutations: int, seed: int
 ) -> Tensor:
     """How many permutations of y bring every pair at least the information it has."""
-    reached = torch.zeros(information.shape, dtype=torch.int64)
+    reached = torch.zeros_like(information, dtype=torch.int64)
     if isinstance(y, Tensor):
-        for order in _orders(x.samples, permutations, seed):
+        for order in _orders(x.codes, permutations, seed):
             reached += _of_labels(x, y[order])[:, None] >= information
         return reached
     width = max(1, _BYTES // (x.samples + 4 * x.features))  # features of y at a time
@@ -191,19 +191,20 @@ def _count_reached(
         codes, found = y.codes[columns], information[:, None, columns]
         valid = _valid(Discretized(codes, y.bins))
         at_once = max(1, _BYTES // (codes.numel() + 4 * found.numel()))
-        orders = _orders(x.samples, permutations, seed)
+        orders = _orders(x.codes, permutations, seed)
         while some := list(islice((_shuffled(codes, valid, order) for order in orders), at_once)):
             shuffled = Discretized(torch.cat(some), y.bins)
-            by_chance = _of_pairs(x, shuffled).view(x.features, len(some), -1)
+            by_chance = _of_pairs(x, shuffled).view(x.features, len(some), len(codes))
             reached[:, columns] += (by_chance >= found).sum(1)
     return reached
 
 
-def _orders(samples: int, permutations: int, seed: int) -> Iterator[Tensor]:
-    """The same permutations whenever it is called."""
+def _orders(codes: Tensor, permutations: int, seed: int) -> Iterator[Tensor]:
+    """The same permutations of the samples whenever it is called, and on any device."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(permutations):
-        yield torch.randperm(samples, generator=generator)
+        order = torch.randperm(codes.shape[1], generator=generator, device="cpu")
+        yield order.to(codes.device)
 
 
 def _shuffled(codes: Tensor, valid: Tensor | None, order: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ class _Streaming:
             if count < 1:
                 raise ValueError(f"{name}: {argument} must be at least 1, got {count}")
         self._binning = Binning(name, bins, range, "uniform", nan_policy, outliers)
+        self._binning.keep()  # what the caller does to its tensors later is not for these bins
         if range is None and not isinstance(bins, Tensor):
             raise ValueError(
                 f"{name}: range must be given (or bins as edges): batches can't share bins whose "
@@ -43,7 +45,8 @@ class _Streaming:
         # Binning no samples finds a range or edges that none could be binned by.
         self._binning.discretize(torch.empty(0, next(iter(features.values())), dtype=torch.double))
         shape = (*features.values(), *(self.bins for _ in features))
-        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # counted on outside of it too
+            self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
 
     @property
     def bins(self) -> int:
@@ -71,7 +74,8 @@ class _Streaming:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Replaces the counts by those of a histogram with the same bins."""
         self._check_state(state, "state")
-        self.counts = state["counts"].to(self.counts.device).clone()
+        with torch.inference_mode(False):
+            self.counts = state["counts"].to(self.counts.device).clone()
 
     def _check_batch(self, x: object, argument: str, features: int) -> None:
         if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] != features:
@@ -83,16 +87,16 @@ class _Streaming:
     def _edges(self) -> Tensor:
         """What defines the bins: their edges, or their range."""
         if isinstance(self._binning.bins, Tensor):
-            return self._binning.bins.detach().double().cpu()
+            return self._binning.bins.to("cpu", torch.float64, copy=True)
         assert self._binning.range is not None
         ends = [torch.as_tensor(end, dtype=torch.float64).cpu() for end in self._binning.range]
         return torch.stack(ends, dim=-1)
 
     def _check_state(self, state: dict[str, Tensor], argument: str) -> None:
         name = type(self).__name__
-        missing = {"counts", "edges"} - set(state)
-        if missing:
-            raise ValueError(f"{name}: {argument} must have {sorted(missing)}")
+        for key in ("counts", "edges"):
+            if not isinstance(state, Mapping) or not isinstance(state.get(key), Tensor):
+                raise ValueError(f"{name}: {argument} must be a dict with the tensor {key!r}")
         if state["counts"].shape != self.counts.shape or state["counts"].dtype != torch.int64:
             raise ValueError(
                 f"{name}: {argument} must have int64 counts of shape {list(self.counts.shape)}, "

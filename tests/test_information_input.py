@@ -250,3 +250,56 @@ def test_arguments_are_left_alone() -> None:
     mutual_information(x, nan_policy="omit")
     np.testing.assert_array_equal(x, before)
     assert simmim_ext.__all__
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("y", lambda x, d: mutual_information(x, x.to(d))),
+        ("y", lambda x, d: mutual_information(x, x[:, 0].long().to(d))),
+        (
+            "probabilities",
+            lambda x, d: mutual_information(x, probabilities=x.softmax(1).to(d)),
+        ),
+        ("y", lambda x, d: conditional_mutual_information(x, x.to(d), x[:, 0].long())),
+        ("z", lambda x, d: conditional_mutual_information(x, x, x[:, 0].long().to(d))),
+    ],
+)
+def test_arguments_are_on_one_device(argument: str, call: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be on x's device cpu, got meta"):
+        call(normal(50, 2).abs(), "meta")
+
+
+def test_edges_and_ranges_come_to_x() -> None:
+    """Wherever they are; on the meta device they have no values, and torch says so."""
+    x = normal(50, 2)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        entropy(x, bins=torch.linspace(-6, 6, 5, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (
+            lambda x: entropy(x, range=(x.amin(0).cfloat(), x.amax(0).cfloat())),
+            TypeError,
+            "entropy: range must be real, got torch.complex64",
+        ),
+        (lambda x: entropy(x, base=10**400), ValueError, "entropy: base must be less than"),
+        (
+            lambda x: Discretized(torch.eye(5).to(torch.uint8).to_sparse(), 2),
+            TypeError,
+            "Discretized: codes must be a dense tensor, got torch.sparse_coo",
+        ),
+        (
+            lambda x: Discretized(torch.zeros(1, 9, dtype=torch.uint8), 4, [0, 1]),  # type: ignore[arg-type]
+            TypeError,
+            "Discretized: edges must be a tensor or None, got list",
+        ),
+    ],
+)
+def test_what_is_no_number_or_tensor(
+    call: Callable[..., Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        call(normal(50, 2))

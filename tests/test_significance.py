@@ -140,11 +140,33 @@ def test_arguments() -> None:
     x = discretize(normal(20, 2), bins=4)
     for keywords, error, text in (
         ({"method": "chi2"}, ValueError, "method must be one of 'g', 'permutation', got 'chi2'"),
-        ({"permutations": 0}, ValueError, "permutations must be at least 1, got 0"),
+        ({"permutations": 0}, ValueError, r"permutations must be in 1..2\*\*64 - 1, got 0"),
         ({"permutations": 1.5}, TypeError, "permutations must be an int, got float"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, r"seed must be in 0..2\*\*64 - 1, got -1"),
         ({"y": torch.zeros(3).long()}, ValueError, "y must have as many samples as x, got 3"),
         ({"bins": 4}, ValueError, "bins must be None where x is a Discretized"),
     ):
         with pytest.raises(error, match=f"independence_test: {text}"):
             independence_test(x, **keywords)
+
+
+@pytest.mark.parametrize("method", ["g", "permutation"])
+@pytest.mark.parametrize("missing", [0.0, 0.2], ids=["whole", "missing"])
+def test_a_default_device_changes_nothing(method: str, missing: float) -> None:
+    """All that is made on the way is on x's own device."""
+    x = Discretized(codes(3, 300, 5, missing, 1), 5)
+    few, many = (torch.arange(300) % n for n in (3, 290))
+    for y in (None, Discretized(codes(2, 300, 4, missing, 2), 4), few, many):
+        plain = independence_test(x, y, method=method, permutations=5)
+        with torch.device("meta"):
+            found = independence_test(x, y, method=method, permutations=5)
+        assert torch.equal(found.p_value, plain.p_value)
+
+
+@pytest.mark.parametrize("method", ["g", "permutation"])
+def test_no_features(method: str) -> None:
+    x, y = torch.randn(50, 0), torch.randn(50, 3)
+    for other, shape in ((torch.arange(50) % 3, (0,)), (y, (0, 3)), (None, (0, 0))):
+        result = independence_test(x, other, method=method, permutations=3)
+        assert result.p_value.shape == shape
+    assert independence_test(y, x, method=method, permutations=3).p_value.shape == (3, 0)

@@ -154,7 +154,7 @@ BAD = [
     (lambda: Histogram(2, 4, RANGE).merge_(JointHistogram(2, 2, 4, RANGE)), TypeError,
      "Histogram: other must be a Histogram, got JointHistogram"),
     (lambda: _updated().load_state_dict({"counts": torch.zeros(2, 4)}), ValueError,
-     "Histogram: state must have ['edges']"),
+     "Histogram: state must be a dict with the tensor 'edges'"),
     (lambda: JointHistogram(2, 2, 4, (torch.zeros(2), torch.ones(2))), ValueError,
      "JointHistogram: range must be two floats, or bins edges [bins + 1], for x and y alike"),
     (lambda: JointHistogram(2, 2, 4, RANGE).update(normal(9, 2), normal(9, 3)), ValueError,
@@ -174,3 +174,31 @@ BAD = [
 def test_bad_input(call, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match="^" + re.escape(text)):
         call()
+
+
+def test_made_and_loaded_in_inference_mode() -> None:
+    """As evaluation loops do, whose histograms are added up later."""
+    x = normal(50, 2)
+    with torch.inference_mode():
+        first, loaded = Histogram(2, 8, RANGE), Histogram(2, 8, RANGE)
+        first.update(x)
+        loaded.load_state_dict(first.state_dict())
+    loaded.merge_(first)
+    loaded.update(x)
+    assert torch.equal(loaded.counts, 3 * first.counts)
+
+
+@pytest.mark.parametrize("given", ["range", "edges"])
+def test_tensors_of_the_caller_are_not_the_bins(given: str) -> None:
+    x = normal(100, 1)
+    bounds = [torch.full((1,), -6.0), torch.full((1,), 6.0)]
+    edges = torch.linspace(-6, 6, 5, dtype=torch.float64)
+    one = Histogram(1, 4, tuple(bounds)) if given == "range" else Histogram(1, edges)
+    before = one.state_dict()["edges"].clone()
+    for tensor in (*bounds, edges, one.state_dict()["edges"]):
+        tensor.add_(3)
+    one.update(x)
+    fresh = Histogram(1, 4, RANGE)
+    fresh.update(x)
+    assert torch.equal(one.counts, fresh.counts)
+    assert torch.equal(one.state_dict()["edges"], before)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
@@ -70,6 +71,20 @@ def _check_types(name: str, args: tuple[Any, ...]) -> None:
                 f"{caller}: {argument.name} must be {expected}{' or None' if optional else ''}, "
                 f"got {type(value).__name__}"
             )
+        if isinstance(value, int) and schema_type.endswith(("float", "float]")):
+            try:
+                float(value)
+            except OverflowError:
+                raise ValueError(f"{caller}: {argument.name} must be less than 1.8e308") from None
+
+
+def check_same_device(x: Tensor, other: Tensor, caller: str, name: str) -> None:
+    """Raises where the other argument is not where x is, as the compiled operators do.
+
+    For operators' fakes, which also serve a call that has one argument on the meta device.
+    """
+    if other.device != x.device:
+        raise ValueError(f"{caller}: {name} must be on x's device {x.device}, got {other.device}")
 
 
 def cpu_capability() -> str:

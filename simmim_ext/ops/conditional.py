@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from ._library import operator
+from ._library import check_same_device, operator
 
 _conditional_mutual_information = operator("conditional_mutual_information")
 
@@ -50,5 +50,7 @@ def conditional_mutual_information(
 def _(x, y, z, x_bins, y_bins, z_bins, estimator, base, caller):  # type: ignore[no-untyped-def]
     if y is None:
         y = x
+    check_same_device(x, y, caller, "y")
+    check_same_device(x, z, caller, "z")
     shape = (x.shape[0],) if y.dim() == 1 else (x.shape[0], y.shape[0])
     return x.new_empty(shape, dtype=torch.float32)

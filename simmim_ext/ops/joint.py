@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from ._library import operator
+from ._library import check_same_device, operator
 
 _joint_histogram = operator("joint_histogram")
 _joint_information = operator("joint_information")
@@ -35,6 +35,7 @@ def joint_histogram(
 
 @register_fake("simmim_ext::joint_histogram")
 def _(x, y, x_bins, y_bins, caller):  # type: ignore[no-untyped-def]
+    check_same_device(x, y, caller, "y")
     return x.new_empty((x.shape[0], y.shape[0], x_bins, y_bins), dtype=torch.int64)
 
 
@@ -111,4 +112,7 @@ def pairwise_information(
 
 @register_fake("simmim_ext::pairwise_information")
 def _(x, y, x_bins, y_bins, quantity, estimator, normalized, base, caller):  # type: ignore[no-untyped-def]
-    return x.new_empty((x.shape[0], (x if y is None else y).shape[0]), dtype=torch.float32)
+    if y is None:
+        y = x
+    check_same_device(x, y, caller, "y")
+    return x.new_empty((x.shape[0], y.shape[0]), dtype=torch.float32)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from ._library import operator
+from ._library import check_same_device, operator
 
 _label_information = operator("label_information")
 _soft_label_information = operator("soft_label_information")
@@ -59,6 +59,7 @@ def _(  # type: ignore[no-untyped-def]
     x, labels, bins, low, high, edges, nan_policy, outliers, quantity, estimator, normalized, base,
     caller,
 ):  # fmt: skip
+    check_same_device(x, labels, caller, "y")
     return x.new_empty((x.shape[1],), dtype=torch.float32)
 
 
@@ -94,4 +95,5 @@ def soft_label_information(
 
 @register_fake("simmim_ext::soft_label_information")
 def _(x, probabilities, bins, normalized, base, caller):  # type: ignore[no-untyped-def]
+    check_same_device(x, probabilities, caller, "probabilities")
     return x.new_empty((x.shape[0],), dtype=torch.float32)
