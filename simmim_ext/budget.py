@@ -33,11 +33,6 @@ def check_budget(
     if granularity.name == "unit":
         split_budget(constraints)
         return
-    if config.steps > 1:
-        raise ValueError(
-            f'compress: granularity={granularity.name!r} needs schedule="one-shot", got '
-            f"{config.schedule!r}"
-        )
     if round_to != 1:
         raise ValueError(
             f"compress: round_to is for units, and granularity={granularity.name!r} has none; "

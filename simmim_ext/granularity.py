@@ -1,11 +1,15 @@
 """What is removed together: units, single weights, n of every m, or blocks."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 from torch import Tensor, nn
 
 from .errors import SimMIMError
+
+# What a fraction of a whole number may lose to rounding.
+_EPSILON = 1e-9
 
 _NAMES = '"unit", "weight", "n:m" as "2:4", "block:RxC" as "block:16x1"'
 
@@ -47,6 +51,13 @@ class Granularity:
     def sparsity(self) -> float | None:
         """The fraction of the weights that it removes by itself; None where that is free."""
         return None if self.keep is None else 1 - self.keep[0] / self.keep[1]
+
+    def at(self, sparsity: float | None) -> "Granularity":
+        """The same on the way to its own sparsity: at that one, rounded to more weights kept."""
+        if self.keep is None or sparsity is None:
+            return self
+        n, m = self.keep
+        return replace(self, keep=(max(n, ceil((1 - sparsity) * m - _EPSILON)), m))
 
     def check(self, name: str, weight: Tensor) -> None:
         """Raises SimMIMError unless a layer's weight [outputs, inputs] can be made of it."""

@@ -49,6 +49,25 @@ def budgets(
     ]
 
 
+def sparsities(
+    constraints: Constraints, schedule: str, steps: int, fixed: float | None
+) -> list[dict[str, Any]]:
+    """The same for weights: every step's sparsity of the whole, not of what a step left.
+
+    What a step before zeroed has no claim on being zero: each step chooses anew.
+
+    Args:
+        constraints: "sparsity", and that of layers by name.
+        schedule, steps: as above.
+        fixed: the sparsity that the granularity makes by itself, as 2:4 does; None: there is none.
+    """
+    asked = dict(constraints) if fixed is None else {"sparsity": fixed}
+    return [
+        {name: _sparsity(value, schedule, step / steps) for name, value in asked.items()}
+        for step in range(1, steps + 1)
+    ]
+
+
 def epochs_of_steps(epochs: int, steps: int) -> list[int]:
     """Equal shares of the epochs; the last step also gets the remainder."""
     share = epochs // steps
@@ -71,7 +90,17 @@ def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
         return {
             layer: _budget(own, original[layer], schedule, done) for layer, own in value.items()
         }
-    kept = value / original if is_count(value) else float(value)
-    kept = kept**done if schedule == "iterative" else kept + (1 - kept) * (1 - done) ** 3
+    kept = _kept(value / original if is_count(value) else float(value), schedule, done)
     # A layer keeps at least one unit, and two before the last step: a single one is no group.
     return Count(max(int(kept * original + _EPSILON), 1 if done == 1 else 2))
+
+
+def _sparsity(value: Any, schedule: str, done: float) -> Any:
+    if isinstance(value, Mapping):
+        return {layer: _sparsity(own, schedule, done) for layer, own in value.items()}
+    return value if done == 1 else 1 - _kept(1 - value, schedule, done)
+
+
+def _kept(kept: float, schedule: str, done: float) -> float:
+    """The share of the whole that is left when that share of the steps is done."""
+    return kept**done if schedule == "iterative" else kept + (1 - kept) * (1 - done) ** 3

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +19,15 @@ from .forward import ForwardFn
 from .granularity import Granularity
 from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
+from .nn import MaskedLinear
 from .plan import own_values
 from .progress import bar
 from .pruning import prune_units
 from .reconstruction import reconstruct
 from .removal import apply_history
-from .schedule import budgets, epochs_of_steps
+from .schedule import budgets, epochs_of_steps, sparsities
 from .scoring import score_groups
-from .storage import Json
+from .storage import Json, set_submodule
 from .trials import measured
 from .units import UnitGroup
 from .weights import prune_weights
@@ -64,11 +66,7 @@ class Run:
     def go(self, checkpoint: Checkpoint) -> tuple[nn.Module, State]:
         """All steps of the schedule, from where the checkpoint left them."""
         config, state, student = self.config, State(), self.teacher
-        originals, constraints = self._originals(), dict(self.constraints)
-        if PER_LAYER in originals:
-            groups = self._groups(self.teacher)
-            constraints[PER_LAYER] = own_values(groups, constraints[PER_LAYER])
-        steps = budgets(constraints, originals, config.schedule, config.steps)
+        steps = self._budgets()
         epochs = epochs_of_steps(config.epochs, config.steps)
         kept = checkpoint.load()
         if kept is not None:
@@ -120,12 +118,13 @@ class Run:
     ) -> nn.Module:
         if self.granularity.name == "unit":
             return self._prune_units(model, constraints, state, untrained)
+        sparsity = constraints.get("sparsity")
         with stage(state.stages, "prune", self.progress):
             student, state.layers = prune_weights(
-                model,
+                _unmasked(model, state.layers),
                 self.fit,
-                sparsity=constraints.get("sparsity"),
-                granularity=self.granularity,
+                sparsity=sparsity,
+                granularity=self.granularity.at(sparsity),
                 per_layer=constraints.get(PER_LAYER),
                 samples=self.config.calibration_samples,
                 seed=self.config.seed,
@@ -197,6 +196,17 @@ class Run:
         state.layers = _composed(state.layers, layers)
         return student
 
+    def _budgets(self) -> list[dict[str, Any]]:
+        """The constraints of every step."""
+        schedule, steps, constraints = self.config.schedule, self.config.steps, self.constraints
+        if self.granularity.name != "unit":
+            return sparsities(constraints, schedule, steps, self.granularity.sparsity)
+        originals, constraints = self._originals(), dict(constraints)
+        if PER_LAYER in originals:
+            groups = self._groups(self.teacher)
+            constraints[PER_LAYER] = own_values(groups, constraints[PER_LAYER])
+        return budgets(constraints, originals, schedule, steps)
+
     def _originals(self) -> dict[str, Any]:
         """Costs of the teacher, which the steps of a schedule refer to."""
         if self.config.steps == 1:
@@ -217,6 +227,19 @@ class Run:
             ignored_layers=self.ignored,
             forward_fn=self.forward_fn,
         )
+
+
+def _unmasked(model: nn.Module, layers: list[Json]) -> nn.Module:
+    """The model with the layers that a step before made sparse as plain ones, for the next."""
+    masked = [layer["name"] for layer in layers if not layer["dense"]]
+    if not masked:
+        return model
+    model = deepcopy(model)
+    for name in masked:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, MaskedLinear)
+        set_submodule(model, name, layer.to_dense())
+    return model
 
 
 def _composed(earlier: list[Json], layers: list[Json]) -> list[Json]:

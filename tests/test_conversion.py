@@ -55,5 +55,5 @@ def test_a_masked_layer_has_the_attributes_that_its_linear_was_given():
     linear = nn.Linear(8, 4)
     linear.scale = 2.0
     masked = MaskedLinear.from_linear(linear, torch.ones(4, 8, dtype=torch.bool))
-    assert masked.scale == 2.0
+    assert masked.scale == masked.to_dense().scale == 2.0
     assert "weight" not in vars(masked)

@@ -12,6 +12,7 @@ from simmim_ext.elimination import surviving
 from simmim_ext.granularity import Granularity
 from simmim_ext.nn import MaskedLinear, accelerate
 from simmim_ext.nn.pattern import recognise
+from simmim_ext.schedule import sparsities
 from simmim_ext.weights import prune_weights
 
 DATA = torch.randn(400, 12, generator=torch.Generator().manual_seed(5)).split(100)
@@ -197,6 +198,76 @@ def test_compress_ends_in_the_pattern_and_loads(name, tmp_path):
     assert torch.equal(load(tmp_path / "saved", mlp(hidden=40))(x), result.model(x))
 
 
+@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
+@pytest.mark.parametrize(
+    ("name", "constraints"),
+    [
+        ("weight", {"sparsity": 0.9}),
+        ("weight", {"per_layer": {"0": 0.5, "2": 0.0}}),
+        ("block:4x1", {"sparsity": 0.75}),
+        ("1:4", {}),
+    ],
+)
+def test_gradual_schedules_end_where_one_shot_does(schedule, name, constraints, tmp_path):
+    model, settings = mlp(), {"calibration": DATA, "granularity": name, "constraints": constraints}
+    ignored = {"ignored_layers": ["2"]} if name == "1:4" else {}
+    config = CompressConfig(epochs=6, schedule=schedule, steps=3)
+    gradual = compress(model, **settings, **ignored, config=config, checkpoint_dir=tmp_path / "c")
+    at_once = compress(model, **settings, **ignored, config=CompressConfig(epochs=0))
+    assert gradual.report["student"]["params"] == at_once.report["student"]["params"]
+    sizes = [
+        {k: layer[k] for k in ("name", "before", "dense")} for layer in at_once.report["layers"]
+    ]
+    assert sizes == [
+        {k: layer[k] for k in ("name", "before", "dense")} for layer in gradual.report["layers"]
+    ]
+    assert len(gradual.report["training"]) == 6
+    assert [stage["name"] for stage in gradual.report["stages"]].count("prune") == 3
+    gradual.save(tmp_path / "saved")
+    x = DATA[0]
+    assert torch.equal(load(tmp_path / "saved", mlp())(x), gradual.model(x))
+    resumed = compress(model, **settings, **ignored, config=config, checkpoint_dir=tmp_path / "c")
+    assert torch.equal(resumed.model(x), gradual.model(x))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kept"), [("iterative", [93, 54, 32]), ("cubic", [69, 36, 32])]
+)
+def test_every_step_keeps_what_the_schedule_says(schedule, kept, monkeypatch):
+    seen = []
+
+    def watched(*args, **options):
+        student, layers = prune_weights(*args, **options)
+        seen.append(sum(layer["after"] for layer in layers))
+        return student, layers
+
+    monkeypatch.setattr("simmim_ext.stages.prune_weights", watched)
+    config = CompressConfig(epochs=0, schedule=schedule, steps=3)
+    settings = {"granularity": "weight", "constraints": {"sparsity": 0.8}, "config": config}
+    compress(mlp(), calibration=DATA, **settings)
+    assert seen == kept
+
+
+def test_a_masked_layer_that_is_ignored_stays_masked_through_a_schedule():
+    model = mlp()
+    mask = torch.rand(model[2].weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    model[2] = MaskedLinear.from_linear(model[2], mask)
+    config = CompressConfig(epochs=2, schedule="iterative", steps=2)
+    settings = {"granularity": "weight", "constraints": {"sparsity": 0.5}, "config": config}
+    result = compress(model, calibration=DATA, ignored_layers=["2"], **settings)
+    assert isinstance(result.model[2], MaskedLinear)
+    assert torch.equal(result.model[2].mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("2:4", [4, 3, 2]), ("1:4", [3, 2, 1]), ("4:8", [7, 6, 4])]
+)
+def test_n_of_m_on_the_way(name, kept):
+    granularity = Granularity.parse(name)
+    steps = sparsities({}, "iterative", 3, granularity.sparsity)
+    assert [granularity.at(step["sparsity"]).keep[0] for step in steps] == kept
+
+
 def test_layers_with_a_sparsity_of_their_own():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 20), nn.Linear(20, 4))
@@ -248,10 +319,7 @@ def test_refusals():
     text = "granularity='2:4': the 10 inputs of '2' are no multiple of 4; put it in ignored_layers"
     with pytest.raises(SimMIMError, match=re.escape(text)):
         pruned(mlp(), "2:4")
-    config = CompressConfig(schedule="cubic", steps=2)
     settings = {"calibration": DATA, "constraints": {"sparsity": 0.5}, "granularity": "2:4"}
-    with pytest.raises(ValueError, match=r"granularity='2:4' needs schedule=\"one-shot\""):
-        compress(mlp(), **settings, config=config)
     with pytest.raises(ValueError, match=r"round_to is for units, and granularity='2:4' has none"):
         compress(mlp(), **settings, round_to=8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from ..ops.masked_linear import masked_linear
 
 if TYPE_CHECKING:
     from .sparse import SparseLinear
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 class MaskedLinear(nn.Module):
@@ -95,10 +97,7 @@ class MaskedLinear(nn.Module):
         layer.weight = _masked(linear.weight, mask)
         layer.register_parameter("bias", None if linear.bias is None else _copy(linear.bias))
         layer.register_buffer("mask", mask)
-        for name, value in vars(linear).items():
-            if not hasattr(layer, name):
-                vars(layer)[name] = value
-        return layer.train(linear.training)
+        return like(linear, layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in_features] to y [..., out_features]."""
@@ -111,11 +110,11 @@ class MaskedLinear(nn.Module):
         return SparseLinear.from_linear(self, dtype=dtype, memory=memory)
 
     def to_dense(self) -> nn.Linear:
-        """The same layer as a plain ``nn.Linear``, its masked weights 0."""
+        """The same layer as a plain ``nn.Linear``, its masked weights 0, as `from_linear` does."""
         linear = nn.Linear(self.in_features, self.out_features, device="meta")
         linear.weight = _masked(self.weight, self.mask)
         linear.register_parameter("bias", None if self.bias is None else _copy(self.bias))
-        return linear.train(self.training)
+        return like(self, linear)
 
     def extra_repr(self) -> str:
         """The sizes and the share of the weights that is kept."""
@@ -185,3 +184,11 @@ def _masked(weight: Tensor, mask: Tensor) -> nn.Parameter:
 
 def _copy(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+
+
+def like(layer: nn.Module, new: _Layer) -> _Layer:
+    """The new layer in the other's mode, with whatever attributes that was given besides."""
+    for name, value in vars(layer).items():
+        if not hasattr(new, name):
+            vars(new)[name] = value
+    return new.train(layer.training)
