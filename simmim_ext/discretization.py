@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import product
 from typing import cast
@@ -129,6 +130,11 @@ def _as_tensor(end: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), end, dtype=torch.float64, device=device)
 
 
+def _is_huge(end: float) -> bool:
+    """Whether no float is as large."""
+    return isinstance(end, int) and abs(end) > sys.float_info.max
+
+
 @dataclass(slots=True, eq=False)  # frozen would double what it adds to a small call
 class Binning:
     """The keywords by which the public function ``caller`` bins its floating-point arguments.
@@ -179,6 +185,8 @@ class Binning:
             raise ValueError(f"{self.caller}: range must be None where {reason}")
         low, high = range if isinstance(range, _PAIR) and len(range) == 2 else (None, None)
         if isinstance(low, _NUMBER) and isinstance(high, _NUMBER):
+            if _is_huge(low) or _is_huge(high):
+                raise ValueError(f"{self.caller}: range must be within 1.8e308, got an int beyond")
             return
         if not isinstance(low, Tensor) or not isinstance(high, Tensor):
             raise TypeError(

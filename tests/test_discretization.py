@@ -207,6 +207,11 @@ BAD = [
      "discretize: range must be finite with low <= high in every feature, got (1, 0) in feature 0"),
     (lambda: discretize(X, bins=4, range=(0.0, torch.inf)), ValueError,
      "discretize: range must be finite with low <= high in every feature, got (0, inf)"),
+    (lambda: discretize(X, bins=4, range=(0.0, 1e39)), ValueError,
+     "discretize: range must be finite with low <= high in every feature, got (0, inf) in feature 0"
+     "; x is binned in float32, which ends at 3.4e38"),
+    (lambda: discretize(X, bins=4, range=(0.0, 10**400)), ValueError,
+     "discretize: range must be within 1.8e308, got an int beyond"),
     (lambda: discretize(X, bins=4, range=(0.0, torch.ones(2))), TypeError,
      "discretize: range must be (low, high), two floats or two tensors, or None, got (0.0, "),
     (lambda: discretize(X, bins=4, range=(torch.zeros(2), torch.tensor(1.0))), ValueError,

@@ -188,9 +188,11 @@ void check_bounds(const at::Tensor& low, const at::Tensor& high, int64_t feature
 void raise_bad_range(double low, double high, int64_t feature, const at::Tensor& x,
                      const BinningRequest& request) {
   if (!request.gives_range()) raise_uncounted(x, request, {});
+  const bool beyond = compute_dtype(x) == at::kFloat && !(std::isfinite(low) && std::isfinite(high));
   TORCH_CHECK_VALUE(false, request.caller,
                     ": range must be finite with low <= high in every feature, got (", low, ", ",
-                    high, ") in feature ", feature);
+                    high, ") in feature ", feature,
+                    beyond ? "; x is binned in float32, which ends at 3.4e38" : "");
 }
 
 at::Tensor edges_between(const at::Tensor& low, const at::Tensor& high, int64_t bins) {
