@@ -126,6 +126,7 @@ class Run:
                 sparsity=sparsity,
                 granularity=self.granularity.at(sparsity),
                 per_layer=constraints.get(PER_LAYER),
+                largest_of=self.teacher,
                 samples=self.config.calibration_samples,
                 seed=self.config.seed,
                 ignored_layers=self.ignored,

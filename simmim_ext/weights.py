@@ -42,6 +42,7 @@ def prune_weights(
     samples: int,
     granularity: Granularity = Granularity("weight"),  # noqa: B008  (frozen)
     per_layer: Mapping[str, float] | None = None,
+    largest_of: nn.Module | None = None,
     seed: int = 0,
     ignored_layers: frozenset[str] = frozenset(),
     refit_outputs: bool = False,
@@ -61,6 +62,8 @@ def prune_weights(
         granularity: which weights stay or go together.
         per_layer: name or pattern -> sparsity, in [0, 1), of layers that have their own; the
             others bring the whole to the sparsity, or stay dense if there is none.
+        largest_of: the network whose magnitudes settle how many weights a row keeps; None: the
+            model itself. Those of a model that an earlier step refitted starve its late layers.
         seed: of whatever is drawn.
         ignored_layers: qualified names of layers that stay dense.
         refit_outputs: whether the last layer's weights are refitted to the model's predictions by
@@ -105,7 +108,8 @@ def prune_weights(
                 f"prune_weights: the weights of {name!r} are not finite; check the model"
             )
     own = matching(per_layer or {}, dict.fromkeys(linear, ()))
-    counts = _counts(weights, sparsity, own, granularity)
+    large = {name: weighted(largest_of or model, name).weight.detach() for name in linear}
+    counts = _counts(large, sparsity, own, granularity)
     masks = {}
     for name in counts:
         layer = weighted(student, name)
