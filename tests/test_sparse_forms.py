@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from sparse_layers import make, patterns_have_their_kernels  # noqa: F401  (used by itself)
+from sparse_layers import MASKS, make, patterns_have_their_kernels  # noqa: F401
 from test_nn import uneven_mask
 from torch import nn
 
 from simmim_ext.nn import MaskedLinear, SparseLinear
-from simmim_ext.ops.compressed_linear import compressed_linear
+from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear, decompress_weight
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
@@ -65,6 +65,16 @@ def test_values_must_be_as_many_as_the_bits() -> None:
     )
     with pytest.raises(ValueError, match=text):
         compressed_linear(x, bitmap, torch.zeros(3), None, None, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 63), (7, 64), (65, 129), (130, 1000)])
+@pytest.mark.parametrize("mask", MASKS)
+def test_decompressing_under_every_capability(mask, shape, dtype, cpu_capability) -> None:
+    kept, weight = MASKS[mask](*shape), torch.randn(shape).to(dtype)
+    bitmap, values = compress_weight(weight, kept)
+    dense = decompress_weight(bitmap, values, *shape)
+    assert torch.equal(dense, weight.where(kept, 0))
 
 
 CLONES = {

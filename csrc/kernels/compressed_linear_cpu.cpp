@@ -2,33 +2,106 @@
 #include <cstring>
 
 #include "compressed_linear.h"
+#include "cpu_capability.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace simmim {
 namespace {
 
 // The bits of weights [begin, begin + 64) of a bitmap, 0 from `end` on; reads no byte beyond.
-inline uint64_t bits_at(const uint8_t* bitmap, int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline uint64_t bits_at(const uint8_t* bitmap, int64_t begin, int64_t end) {
   const int64_t count = std::min<int64_t>(end - begin, 64);
   const int64_t first = begin / 8, shift = begin % 8;
   const int64_t bytes = (begin + count + 7) / 8 - first;  // 9 where 64 bits straddle so many
   uint64_t low = 0;
-  std::memcpy(&low, bitmap + first, std::min<int64_t>(bytes, 8));
+  if (bytes < 8) {
+    std::memcpy(&low, bitmap + first, bytes);
+  } else {
+    std::memcpy(&low, bitmap + first, 8);  // of a known length it is no call
+  }
   uint64_t bits = low >> shift;
   if (bytes > 8) bits |= static_cast<uint64_t>(bitmap[first + 8]) << (64 - shift);
   return count < 64 ? bits & ((uint64_t{1} << count) - 1) : bits;
 }
 
+[[gnu::always_inline]] inline int64_t count_kept(const uint8_t* bitmap, int64_t begin,
+                                                 int64_t end) {
+  int64_t kept = 0;
+  for (int64_t i = begin; i < end; i += 64) kept += __builtin_popcountll(bits_at(bitmap, i, end));
+  return kept;
+}
+
+// Bit by bit.
 template <typename Item>
-void decompress(const DecompressArgs& args, int64_t begin, int64_t end) {
-  const Item* values = static_cast<const Item*>(args.values);
-  Item* weights = static_cast<Item*>(args.weights);
+[[gnu::always_inline]] inline void scatter(const uint8_t* bitmap, const Item* values, Item* weights,
+                                           int64_t begin, int64_t end) {
   std::fill_n(weights, end - begin, Item{0});
   for (int64_t i = begin; i < end; i += 64, weights += 64) {
-    for (uint64_t bits = bits_at(args.bitmap, i, end); bits != 0; bits &= bits - 1) {
+    for (uint64_t bits = bits_at(bitmap, i, end); bits != 0; bits &= bits - 1) {
       weights[__builtin_ctzll(bits)] = *values++;
     }
   }
 }
+
+template <typename Item>
+void decompress(const DecompressArgs& args, int64_t begin, int64_t end) {
+  scatter(args.bitmap, static_cast<const Item*>(args.values), static_cast<Item*>(args.weights),
+          begin, end);
+}
+
+#if defined(__x86_64__)
+// A vector of weights: of the values, those that are kept are read and no more.
+SIMMIM_TARGET_AVX512_BF16 inline void expand(uint64_t bits, const uint16_t* values,
+                                             uint16_t* weights) {
+  const auto kept = static_cast<__mmask32>(bits);
+  _mm512_storeu_si512(weights, _mm512_maskz_expandloadu_epi16(kept, values));
+}
+SIMMIM_TARGET_AVX512 inline void expand(uint64_t bits, const uint32_t* values, uint32_t* weights) {
+  const auto kept = static_cast<__mmask16>(bits);
+  _mm512_storeu_si512(weights, _mm512_maskz_expandloadu_epi32(kept, values));
+}
+SIMMIM_TARGET_AVX512 inline void expand(uint64_t bits, const uint64_t* values, uint64_t* weights) {
+  const auto kept = static_cast<__mmask8>(bits);
+  _mm512_storeu_si512(weights, _mm512_maskz_expandloadu_epi64(kept, values));
+}
+
+// Takes the same time however many are kept.
+template <typename Item>
+[[gnu::always_inline]] inline void decompress_vectors(const DecompressArgs& args, int64_t begin,
+                                                      int64_t end) {
+  constexpr int kLanes = 64 / sizeof(Item);
+  const Item* values = static_cast<const Item*>(args.values);
+  Item* weights = static_cast<Item*>(args.weights);
+  for (; begin + 64 <= end; begin += 64, weights += 64) {
+    uint64_t bits = bits_at(args.bitmap, begin, end);
+#pragma GCC unroll 8
+    for (int lane = 0; lane < 64; lane += kLanes, bits >>= kLanes) {
+      expand(bits, values, weights + lane);
+      values += __builtin_popcountll(bits & ((uint64_t{1} << kLanes) - 1));
+    }
+  }
+  scatter(args.bitmap, values, weights, begin, end);
+}
+
+SIMMIM_TARGET_AVX512_BF16 void decompress_halves(const DecompressArgs& args, int64_t begin,
+                                                 int64_t end) {
+  decompress_vectors<uint16_t>(args, begin, end);
+}
+SIMMIM_TARGET_AVX512 void decompress_floats(const DecompressArgs& args, int64_t begin,
+                                            int64_t end) {
+  decompress_vectors<uint32_t>(args, begin, end);
+}
+SIMMIM_TARGET_AVX512 void decompress_doubles(const DecompressArgs& args, int64_t begin,
+                                             int64_t end) {
+  decompress_vectors<uint64_t>(args, begin, end);
+}
+SIMMIM_TARGET_AVX2 int64_t count_kept_avx2(const uint8_t* bitmap, int64_t begin, int64_t end) {
+  return count_kept(bitmap, begin, end);
+}
+#endif
 
 }  // namespace
 
@@ -42,12 +115,25 @@ void pack_bits_cpu(const PackBitsArgs& args, int64_t begin, int64_t end) {
 }
 
 int64_t count_kept_cpu(const uint8_t* bitmap, int64_t begin, int64_t end) {
-  int64_t kept = 0;
-  for (int64_t i = begin; i < end; i += 64) kept += __builtin_popcountll(bits_at(bitmap, i, end));
-  return kept;
+#if defined(__x86_64__)
+  if (cpu_capability() >= CpuCapability::avx2) return count_kept_avx2(bitmap, begin, end);
+#endif
+  return count_kept(bitmap, begin, end);
 }
 
 void decompress_cpu(const DecompressArgs& args, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  const CpuCapability capability = cpu_capability();
+  if (capability >= CpuCapability::avx512 && args.item_size == 4) {
+    return decompress_floats(args, begin, end);
+  }
+  if (capability >= CpuCapability::avx512 && args.item_size == 8) {
+    return decompress_doubles(args, begin, end);
+  }
+  if (capability >= CpuCapability::avx512_bf16 && args.item_size == 2) {
+    return decompress_halves(args, begin, end);
+  }
+#endif
   switch (args.item_size) {
     case 2:
       return decompress<uint16_t>(args, begin, end);
