@@ -70,8 +70,10 @@ PYBIND11_MODULE(_C, m) {
   Bind<Tensor(const Tensor&, const Tensor&, const Tensor&)>::as(m, "masked_linear_weight_grad");
   Bind<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&)>::as(m, "compress_weight");
   Bind<Tensor(const Tensor&, const Tensor&, int64_t, int64_t)>::as(m, "decompress_weight");
-  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&, Maybe, Maybe, int64_t, int64_t)>::as(
-      m, "compressed_linear");
+  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&, Maybe, Maybe, int64_t, int64_t,
+              Maybe)>::as(m, "compressed_linear");
+  Bind<Tensor(const Tensor&, const Tensor&, const Tensor&, Maybe, int64_t, int64_t)>::as(
+      m, "compressed_linear_input_grad");
   Bind<Tensor(const Tensor&, const Tensor&, Text)>::as(m, "pack_sparse_weight");
   Bind<Tensor(const Tensor&, const Tensor&, Maybe, int64_t)>::as(m, "sparse_linear");
   Bind<std::tuple<Tensor, Tensor>(const Tensor&, int64_t, Maybe, Maybe, Maybe, Text, Text, Text,

@@ -10,7 +10,11 @@ import torch
 from case import Case
 from torch import Tensor
 
-from simmim_ext.ops.compressed_linear import compressed_linear, decompress_weight
+from simmim_ext.ops.compressed_linear import (
+    compressed_linear,
+    compressed_linear_input_grad,
+    decompress_weight,
+)
 from simmim_ext.ops.masked_linear import (
     masked_linear,
     masked_linear_input_grad,
@@ -76,6 +80,13 @@ def _compressed_arguments(device: str) -> Iterator[tuple[Any, ...]]:
         compressed = [t.to(device) for t in _compressed(weight.cpu(), mask.cpu())]
         yield x, *compressed, None, bias, *weight.shape
         yield x, *compressed, weight.detach().where(mask, 0), None, *weight.shape
+
+
+def _compressed_grad_arguments(device: str) -> Iterator[tuple[Any, ...]]:
+    for grad, weight, mask in _masked_operands("grad", "weight", "mask")(device):
+        compressed = [t.to(device) for t in _compressed(weight.cpu(), mask.cpu())]
+        for dense in (None, weight.detach().where(mask, 0)):
+            yield grad, *compressed, dense, *weight.shape
 
 
 LINEAR_CASES: tuple[Case, ...] = (
@@ -184,6 +195,37 @@ LINEAR_CASES: tuple[Case, ...] = (
                       torch.zeros(0).requires_grad_(), None, None, 3, 4), NotImplementedError,
              "compressed_linear: values and weight must not require a gradient; train a "
              "MaskedLinear"),
+            (lambda: (torch.rand(2, 4), torch.zeros(2).byte(), torch.zeros(0),
+                      torch.zeros(3, 4).double(), None, 3, 4), TypeError,
+             "compressed_linear: x must have the dtype of weight, float64, got float32"),
+            (lambda: (torch.rand(2, 4), torch.zeros(2).byte(), torch.zeros(0),
+                      torch.zeros(3, 4).int(), None, 3, 4), TypeError,
+             "compressed_linear: weight must be float32, float64, float16 or bfloat16, got int32"),
+        ),
+    ),
+    Case(
+        name="compressed_linear_input_grad",
+        op=compressed_linear_input_grad,
+        reference=lambda grad, bitmap, values, weight, out, features: (
+            grad @ decompress_reference(bitmap, values, out, features)
+        ),
+        arguments=_compressed_grad_arguments,
+        tolerance=1e-4,
+        thread_tolerance=1e-5,
+        differentiable=True,
+        bad=(
+            (lambda: (torch.rand(2, 4), torch.zeros(2).byte(), torch.zeros(0), None, 3, 4),
+             ValueError, "compressed_linear_input_grad: grad must have shape [..., out_features] "
+             "with out_features = 3, got [2, 4]"),
+            (lambda: (torch.rand(2, 3), torch.zeros(2).byte(), torch.zeros(0).half(), None, 3, 4),
+             TypeError, "compressed_linear_input_grad: grad must have the dtype of values, float16,"
+             " got float32"),
+            (lambda: (torch.rand(2, 3), torch.zeros(2).byte(), torch.zeros(0), torch.zeros(4, 3),
+                      3, 4), ValueError, "compressed_linear_input_grad: weight must have shape "
+             "[out_features, in_features] = [3, 4], got [4, 3]"),
+            (lambda: (torch.rand(2, 3), torch.zeros(2).byte(), torch.zeros(0).requires_grad_(),
+                      None, 3, 4), NotImplementedError, "compressed_linear_input_grad: values and "
+             "weight must not require a gradient; train a MaskedLinear"),
         ),
     ),
 )  # fmt: skip

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from simmim_ext.nn import MaskedLinear, SparseLinear, choice_cuda, masked_linear, packing
 from simmim_ext.ops import _library
-from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear
+from simmim_ext.ops.compressed_linear import (
+    compress_weight,
+    compressed_linear,
+    compressed_linear_input_grad,
+)
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
 EMULATED = _library._C.build_info()["cuda"] == "emulated"
@@ -83,6 +87,9 @@ def test_masked_weights_see_nothing(batch, special, dtype) -> None:
     grad = x[:, :19].contiguous()  # with x's special values
     back = torch.ops.simmim_ext.masked_linear_input_grad(grad, weight, mask)
     close(back, wanted(grad, weight.t(), mask.t()), dtype)
+    for dense in (None, weight.where(mask, 0)):
+        back = compressed_linear_input_grad(grad, bitmap, values, dense, 19, 37)
+        close(back, wanted(grad, weight.t(), mask.t()), dtype)
     if dtype != torch.float64:
         for layout in LAYOUTS:
             packed = pack_sparse_weight(weight, mask, layout)
@@ -98,6 +105,8 @@ def test_compressed_weights_are_decompressed_by_blocks(out, features) -> None:
     torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-2)
     if values.numel():  # only the device can tell
         assert compressed_linear(x, bitmap, values[1:], None, bias, out, features).isnan().all()
+        back = compressed_linear_input_grad(y, bitmap, values[1:], None, out, features)
+        assert back.isnan().all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -117,6 +126,27 @@ def test_packed_weights(shape, dtype, layout) -> None:
         wide = sparse_linear(x.float(), packed, bias, shape[0])
         assert wide.dtype == torch.float32
         close(wide, wanted(x, weight, mask, bias), dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 40])
+def test_packed_weights_serve_what_has_gradients(batch, layout) -> None:
+    x, weight, mask, bias = operands(19, 37, batch, torch.float32)
+    packed, compressed = pack_sparse_weight(weight, mask, layout), compress_weight(weight, mask)
+    x.requires_grad_()
+    y = compressed_linear(x, *compressed, None, bias, 19, 37, packed)
+    assert torch.equal(y, sparse_linear(x.detach(), packed, bias, 19))
+    (back,) = torch.autograd.grad(y, x, y.detach())
+    close(back, wanted(y.detach(), weight.t(), mask.t()), torch.float32)
+
+
+def test_weights_of_another_dtype_are_what_is_computed_in() -> None:
+    x, weight, mask, bias = operands(19, 37, 5, torch.float32)
+    compressed, lower = compress_weight(weight, mask), weight.where(mask, 0).bfloat16()
+    x[1, 3] = math.inf
+    y = compressed_linear(x.bfloat16(), *compressed, lower, bias.bfloat16(), 19, 37)
+    assert y.dtype == torch.bfloat16
+    close(y, wanted(x, weight, mask, bias), torch.bfloat16)
 
 
 def test_packing_operators_are_registered_on_cuda() -> None:

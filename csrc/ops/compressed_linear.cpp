@@ -1,7 +1,6 @@
 // Linear layers on compressed weights: a bitmap of the kept weights and their values.
-#include "../kernels/compressed_linear.h"
+#include "compressed_linear.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -9,18 +8,19 @@
 #include <ATen/ops/masked_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones_like.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
+#include "../kernels/compressed_linear.h"
 #include "backend.h"
 #include "linear_checks.h"
 #include "masked_product.h"
 #include "parallel.h"
-#include "transforms.h"
+#include "sparse_linear.h"
 
 namespace simmim {
 namespace {
@@ -31,6 +31,7 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr char kCompress[] = "compress_weight";
 constexpr char kDecompress[] = "decompress_weight";
 constexpr char kLinear[] = "compressed_linear";
+constexpr char kInputGrad[] = "compressed_linear_input_grad";
 
 constexpr int64_t kBlockBytes = 1 << 18;  // of decompressed weights: what the L2 cache holds
 
@@ -101,60 +102,80 @@ Tensor decompress_cpu_op(const Tensor& bitmap, const Tensor& values, int64_t out
   return dense;
 }
 
-// ------------------------------------------------------------------------------------------ linear
-
-Tensor decompress_weight(const Tensor& bitmap, const Tensor& values, int64_t out_features,
-                         int64_t in_features) {
-  using Signature = Tensor(const Tensor&, const Tensor&, int64_t, int64_t);
-  static const auto op = dispatched<Signature>("simmim_ext::decompress_weight");
-  return op.call(bitmap, values, out_features, in_features);
-}
+// ---------------------------------------------------------------------------------------- products
 
 Tensor decompress_mask(const Tensor& bitmap, const Tensor& values, int64_t out_features,
                        int64_t in_features) {
-  return decompress_weight(bitmap, at::ones_like(values), out_features, in_features).to(at::kBool);
+  const Tensor ones = at::ones_like(values, values.options().dtype(at::kHalf));
+  const Tensor mask = decompress_cpu_op(bitmap, ones, out_features, in_features);
+  return mask.view(at::kShort).to(at::kBool);  // which takes a tenth of the time that halves take
 }
 
-Tensor compressed_linear(const Tensor& x, const Tensor& bitmap, const Tensor& values,
-                         const OptionalTensor& weight, const OptionalTensor& bias,
-                         int64_t out_features, int64_t in_features) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                           const OptionalTensor&, int64_t, int64_t);
-  static const auto op = dispatched<Signature>("simmim_ext::compressed_linear");
-  return op.call(x, bitmap, values, weight, bias, out_features, in_features);
-}
-
-// Decompresses a block of rows at a time, which stays in the cache while it is multiplied.
-Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const OptionalTensor& bias) {
+// Calls product(row, weights [rows, in_features]) for a block of rows after the other, which stays
+// in the cache while it is multiplied.
+template <typename Product>
+void for_each_block(const char* op, const Compressed& weight, const Product& product) {
   const int64_t row_bytes = std::max<int64_t>(weight.in_features * weight.values.element_size(), 1);
   const int64_t rows = std::max<int64_t>(kBlockBytes / row_bytes, 16);
-  const std::vector<int64_t> first = weight.first_values(kLinear, rows);
-  const Tensor inputs = x.reshape({batch_of(x), weight.in_features});
-  Tensor y = at::empty({inputs.size(0), weight.out_features}, x.options());
+  const std::vector<int64_t> first = weight.first_values(op, rows);
   Tensor scratch =
       at::empty({std::min(rows, weight.out_features), weight.in_features}, weight.values.options());
   for (int64_t block = 0; block + 1 < static_cast<int64_t>(first.size()); ++block) {
     const int64_t row = block * rows, count = std::min(rows, weight.out_features - row);
     const Tensor dense = scratch.narrow(0, 0, count);
     weight.decompress_rows(row, count, first[block], dense.mutable_data_ptr());
-    Tensor outputs = y.narrow(1, row, count);
-    if (bias.has_value()) {
-      at::addmm_out(outputs, bias->narrow(0, row, count), inputs, dense.t());
-    } else {
-      at::mm_out(outputs, inputs, dense.t());
-    }
+    product(row, dense);
   }
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = weight.out_features;
-  return y.view(shape);
+}
+
+// The result [batch, features] of a product with t [..., other features].
+Tensor view_like(const Tensor& result, const Tensor& t) {
+  std::vector<int64_t> shape = t.sizes().vec();
+  shape.back() = result.size(1);
+  return result.view(shape);
+}
+
+Tensor linear_by_blocks(const Tensor& x, const Compressed& weight, const OptionalTensor& bias) {
+  const Tensor inputs = x.reshape({batch_of(x), weight.in_features});
+  Tensor y = at::empty({inputs.size(0), weight.out_features}, x.options());
+  for_each_block(kLinear, weight, [&](int64_t row, const Tensor& weights) {
+    Tensor outputs = y.narrow(1, row, weights.size(0));
+    if (bias.has_value()) {
+      at::addmm_out(outputs, bias->narrow(0, row, weights.size(0)), inputs, weights.t());
+    } else {
+      at::mm_out(outputs, inputs, weights.t());
+    }
+  });
+  return view_like(y, x);
+}
+
+Tensor input_grad_by_blocks(const Tensor& grad, const Compressed& weight) {
+  const Tensor grads = grad.reshape({batch_of(grad), weight.out_features});
+  Tensor sum = at::zeros({grads.size(0), weight.in_features}, grad.options());
+  for_each_block(kInputGrad, weight, [&](int64_t row, const Tensor& weights) {
+    sum.addmm_(grads.narrow(1, row, weights.size(0)), weights);
+  });
+  return view_like(sum, grad);
+}
+
+// Whether packing the decompressed weight and multiplying by what is kept beats a full product.
+// Times in those of one multiplication of the full product, measured at 1024 x 1024.
+bool packing_pays(const Tensor& values, int64_t weights, int64_t batch) {
+  constexpr int64_t kSmallest = 1 << 14;  // weights; below, calls are what takes the time
+  constexpr double kMultiply = 1.4, kPack = 40, kScan = 20;
+  if (values.scalar_type() != at::kFloat || weights < kSmallest) return false;
+  const double kept = values.size(0), all = weights;
+  return kept * (kMultiply * batch + kPack) + all * kScan < all * batch;
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
                   const OptionalTensor& weight, const OptionalTensor& bias, int64_t out_features,
-                  int64_t in_features) {
+                  int64_t in_features, const OptionalTensor& packed) {
   check_compressed_linear(kLinear, x, bitmap, values, weight, bias, out_features, in_features);
-  const bool cast = x.scalar_type() != values.scalar_type();
-  const Tensor input = cast ? x.to(values.scalar_type()) : x;
+  if (packed.has_value()) return sparse_linear(x, *packed, bias, out_features);
+  const at::ScalarType dtype = multiplied(values, weight).scalar_type();
+  const bool cast = x.scalar_type() != dtype;
+  const Tensor input = cast ? x.to(dtype) : x;
   Tensor y;
   if (weight.has_value()) {
     y = at::linear(input, *weight, bias).contiguous();
@@ -163,99 +184,62 @@ Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
     y = linear_by_blocks(input, compressed, bias);
   }
   recompute_special_rows(
-      y, input, [&] { return decompress_cpu_op(bitmap, values, out_features, in_features); },
+      y, input, [&] { return whole_weight(bitmap, values, weight, out_features, in_features); },
       [&] { return decompress_mask(bitmap, values, out_features, in_features); }, bias);
   return cast ? y.to(x.scalar_type()) : y;
 }
 
-// --------------------------------------------------------------------------------------- autograd
-
-using torch::autograd::AutogradContext;
-using torch::autograd::tensor_list;
-
-// Of x and bias; what is compressed is not trained.
-struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& bitmap,
-                        const Tensor& values, const OptionalTensor& weight,
-                        const OptionalTensor& bias, int64_t out_features, int64_t in_features) {
-    context->save_for_backward({bitmap, values});
-    context->saved_data["out_features"] = out_features;
-    context->saved_data["in_features"] = in_features;
-    context->saved_data["bias_edge"] = bias.has_value() ? 3 + weight.has_value() : -1;
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return compressed_linear(x, bitmap, values, weight, bias, out_features, in_features);
+Tensor input_grad_cpu(const Tensor& grad, const Tensor& bitmap, const Tensor& values,
+                      const OptionalTensor& weight, int64_t out_features, int64_t in_features) {
+  check_compressed_input_grad(kInputGrad, grad, bitmap, values, weight, out_features, in_features);
+  const auto dense = [&] {
+    return whole_weight(bitmap, values, weight, out_features, in_features);
+  };
+  const auto mask = [&] { return decompress_mask(bitmap, values, out_features, in_features); };
+  Tensor product;
+  if (weight.has_value() || c10::isReducedFloatingType(values.scalar_type())) {
+    product = at::linear(grad, dense().t()).contiguous();  // blocks' sums would be rounded each
+  } else if (packing_pays(values, out_features * in_features, batch_of(grad))) {
+    const Tensor packed = pack_weight(dense(), mask(), Layout::element, /*transposed=*/true);
+    return packed_linear(grad.contiguous(), packed, {});
+  } else {
+    const Compressed compressed(kInputGrad, bitmap, values, out_features, in_features);
+    product = input_grad_by_blocks(grad, compressed);
   }
-  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
-    using Product = Tensor(const Tensor&, const Tensor&, const Tensor&);
-    static const auto input_grad = dispatched<Product>("simmim_ext::masked_linear_input_grad");
-    const auto saved = context->get_saved_variables();
-    const Tensor &bitmap = saved[0], &values = saved[1];
-    const int64_t out_features = context->saved_data["out_features"].toInt();
-    const int64_t in_features = context->saved_data["in_features"].toInt();
-    const int64_t bias_edge = context->saved_data["bias_edge"].toInt();
-    tensor_list result(7);
-    if (context->needs_input_grad(0)) {
-      const Tensor weight = decompress_weight(bitmap, values, out_features, in_features);
-      const Tensor mask = decompress_mask(bitmap, values, out_features, in_features);
-      result[0] = input_grad.call(grads[0].to(values.scalar_type()), weight, mask)
-                      .to(grads[0].scalar_type());
-    }
-    if (bias_edge >= 0 && context->needs_input_grad(bias_edge)) {
-      result[4] =
-          grads[0].reshape({batch_of(grads[0]), out_features}).sum(0).to(values.scalar_type());
-    }
-    return result;
-  }
-};
-
-Tensor linear_autograd(const Tensor& x, const Tensor& bitmap, const Tensor& values,
-                       const OptionalTensor& weight, const OptionalTensor& bias,
-                       int64_t out_features, int64_t in_features) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !values.requires_grad() && !(weight.has_value() && weight->requires_grad()), kLinear,
-      ": values and weight must not require a gradient; train a MaskedLinear");
-  const bool recorded = at::GradMode::is_enabled() &&
-                        (x.requires_grad() || (bias.has_value() && bias->requires_grad()));
-  if (has_tangent(x) || has_tangent(bias) || (recorded && is_transformed())) {
-    const Tensor full = decompress_weight(bitmap, values, out_features, in_features);
-    return at::linear(x.to(values.scalar_type()), full, bias).to(x.scalar_type());
-  }
-  if (recorded) {
-    return Linear::apply(x, bitmap, values, weight, bias, out_features, in_features);
-  }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return compressed_linear(x, bitmap, values, weight, bias, out_features, in_features);
-}
-
-// (De)compressing is linear in the values, but nothing needs its gradient.
-std::tuple<Tensor, Tensor> compress_autograd(const Tensor& weight, const Tensor& mask) {
-  using Signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&);
-  static const auto op = dispatched<Signature>("simmim_ext::compress_weight");
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(weight, mask);
-}
-
-Tensor decompress_autograd(const Tensor& bitmap, const Tensor& values, int64_t out_features,
-                           int64_t in_features) {
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return decompress_weight(bitmap, values, out_features, in_features);
-}
-
-// --------------------------------------------------------------------------------------- autocast
-
-template <c10::DeviceType device>
-Tensor linear_autocast(const Tensor& x, const Tensor& bitmap, const Tensor& values,
-                       const OptionalTensor& weight, const OptionalTensor& bias,
-                       int64_t out_features, int64_t in_features) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device); };
-  return compressed_linear(cast(x), bitmap, cast(values), cast(weight), cast(bias), out_features,
-                           in_features);
+  recompute_special_rows(
+      product, grad, [&] { return dense().t(); }, [&] { return mask().t(); }, {});
+  return product;
 }
 
 }  // namespace
+
+// ---------------------------------------------------------------------- the operators, dispatched
+
+Tensor decompress_weight(const Tensor& bitmap, const Tensor& values, int64_t out_features,
+                         int64_t in_features) {
+  using Signature = Tensor(const Tensor&, const Tensor&, int64_t, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::decompress_weight");
+  return op.call(bitmap, values, out_features, in_features);
+}
+
+Tensor compressed_linear(const Tensor& x, const Tensor& bitmap, const Tensor& values,
+                         const OptionalTensor& weight, const OptionalTensor& bias,
+                         int64_t out_features, int64_t in_features, const OptionalTensor& packed) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                           const OptionalTensor&, int64_t, int64_t, const OptionalTensor&);
+  static const auto op = dispatched<Signature>("simmim_ext::compressed_linear");
+  return op.call(x, bitmap, values, weight, bias, out_features, in_features, packed);
+}
+
+Tensor compressed_linear_input_grad(const Tensor& grad, const Tensor& bitmap, const Tensor& values,
+                                    const OptionalTensor& weight, int64_t out_features,
+                                    int64_t in_features) {
+  using Signature =
+      Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::compressed_linear_input_grad");
+  return op.call(grad, bitmap, values, weight, out_features, in_features);
+}
+
 }  // namespace simmim
 
 TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
@@ -265,21 +249,14 @@ TORCH_LIBRARY_FRAGMENT(simmim_ext, m) {
       "Tensor");
   m.def(
       "compressed_linear(Tensor x, Tensor bitmap, Tensor values, Tensor? weight, Tensor? bias, int "
+      "out_features, int in_features, Tensor? packed=None) -> Tensor");
+  m.def(
+      "compressed_linear_input_grad(Tensor grad, Tensor bitmap, Tensor values, Tensor? weight, int "
       "out_features, int in_features) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CPU_KEY, m) {
   m.impl("compress_weight", &simmim::compress_cpu);
   m.impl("decompress_weight", &simmim::decompress_cpu_op);
   m.impl("compressed_linear", &simmim::linear_cpu);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, Autograd, m) {
-  m.impl("compress_weight", &simmim::compress_autograd);
-  m.impl("decompress_weight", &simmim::decompress_autograd);
-  m.impl("compressed_linear", &simmim::linear_autograd);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, AutocastCPU, m) {
-  m.impl("compressed_linear", &simmim::linear_autocast<c10::DeviceType::CPU>);
-}
-TORCH_LIBRARY_IMPL(simmim_ext, AutocastCUDA, m) {
-  m.impl("compressed_linear", &simmim::linear_autocast<c10::DeviceType::CUDA>);
+  m.impl("compressed_linear_input_grad", &simmim::input_grad_cpu);
 }

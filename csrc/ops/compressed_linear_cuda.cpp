@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "../kernels/compressed_linear.h"
+#include "compressed_linear.h"
 #include "linear_checks.h"
 #include "linear_cuda.h"
+#include "sparse_linear.h"
 
 #ifdef SIMMIM_WITH_CUDA
 namespace simmim {
@@ -109,10 +111,12 @@ int64_t rows_of_a_block(const Tensor& values, int64_t out_features, int64_t in_f
 // Never waits for the device: where the bits are not as many as the values, y is NaN.
 Tensor compressed_linear_on_cuda(const Tensor& x, const Tensor& bitmap, const Tensor& values,
                                  const OptionalTensor& weight, const OptionalTensor& bias,
-                                 int64_t out_features, int64_t in_features) {
+                                 int64_t out_features, int64_t in_features,
+                                 const OptionalTensor& packed) {
   check_compressed_linear("compressed_linear", x, bitmap, values, weight, bias, out_features,
                           in_features);
-  const Tensor input = x.to(values.scalar_type()).contiguous();
+  if (packed.has_value()) return sparse_linear(x, *packed, bias, out_features);
+  const Tensor input = x.to(multiplied(values, weight).scalar_type()).contiguous();
   if (weight.has_value()) {
     return dense_linear(input, weight->contiguous(), bitmap.contiguous(), bias).to(x.scalar_type());
   }
@@ -132,6 +136,25 @@ Tensor compressed_linear_on_cuda(const Tensor& x, const Tensor& bitmap, const Te
   return y.to(x.scalar_type());
 }
 
+// Without a weight all of it is decompressed, as blocks of rows would each add to all of the
+// product. Never waits for the device: where the bits are not as many as the values it is NaN.
+Tensor compressed_input_grad_on_cuda(const Tensor& grad, const Tensor& bitmap, const Tensor& values,
+                                     const OptionalTensor& weight, int64_t out_features,
+                                     int64_t in_features) {
+  check_compressed_input_grad("compressed_linear_input_grad", grad, bitmap, values, weight,
+                              out_features, in_features);
+  Tensor dense;
+  if (weight.has_value()) {
+    dense = weight->contiguous();
+  } else {
+    const Compressed compressed(bitmap, values, out_features, in_features,
+                                std::max<int64_t>(out_features, 1));
+    dense = compressed.blocks() == 0 ? at::empty({0, in_features}, values.options())
+                                     : compressed.decompressed(0);
+  }
+  return dense_linear(grad.contiguous(), dense.t(), bitmap.contiguous(), {});
+}
+
 }  // namespace
 }  // namespace simmim
 #endif
@@ -140,4 +163,5 @@ TORCH_LIBRARY_IMPL(simmim_ext, SIMMIM_CUDA_KEY, m) {
   m.impl("compress_weight", SIMMIM_ON_CUDA(compress_on_cuda));
   m.impl("decompress_weight", SIMMIM_ON_CUDA(decompress_on_cuda));
   m.impl("compressed_linear", SIMMIM_ON_CUDA(compressed_linear_on_cuda));
+  m.impl("compressed_linear_input_grad", SIMMIM_ON_CUDA(compressed_input_grad_on_cuda));
 }

@@ -5,6 +5,7 @@
 
 #include "../kernels/compressed_linear.h"
 #include "backend.h"
+#include "compressed_linear.h"
 
 namespace simmim {
 
@@ -128,6 +129,26 @@ inline void check_kept(const char* op, const at::Tensor& values, int64_t kept) {
                     " bits set in bitmap, got ", values.sizes());
 }
 
+// weight, where it is given: [out_features, in_features] in values' dtype or another, which then is
+// the product's.
+inline void check_dense_weight(const char* op, const at::Tensor& values,
+                               const std::optional<at::Tensor>& weight, int64_t out_features,
+                               int64_t in_features) {
+  if (!weight.has_value()) return;
+  check_floating(op, "weight", *weight);
+  TORCH_CHECK_VALUE(weight->device() == values.device(), op,
+                    ": weight must be on the device of values, ", values.device(), ", got ",
+                    weight->device());
+  TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({out_features, in_features}), op,
+                    ": weight must have shape [out_features, in_features] = [", out_features, ", ",
+                    in_features, "], got ", weight->sizes());
+}
+
+inline const char* multiplied_name(const at::Tensor& values,
+                                   const std::optional<at::Tensor>& weight) {
+  return weight.has_value() && weight->scalar_type() != values.scalar_type() ? "weight" : "values";
+}
+
 inline void check_compressed_linear(const char* op, const at::Tensor& x, const at::Tensor& bitmap,
                                     const at::Tensor& values,
                                     const std::optional<at::Tensor>& weight,
@@ -136,19 +157,27 @@ inline void check_compressed_linear(const char* op, const at::Tensor& x, const a
   check_compressed(op, bitmap, values, out_features, in_features);
   check_features(op, "x", x, in_features, "in_features");
   check_floating(op, "x", x);
-  const bool is_half = values.scalar_type() == at::kHalf || values.scalar_type() == at::kBFloat16;
-  if (is_half && x.scalar_type() == at::kFloat) {
+  check_dense_weight(op, values, weight, out_features, in_features);
+  const at::Tensor& like = multiplied(values, weight);
+  const char* like_name = multiplied_name(values, weight);
+  if (c10::isReducedFloatingType(like.scalar_type()) && x.scalar_type() == at::kFloat) {
     TORCH_CHECK_VALUE(x.device() == values.device(), op, ": x must be on the device of values, ",
                       values.device(), ", got ", x.device());
   } else {
-    check_dtype_and_device(op, "x", x, "values", values);
+    check_dtype_and_device(op, "x", x, like_name, like);
   }
-  check_bias(op, bias, out_features, "values", values);
-  if (!weight.has_value()) return;
-  check_dtype_and_device(op, "weight", *weight, "values", values);
-  TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({out_features, in_features}), op,
-                    ": weight must have shape [out_features, in_features] = [", out_features, ", ",
-                    in_features, "], got ", weight->sizes());
+  check_bias(op, bias, out_features, like_name, like);
+}
+
+inline void check_compressed_input_grad(const char* op, const at::Tensor& grad,
+                                        const at::Tensor& bitmap, const at::Tensor& values,
+                                        const std::optional<at::Tensor>& weight,
+                                        int64_t out_features, int64_t in_features) {
+  check_compressed(op, bitmap, values, out_features, in_features);
+  check_dense_weight(op, values, weight, out_features, in_features);
+  check_features(op, "grad", grad, out_features, "out_features");
+  check_dtype_and_device(op, "grad", grad, multiplied_name(values, weight),
+                         multiplied(values, weight));
 }
 
 inline void check_sparse_linear(const char* op, const at::Tensor& x, int64_t in_features,

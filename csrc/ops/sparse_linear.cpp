@@ -170,13 +170,6 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
   return y.scalar_type() == x.scalar_type() ? y : y.to(x.scalar_type());
 }
 
-Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
-                     int64_t out_features) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t);
-  static const auto op = dispatched<Signature>("simmim_ext::sparse_linear");
-  return op.call(x, packed, bias, out_features);
-}
-
 // A packed weight serves inference alone.
 Tensor linear_autograd(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                        int64_t out_features) {
@@ -199,6 +192,13 @@ Tensor linear_autocast(const Tensor& x, const Tensor& packed, const OptionalTens
 }
 
 }  // namespace
+
+Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                     int64_t out_features) {
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, int64_t);
+  static const auto op = dispatched<Signature>("simmim_ext::sparse_linear");
+  return op.call(x, packed, bias, out_features);
+}
 
 at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, bool transposed) {
   const PackArgs args{weight.const_data_ptr<float>(),

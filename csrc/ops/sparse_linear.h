@@ -1,4 +1,4 @@
-// Packed products on float32 tensors that are checked and contiguous; CPU only.
+// Packed products.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,6 +6,12 @@
 #include "../kernels/sparse_linear.h"
 
 namespace simmim {
+
+// The operator as the dispatcher calls it.
+at::Tensor sparse_linear(const at::Tensor& x, const at::Tensor& packed,
+                         const std::optional<at::Tensor>& bias, int64_t out_features);
+
+// On float32 tensors that are checked and contiguous; CPU only:
 
 // weight and mask [out_features, in_features] -> packed [bytes] uint8. `transposed` packs the
 // transpose, for products with W in the place of W^T.

@@ -29,6 +29,7 @@ class Kernel(NamedTuple):
     name: str
     product: Product | None = None  # None: compressed_linear itself
     weight: Tensor | None = None  # [out, in] dense, for compressed_linear; None: it decompresses
+    packed: Tensor | None = None  # by which it computes y where it is to have a gradient
 
 
 def make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> Kernel:
@@ -50,17 +51,19 @@ def make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> Ke
         # With the weight of "dense", which is there for smaller batches, and serves gradients.
         structured = TwoOfFour(weight) if name == "2:4" else Blocks(weight, mask, pattern.square)
         return Kernel(math.inf, name, structured, weight)
-    return Kernel(math.inf, name, Packed(weight, mask, name))
+    product = Packed(weight, mask, name)
+    return Kernel(math.inf, name, product, packed=product.packed[0])
 
 
 def held_bytes(kernels: tuple[Kernel, ...]) -> int:
     """The bytes that kernels hold, what several share counted once."""
-    held = {id(item): item for kernel in kernels for item in kernel[2:] if item is not None}
-    return sum(item.nbytes for item in held.values())
+    parts = (part for kernel in kernels for part in (kernel.product, kernel.weight))
+    held = {id(part): part for part in parts if part is not None}
+    return sum(part.nbytes for part in held.values())
 
 
 class Packed(Product):
-    """A weight packed for a kernel of ours; without derivatives."""
+    """A weight packed for a kernel of ours; without derivatives, which compressed_linear has."""
 
     def __init__(self, weight: Tensor, mask: Tensor, layout: str) -> None:
         self.dtype, self.out_features = weight.dtype, weight.shape[0]

@@ -162,11 +162,11 @@ class SparseLinear(nn.Module):
                 for kernel in kernels:  # the last has no limit
                     if batch <= kernel.limit:
                         break
-        product = kernel.product
+        _, _, product, weight, packed = kernel
         if product is not None and product.serves(x):
             return product(x, bias)
         return _compressed_linear(  # type: ignore[no-any-return]
-            x, bitmap, values, kernel.weight, bias, self.out_features, self.in_features
+            x, bitmap, values, weight, bias, self.out_features, self.in_features, packed
         )
 
     @property

@@ -12,6 +12,7 @@ from ._library import operator
 _compress_weight = operator("compress_weight")
 _decompress_weight = operator("decompress_weight")
 _compressed_linear = operator("compressed_linear")
+_input_grad = operator("compressed_linear_input_grad")
 
 
 def compress_weight(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,7 @@ def compressed_linear(
     bias: Tensor | None,
     out_features: int,
     in_features: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Computes ``y = x W^T + b`` for a W that `compress_weight` compressed.
 
@@ -64,9 +66,12 @@ def compressed_linear(
         bitmap: [ceil(out_features * in_features / 8)] uint8.
         values: [kept weights] float32, float64, float16 or bfloat16.
         weight: what `decompress_weight` returns, where it is kept to save decompressing; else None.
+            One of another floating dtype is what is computed in, in place of values'.
         bias: [out_features] of values' dtype, or None.
         out_features: size of each output sample.
         in_features: size of each input sample.
+        packed: what `pack_sparse_weight` returned for W, by which y is computed as `sparse_linear`
+            does; else None. Gradients do not read it.
 
     Returns:
         y [..., out_features], of x's dtype. On CUDA, where it would take to wait for the device
@@ -77,7 +82,24 @@ def compressed_linear(
         ValueError: a shape does not fit; on the CPU also the number of values.
         NotImplementedError: values or weight require a gradient; train a MaskedLinear.
     """
-    return _compressed_linear(x, bitmap, values, weight, bias, out_features, in_features)  # type: ignore[no-any-return]
+    return _compressed_linear(  # type: ignore[no-any-return]
+        x, bitmap, values, weight, bias, out_features, in_features, packed
+    )
+
+
+def compressed_linear_input_grad(
+    grad: Tensor,
+    bitmap: Tensor,
+    values: Tensor,
+    weight: Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> Tensor:
+    """The gradient of `compressed_linear` in x: ``grad W``, [..., out] -> [..., in].
+
+    Differentiable in grad, which is of the dtype that is computed in.
+    """
+    return _input_grad(grad, bitmap, values, weight, out_features, in_features)  # type: ignore[no-any-return]
 
 
 @register_fake("simmim_ext::compress_weight")
@@ -92,5 +114,10 @@ def _(bitmap, values, out_features, in_features):  # type: ignore[no-untyped-def
 
 
 @register_fake("simmim_ext::compressed_linear")
-def _(x, bitmap, values, weight, bias, out_features, in_features):  # type: ignore[no-untyped-def]
+def _(x, bitmap, values, weight, bias, out_features, in_features, packed=None):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], out_features))
+
+
+@register_fake("simmim_ext::compressed_linear_input_grad")
+def _(grad, bitmap, values, weight, out_features, in_features):  # type: ignore[no-untyped-def]
+    return grad.new_empty((*grad.shape[:-1], in_features))
