@@ -88,7 +88,7 @@ def test_a_held_weight_is_saved_and_no_other() -> None:
     x = torch.randn(20, layer.in_features, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
         y = layer(x)
-    held = layer._made.kernels[-1].weight
+    held = layer._made.kernels[-1].dense.weight
     assert [t.data_ptr() for t in found if t.dim() == 2] == [held.data_ptr()]
     (grad,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(grad, held.sum(0).expand(20, -1), rtol=1e-4, atol=1e-4)

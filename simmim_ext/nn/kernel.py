@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch, _is_any_autocast_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ..ops._library import operator
 from ..ops.sparse_linear import pack_sparse_weight
+from .dense import Dense
 from .pattern import Pattern
 from .product import Product, result_dtype, takes
 from .structured_cuda import Blocks, TwoOfFour
@@ -28,36 +29,37 @@ class Kernel(NamedTuple):
     limit: float  # the largest batch it serves
     name: str
     product: Product | None = None  # None: compressed_linear itself
-    weight: Tensor | None = None  # [out, in] dense, for compressed_linear; None: it decompresses
+    dense: Dense | None = None  # [out, in], that compressed_linear need not decompress
     packed: Tensor | None = None  # by which it computes y where it is to have a gradient
 
 
-def make_kernel(name: str, weight: Tensor, mask: Tensor, pattern: Pattern) -> Kernel:
+def make_kernel(name: str, dense: Dense, mask: Tensor, pattern: Pattern) -> Kernel:
     """The kernel of that name, for any batch.
 
     Args:
         name: one of ``Choice.kernels``.
-        weight: [out_features, in_features], 0 where it is masked.
+        dense: weight [out_features, in_features], 0 where it is masked.
         mask: bool, of weight's shape.
         pattern: of the mask.
     """
+    weight = dense.weight
     if name == "compressed":
         return Kernel(math.inf, name)
     if name == "dense":
-        return Kernel(math.inf, name, weight=weight)
+        return Kernel(math.inf, name, dense=dense)
     if name == "compact":
         return Kernel(math.inf, name, Compact(weight, pattern))
     if name in ("2:4", "bsr"):
         # With the weight of "dense", which is there for smaller batches, and serves gradients.
         structured = TwoOfFour(weight) if name == "2:4" else Blocks(weight, mask, pattern.square)
-        return Kernel(math.inf, name, structured, weight)
+        return Kernel(math.inf, name, structured, dense)
     product = Packed(weight, mask, name)
     return Kernel(math.inf, name, product, packed=product.packed[0])
 
 
 def held_bytes(kernels: tuple[Kernel, ...]) -> int:
     """The bytes that kernels hold, what several share counted once."""
-    parts = (part for kernel in kernels for part in (kernel.product, kernel.weight))
+    parts = (part for kernel in kernels for part in (kernel.product, kernel.dense))
     held = {id(part): part for part in parts if part is not None}
     return sum(part.nbytes for part in held.values())
 
@@ -86,17 +88,25 @@ class Compact(Product):
 
     def __init__(self, weight: Tensor, pattern: Pattern) -> None:
         self.out_features, self.in_features = weight.shape
-        rows, columns = pattern.rows, pattern.columns
-        self.packed = (weight.index_select(0, rows).index_select(1, columns), rows, columns)
+        self.packed = (pattern.rows, pattern.columns)
+        self.dense = Dense(weight.index_select(0, pattern.rows).index_select(1, pattern.columns))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the indices and the weight, autocast's copy of it included."""
+        return super().nbytes + self.dense.nbytes
 
     def serves(self, x: Tensor) -> bool:
         """Whether it takes x's dtype and shape."""
         fits = x.dim() > 0 and x.shape[-1] == self.in_features
-        return fits and takes(self.packed[0].dtype, x)
+        return fits and takes(self.dense.weight.dtype, x)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Computes ``y = x W^T + b``."""
-        weight, rows, columns = self.packed
+        rows, columns = self.packed
+        weight = self.dense.weight
+        if _is_any_autocast_enabled():
+            weight = self.dense.under_autocast(x)
         bias = weight.new_zeros(self.out_features) if bias is None else bias
         y = F.linear(x.index_select(-1, columns).to(weight.dtype), weight, bias[rows])
         if rows.numel() < self.out_features:

@@ -12,6 +12,7 @@ from ..ops._library import cpu_capability, has_cuda_kernels
 from ..ops.compressed_linear import decompress_weight
 from .choice import Choice, choose
 from .choice_cuda import choose_on_cuda
+from .dense import Dense
 from .kernel import Kernel, make_kernel
 from .pattern import recognise
 from .structured_cuda import offered
@@ -67,8 +68,9 @@ def make_kernels(
         kernel = offered(weight, pattern)
         choice = choose_on_cuda(pattern, weight.numel(), values.dtype, kernel)
     choice = choice or choose(pattern, shape, cpu_capability(), values.dtype)
+    dense = Dense(weight)
     made = {
-        name: make_kernel(name, weight, mask, pattern)
+        name: make_kernel(name, dense, mask, pattern)
         for name in {name for _, name in choice.kernels}
     }
     limited = tuple(

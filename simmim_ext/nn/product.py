@@ -9,7 +9,7 @@ from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
 # What autocast makes a lower precision of.
-_AUTOCAST = {torch.float32, *HALVES}
+AUTOCAST = {torch.float32, *HALVES}
 
 
 class Product(ABC):
@@ -46,7 +46,7 @@ def takes(dtype: torch.dtype, x: Tensor) -> bool:
     return (
         x.dtype == dtype
         or (x.dtype == torch.float32 and dtype in HALVES)
-        or ({x.dtype, dtype} <= _AUTOCAST and torch.is_autocast_enabled(x.device.type))
+        or ({x.dtype, dtype} <= AUTOCAST and torch.is_autocast_enabled(x.device.type))
     )
 
 

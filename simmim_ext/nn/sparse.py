@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled
 from torch.compiler import is_compiling, is_exporting
 
 from ..ops._library import operator
@@ -47,8 +48,8 @@ class SparseLinear(nn.Module):
         bias: whether there is a bias.
         device: where the layer lives; it has kernels for the CPU and CUDA.
         dtype: of values and bias: float32 (default), float64, float16 or bfloat16.
-        memory: "fast" keeps what its kernels need beside the compressed form; "small" keeps the
-            compressed form only, and decompresses it block by block in each call.
+        memory: "fast" keeps what its kernels need beside the compressed form, after autocast in
+            its dtype too; "small" keeps that form only, and decompresses it in each call.
 
     Attributes:
         bitmap: uint8 buffer [ceil(out_features * in_features / 8)].
@@ -162,9 +163,12 @@ class SparseLinear(nn.Module):
                 for kernel in kernels:  # the last has no limit
                     if batch <= kernel.limit:
                         break
-        _, _, product, weight, packed = kernel
+        _, _, product, dense, packed = kernel
         if product is not None and product.serves(x):
             return product(x, bias)
+        weight = None
+        if dense is not None:
+            weight = dense.under_autocast(x) if _is_any_autocast_enabled() else dense.weight
         return _compressed_linear(  # type: ignore[no-any-return]
             x, bitmap, values, weight, bias, self.out_features, self.in_features, packed
         )
