@@ -103,6 +103,14 @@ def test_the_kept_logits_teach_what_the_teacher_does(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_at_shared_widths_no_criterion_has_its_own():
+    found = list(
+        contest.contestants("lenet", ("simmim", "fpgm", "scratch on labels"), own_widths=False)
+    )
+    refits = [(name, "shared", refit) for name in ("simmim", "fpgm") for refit in (True, False)]
+    assert found == [*refits, ("scratch on labels", "shared", False)]
+
+
 def test_standings_name_the_best_rival_and_the_noise():
     def row(method, values, refit=True, epochs=0):
         figures = {"accuracy": values, "kl": [1 - v for v in values], "agreement": values}

@@ -136,6 +136,14 @@ def test_contests_say_who_is_ahead_and_who_is_behind(summary) -> None:
     assert "| 784-500-10, 10% of units | *50.0* / 60.0 fpgm |" in text
     results["standings"] = [standing("kl", 0.01), standing("accuracy", 0.01)]
     assert "| 0.500 / 0.510 fpgm |" in contests.tables({"mlp": results})
+    later = {
+        "seeds": [5, 6, 7],
+        "rows": [row("simmim", 0.4, epochs=30), row("hessian", 0.6, epochs=30)],
+        "standings": [{**standing("kl", 0.2), "column": "30 epochs", "best_rival": "hessian"}],
+    }
+    text = contests.tables({"mlp": contests._together(results, later)})
+    assert "10% of units, after 30 epochs, they are hessian, at SimMIM's widths alone." in text
+    assert "| 0.500 / 0.510 fpgm | **0.400** / 0.600 hessian |" in text
     for name in contests.committed():
         assert f"compression-{name}-" in " ".join(p.name for p in contests.RESULTS.iterdir())
 

@@ -37,6 +37,7 @@ class Case:
         kl: the largest KL from the teacher, nats.
         agreement: the least agreement with the teacher.
         options: more arguments of ``compress``.
+        config: more settings of ``CompressConfig``.
     """
 
     model: str
@@ -46,9 +47,11 @@ class Case:
     kl: float
     agreement: float
     options: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 _WEIGHTS = {"granularity": "weight"}
+_IN_STEPS = {"schedule": "cubic", "steps": 3}
 CASES = {
     "mlp-25%": Case("mlp", {"units": 0.25}, 10, 0.890, 0.015, 0.970),
     "mlp-10%": Case("mlp", {"units": 0.10}, 10, 0.881, 0.048, 0.945),
@@ -57,6 +60,9 @@ CASES = {
     "lenet-10%": Case("lenet", {"params": 0.10}, 10, 0.879, 0.070, 0.940),
     "lenet-95%-zeros": Case("lenet", {"sparsity": 0.95}, 10, 0.887, 0.040, 0.957, _WEIGHTS),
     "lenet-98%-zeros": Case("lenet", {"sparsity": 0.98}, 10, 0.874, 0.105, 0.928, _WEIGHTS),
+    "lenet-98%-zeros-in-3-steps": Case(
+        "lenet", {"sparsity": 0.98}, 10, 0.874, 0.105, 0.928, _WEIGHTS, _IN_STEPS
+    ),
     "cnn-6.4%": Case("cnn", {"params": 0.064}, 2, 0.889, 0.060, 0.942),
 }
 
@@ -114,7 +120,7 @@ def figures(case: Case, data: Data, seed: int, folder: Path) -> dict[str, Any]:
         evaluate=list(zip(*(part.split(1000) for part in data.test), strict=True)),
         example_inputs=images[:BATCH],
         constraints=case.constraints,
-        config=CompressConfig(epochs=case.epochs, seed=seed),
+        config=CompressConfig(epochs=case.epochs, seed=seed, **case.config),
         **case.options,
     )
     report = result.report

@@ -287,16 +287,20 @@ class Contest:
 
 
 def contestants(
-    model: str, methods: tuple[str, ...], *, zeros: float = 0.0
+    model: str,
+    methods: tuple[str, ...],
+    *,
+    zeros: float = 0.0,
+    own_widths: bool = True,
 ) -> Iterator[tuple[str, str, bool]]:
     """(method, widths, reconstruct) of everything that is compared, baselines twice over."""
     if zeros:
         for method in methods:
             # SimMIM's counts are those of magnitude, and LAMP within them is magnitude again.
-            for widths in WIDTHS if method == "wanda" else WIDTHS[:1]:
+            for widths in WIDTHS if method == "wanda" and own_widths else WIDTHS[:1]:
                 yield from ((method, widths, refit) for refit in (True, False))
         return
-    layers = 1 if model == "mlp" else 2
+    layers = 1 if model == "mlp" or not own_widths else 2
     for method in methods:
         if method in SCRATCH:
             yield method, "shared", False

@@ -76,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"of {', '.join((*METHODS, *SCRATCH))}; with --zeros of {', '.join(WEIGHT_METHODS)}",
     )
+    parser.add_argument(
+        "--shared-widths",
+        action="store_true",
+        help="compare at SimMIM's layer widths alone, not at each criterion's own as well",
+    )
     add_run_arguments(parser)
 
 
@@ -96,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         methods,
         arguments.output,
         zeros=arguments.zeros,
+        own_widths=not arguments.shared_widths,
         data_dir=arguments.data_dir,
     )
     suffix = f"-{100 * arguments.zeros:g}%-zeros" if arguments.zeros else ""
@@ -120,6 +126,7 @@ def play(
     folder: Path,
     *,
     zeros: float = 0.0,
+    own_widths: bool = True,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """All cells, and what they come to; see ``summary``."""
@@ -127,7 +134,7 @@ def play(
     data = load_data(RECIPES[model], data_dir)
     found: list[tuple[Cell, dict[str, Any]]] = []
     rates: dict[tuple[Any, ...], float] = {}
-    field = list(contestants(model, methods, zeros=zeros))
+    field = list(contestants(model, methods, zeros=zeros, own_widths=own_widths))
     for seed in seeds:
         contest = Contest(model, seed, folder, data)
         for number, one in enumerate(field):
