@@ -55,5 +55,8 @@ def test_a_masked_layer_has_the_attributes_that_its_linear_was_given():
     linear = nn.Linear(8, 4)
     linear.scale = 2.0
     masked = MaskedLinear.from_linear(linear, torch.ones(4, 8, dtype=torch.bool))
-    assert masked.scale == masked.to_dense().scale == 2.0
+    sparse = masked.to_sparse()
+    layers = (masked, masked.to_dense(), sparse, sparse.to_dense())
+    assert [layer.scale for layer in layers] == [2.0] * 4
+    assert vars(sparse.to_dense()).keys() == vars(linear).keys()
     assert "weight" not in vars(masked)

@@ -188,7 +188,8 @@ void check_bounds(const at::Tensor& low, const at::Tensor& high, int64_t feature
 void raise_bad_range(double low, double high, int64_t feature, const at::Tensor& x,
                      const BinningRequest& request) {
   if (!request.gives_range()) raise_uncounted(x, request, {});
-  const bool beyond = compute_dtype(x) == at::kFloat && !(std::isfinite(low) && std::isfinite(high));
+  const bool beyond =
+      compute_dtype(x) == at::kFloat && !(std::isfinite(low) && std::isfinite(high));
   TORCH_CHECK_VALUE(false, request.caller,
                     ": range must be finite with low <= high in every feature, got (", low, ", ",
                     high, ") in feature ", feature,

@@ -186,9 +186,9 @@ def _copy(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
-def like(layer: nn.Module, new: _Layer) -> _Layer:
-    """The new layer in the other's mode, with whatever attributes that was given besides."""
+def like(layer: nn.Module, new: _Layer, own: tuple[str, ...] = ()) -> _Layer:
+    """The new layer in the other's mode, with what attributes that was given besides its own."""
     for name, value in vars(layer).items():
-        if not hasattr(new, name):
+        if name not in own and not hasattr(new, name):
             vars(new)[name] = value
     return new.train(layer.training)

@@ -15,7 +15,7 @@ from ..ops._library import operator
 from ..ops.compressed_linear import compress_weight, decompress_weight
 from .choice import Choice
 from .kernel import held_bytes
-from .masked import MaskedLinear, check_linear, check_mask, check_sizes
+from .masked import MaskedLinear, check_linear, check_mask, check_sizes, like
 from .packing import COMPRESSED, Made, decompress_exported, make_kernels, make_none
 
 # Not the function of this name: in a small layer each Python call is felt.
@@ -97,7 +97,7 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
         memory: str = "fast",
     ) -> SparseLinear:
-        """Packs a layer.
+        """Packs a layer; the new one has whatever other attributes it was given, but not its hooks.
 
         Args:
             linear: the layer to pack; it stays as it is.
@@ -135,7 +135,7 @@ class SparseLinear(nn.Module):
         if linear.bias is not None:
             layer.bias = linear.bias.detach().to(layer.values.dtype, copy=True)
         layer._pack()
-        return layer.train(linear.training)
+        return like(linear, layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in_features] to y [..., out_features], of x's dtype.
@@ -198,7 +198,7 @@ class SparseLinear(nn.Module):
         linear.weight = nn.Parameter(self.weight)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.clone())
-        return linear.train(self.training)
+        return like(self, linear, own=("memory", "_made"))
 
     @property
     def nbytes(self) -> int:
