@@ -72,9 +72,9 @@ def tables(every: dict[str, dict[str, Any]]) -> str:
     most = max(rivals.values(), key=len)
     for name, results in every.items():
         if rivals[name] < most:
-            lines[0] += f" Of {NETWORKS[name]}, the rivals are {_described(results['rows'])}."
+            lines[0] += f" For {NETWORKS[name]}, the rivals are {_described(results['rows'])}."
         elif later := results.get("later"):
-            lines[0] += f" Of {NETWORKS[name]}, after 30 epochs, they are {_described(later)}."
+            lines[0] += f" For {NETWORKS[name]}, after 30 epochs, they are {_described(later)}."
     found = {one["column"] for results in every.values() for one in results["standings"]}
     columns = [column for column in COLUMNS if column in found]
     for figure, (words, form, scale) in FIGURES.items():
