@@ -108,7 +108,8 @@ def prune_weights(
                 f"prune_weights: the weights of {name!r} are not finite; check the model"
             )
     own = matching(per_layer or {}, dict.fromkeys(linear, ()))
-    large = {name: weighted(largest_of or model, name).weight.detach() for name in linear}
+    of = model if largest_of is None else largest_of
+    large = {name: weighted(of, name).weight.detach() for name in linear}
     counts = _counts(large, sparsity, own, granularity)
     masks = {}
     for name in counts:

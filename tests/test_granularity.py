@@ -235,6 +235,35 @@ def test_gradual_schedules_end_where_one_shot_does(schedule, name, constraints, 
     assert torch.equal(resumed.model(x), gradual.model(x))
 
 
+@pytest.mark.parametrize("epoch", range(1, 7))
+def test_a_schedule_goes_on_from_any_step(epoch, tmp_path):
+    class Stopping:
+        """Batches that Ctrl-C ends in that epoch."""
+
+        def __init__(self):
+            self.left = epoch
+
+        def __len__(self):
+            return len(DATA)
+
+        def __iter__(self):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            yield from DATA
+
+    model, config = mlp(), CompressConfig(epochs=6, schedule="cubic", steps=3)
+    settings = {"calibration": DATA, "granularity": "weight", "constraints": {"sparsity": 0.8}}
+    unbroken = compress(model, train=DATA, **settings, config=config)
+    folder = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, train=Stopping(), **settings, config=config, checkpoint_dir=folder)
+    resumed = compress(model, train=DATA, **settings, config=config, checkpoint_dir=folder)
+    assert resumed.report["layers"] == unbroken.report["layers"]
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize(
     ("schedule", "kept"), [("iterative", [93, 54, 32]), ("cubic", [69, 36, 32])]
 )

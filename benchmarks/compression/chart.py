@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def _label(axes: Any, x: float, ends: dict[str, float], colors: dict[str, str]) 
     to_data, to_axes = axes.transData, axes.transAxes.inverted()
     places = {name: to_axes.transform(to_data.transform((x, y)))[1] for name, y in ends.items()}
     top = 1.0
-    for below, (name, place) in reversed(list(enumerate(sorted(places.items(), key=_place)))):
+    upwards = enumerate(sorted(places.items(), key=itemgetter(1)))
+    for below, (name, place) in reversed(list(upwards)):
         top = max(min(place, top), _GAP * below)
         axes.annotate(
             name,
@@ -121,10 +123,6 @@ def _label(axes: Any, x: float, ends: dict[str, float], colors: dict[str, str]) 
             },
         )
         top -= _GAP
-
-
-def _place(item: tuple[str, float]) -> float:
-    return item[1]
 
 
 def _spread(values: list[float]) -> float:

@@ -187,7 +187,7 @@ def _copy(parameter: Tensor) -> nn.Parameter:
 
 
 def like(layer: nn.Module, new: _Layer, own: tuple[str, ...] = ()) -> _Layer:
-    """The new layer in the other's mode, with what attributes that was given besides its own."""
+    """The new layer in the other's mode, with what attributes that was given, but for `own`."""
     for name, value in vars(layer).items():
         if name not in own and not hasattr(new, name):
             vars(new)[name] = value
