@@ -48,6 +48,8 @@ WORK = {
     "mlp": "784-500-10, 10% kept, batch 64, whole model",
     "call_overhead": "8 x 8 layer: what a call costs",
     "slowest_cell": "the slowest layer: {note}",
+    "input_gradient": "forward and gradient of x, {0} kept, batch {1}: {note}",
+    "autocast": "bfloat16 autocast, 90% kept, batch {0}: {note}",
     "two_threads": "1024 x 1024, 10% kept, batch {0}, on two threads",
 }
 PARAMETERS = {
@@ -102,7 +104,9 @@ def tables(results: dict[str, Any], folder: str = "", *, highlights: bool = Fals
     if highlights:
         figures = {name: one for name, one in figures.items() if _is_highlight(name)}
     matrix, used = _matrix(figures)
-    linear = {"mlp", "call_overhead", "slowest_cell", "two_threads"}
+    linear = {
+        *("mlp", "call_overhead", "slowest_cell", "two_threads", "input_gradient", "autocast"),
+    }
     rest = {name: figure for name, figure in figures.items() if name not in used}
     layers = {name: figure for name, figure in rest.items() if _parts(name)[0] in linear}
     information = {name: figure for name, figure in rest.items() if name not in layers}

@@ -237,6 +237,35 @@ def test_training_step(benchmark, density) -> None:
     report(benchmark, rivals, operations=6 * 128 * int(mask.sum()), loops=("W*M",))
 
 
+@pytest.mark.parametrize("batch", [1, 16, 128])
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_input_gradient(benchmark, density, batch) -> None:
+    """Forward and backward through a layer that is not trained, as below an adapter."""
+    layer = SparseLinear.from_linear(*layer_and_mask(density))
+    dense = layer.to_dense().requires_grad_(False)
+    x, grad = torch.randn(batch, SIZE, requires_grad=True), torch.randn(batch, SIZE)
+
+    def gradient(model: nn.Module) -> torch.Tensor:
+        return torch.autograd.grad(model(x), x, grad)[0]
+
+    rivals = {"ours": partial(gradient, layer), "dense": partial(gradient, dense)}
+    check(rivals, grad.double() @ layer.weight.double(), 1e-3)
+    report(benchmark, rivals, note=layer.choice.kernel(batch))
+
+
+@pytest.mark.parametrize("batch", [1, 16, 128])
+@torch.no_grad()
+def test_autocast(benchmark, batch) -> None:
+    """Where dense serves: its weight is cast once, as a parameter's is."""
+    layer, x = SparseLinear.from_linear(*layer_and_mask(0.9)), torch.randn(batch, SIZE)
+    kernel = next(one for one in layer._made.kernels if one.name == "dense")
+    layer._made = layer._made._replace(kernels=(kernel._replace(limit=float("inf")),))
+    with torch.autocast("cpu", torch.bfloat16):
+        rivals = {"ours": partial(layer, x), "dense": partial(layer.to_dense(), x)}
+        check(rivals, F.linear(x.double(), layer.weight.double(), layer.bias.double()), 0.05)
+        report(benchmark, rivals, note=kernel.name)
+
+
 @torch.inference_mode()
 def test_call_overhead(benchmark) -> None:
     linear, mask = nn.Linear(8, 8), torch.rand(8, 8) < 0.5
