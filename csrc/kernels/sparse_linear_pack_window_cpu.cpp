@@ -99,23 +99,36 @@ void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t byt
 
 void pack_planes_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
   const Schedule schedule(args, kPlanesRows, kPlanesColumns);
-  std::vector<uint8_t> offsets(schedule.taken.size());
-  for (size_t step = 0; step < offsets.size(); step += kPlanesRows) {
-    for (int64_t lane = 0; lane < kPlanesRows; ++lane) {
-      const int32_t column = schedule.taken[step + lane];
-      if (column >= 0) offsets[step + planes_byte(lane)] = kTaken + column;
+  std::vector<PlanesGroup> groups;
+  std::vector<float> values;
+  std::vector<uint8_t> offsets;
+  for (size_t group = 0; group < schedule.first.size(); ++group) {
+    const int64_t first_step = schedule.first[group];
+    groups.push_back({first_step, static_cast<int64_t>(values.size()) / kPlanesLanes});
+    if (group + 1 == schedule.first.size()) break;
+    const int64_t lanes = planes_lanes(&schedule.rows[group * kPlanesRows]);
+    for (int64_t step = first_step; step < schedule.first[group + 1]; ++step) {
+      const size_t part = offsets.size();
+      offsets.resize(part + lanes);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int32_t column = schedule.taken[step * kPlanesRows + lane];
+        values.push_back(schedule.values[step * kPlanesRows + lane]);
+        if (column < 0) continue;
+        offsets[part + lane / kPlanesLanes * kPlanesLanes + planes_byte(lane % kPlanesLanes)] =
+            kTaken + column;
+      }
     }
   }
   Packer packer(args);
-  packer.reserve<int64_t>(0, schedule.first.size());
+  packer.reserve<PlanesGroup>(0, groups.size());
   packer.reserve<int32_t>(1, schedule.rows.size());
-  packer.reserve<float>(2, schedule.values.size());
+  packer.reserve<float>(2, values.size());
   packer.reserve<uint8_t>(3, offsets.size());
   packer.reserve<int32_t>(4, schedule.windows.size());
   packer.allocate(allocate);
-  packer.write(0, schedule.first);
+  packer.write(0, groups);
   packer.write(1, schedule.rows);
-  packer.write(2, schedule.values);
+  packer.write(2, values);
   packer.write(3, offsets);
   packer.write(4, schedule.windows);
 }

@@ -57,27 +57,39 @@ struct WindowWeight {
   const int32_t* windows;     // [steps] the vector of x that the window begins with
 };
 
-// The same with longer windows, and values for the idle lanes as well.
+// The same with longer windows, and values for the idle lanes as well. Lanes come by kPlanesLanes,
+// whose columns' bytes make one vector; of a group with no more rows than that, the rest is left
+// out.
+constexpr int64_t kPlanesLanes = 64;
+struct PlanesGroup {
+  int64_t first_step, first_part;  // a part is kPlanesLanes of a step
+};
+inline int64_t planes_lanes(const int32_t* rows) {
+  return rows[kPlanesLanes] < 0 ? kPlanesLanes : kPlanesRows;
+}
 struct PlanesWeight {
-  const int64_t* first;    // [groups + 1] step
-  const int32_t* rows;     // [groups, kPlanesRows]; -1 where there is none
-  const float* values;     // [steps, kPlanesRows]
-  const uint8_t* offsets;  // [steps, kPlanesRows] as above; a lane's is at planes_byte(lane)
-  const int32_t* windows;  // [steps] a window begins with column kPlanesColumns times that
+  const PlanesGroup* groups;  // [groups + 1]
+  const int32_t* rows;        // [groups, kPlanesRows]; -1 where there is none
+  const float* values;        // [parts, kPlanesLanes]
+  const uint8_t* offsets;     // likewise; as above, a lane's at planes_byte(lane)
+  const int32_t* windows;     // [steps] a window begins with column kPlanesColumns times that
+
+  // Of the group, those that are not left out.
+  int64_t lanes(int64_t group) const { return planes_lanes(rows + group * kPlanesRows); }
 };
 
 // Of bytes that are unpacked twice, to floats, each 128 bits give four to each of four vectors.
 constexpr int64_t planes_byte(int64_t lane) {
-  static_assert(kPlanesRows == 64);
+  static_assert(kPlanesLanes == 64);
   return lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4;
 }
 
-// Writes the sums of a group's lanes for one sample; `rows` are the lanes', -1 where there is none.
-template <int64_t lanes>
+// Writes the sums of a group's `lanes` for one sample; `rows` are the lanes', -1 after the last.
 inline void write_lanes(const SparseLinearArgs& args, int64_t out_features, const int32_t* rows,
-                        int64_t sample, const float* sums) {
+                        int64_t lanes, int64_t sample, const float* sums) {
+  while (lanes > 0 && rows[lanes - 1] < 0) --lanes;
   float* y = args.y + sample * out_features;
-  for (int64_t lane = 0; lane < lanes && rows[lane] >= 0; ++lane) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
     const int32_t row = rows[lane];
     y[row] = sums[lane] + (args.bias == nullptr ? 0.0f : args.bias[row]);
   }
@@ -111,7 +123,7 @@ class Packed {
             section<int32_t>(4)};
   }
   PlanesWeight planes() const {
-    return {section<int64_t>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
+    return {section<PlanesGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
             section<int32_t>(4)};
   }
   TileWeight tile() const {

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <iterator>
 #include <memory>
 
 #include "cpu_capability.h"
@@ -16,20 +15,25 @@ namespace {
 // The sums of a group for one sample. Idle lanes see nothing of x.
 void group_sums(const PlanesWeight& weight, int64_t group, const float* x, float* sums) {
   std::fill_n(sums, kPlanesRows, 0.0f);
-  for (int64_t step = weight.first[group]; step < weight.first[group + 1]; ++step) {
+  int64_t part = weight.groups[group].first_part;
+  const int64_t parts = weight.lanes(group) / kPlanesLanes;
+  for (int64_t step = weight.groups[group].first_step; step < weight.groups[group + 1].first_step;
+       ++step) {
     const float* window = x + weight.windows[step] * kPlanesColumns;
-    const uint8_t* offsets = weight.offsets + step * kPlanesRows;
-    const float* values = weight.values + step * kPlanesRows;
-    for (int64_t lane = 0; lane < kPlanesRows; ++lane) {
-      const uint8_t offset = offsets[planes_byte(lane)];
-      if (offset & kTaken) sums[lane] += values[lane] * window[offset - kTaken];
+    for (int64_t p = 0; p < parts; ++p, ++part) {
+      for (int64_t lane = 0; lane < kPlanesLanes; ++lane) {
+        const uint8_t offset = weight.offsets[part * kPlanesLanes + planes_byte(lane)];
+        if (!(offset & kTaken)) continue;
+        const float value = weight.values[part * kPlanesLanes + lane];
+        sums[p * kPlanesLanes + lane] += value * window[offset - kTaken];
+      }
     }
   }
 }
 
 #if defined(__x86_64__)
-constexpr int64_t kVector = 16;  // floats
-constexpr int kVectors = kPlanesRows / kVector;
+constexpr int64_t kVector = 16;                   // floats
+constexpr int kVectors = kPlanesLanes / kVector;  // of a part
 
 // Columns of x, of which a window takes two. A permutation sees two vectors, 32 floats or 128
 // bytes: so the floats' bytes lie in planes, are looked up plane by plane, and unpacked.
@@ -50,19 +54,38 @@ SIMMIM_TARGET_AVX512_BF16 void split(const float* x, int64_t count, Columns* col
   }
 }
 
-SIMMIM_TARGET_AVX512_BF16 inline __m512i look_up(const Columns* window, int plane,
-                                                 __m512i offsets) {
-  return _mm512_permutex2var_epi8(_mm512_load_si512(window[0].planes[plane]), offsets,
-                                  _mm512_load_si512(window[1].planes[plane]));
+// Loads what is used several times. GCC would load it each time, as an operand in memory, but loads
+// are what bounds the kernel; an assembler statement, even an empty one, it does not repeat.
+SIMMIM_TARGET_AVX512_BF16 inline __m512i load_once(const void* p) {
+  __m512i value = _mm512_load_si512(p);
+  asm("" : "+v"(value));
+  return value;
 }
 
-// What the lanes of a step see of x.
-SIMMIM_TARGET_AVX512_BF16 inline void look_up_inputs(const Columns* window, __m512i offsets,
+// A window in registers, which the parts of a step share.
+struct Window {
+  __m512i low[4], high[4];
+};
+
+SIMMIM_TARGET_AVX512_BF16 inline Window load_window(const Columns* columns) {
+  return {{load_once(columns[0].planes[0]), load_once(columns[0].planes[1]),
+           load_once(columns[0].planes[2]), load_once(columns[0].planes[3])},
+          {load_once(columns[1].planes[0]), load_once(columns[1].planes[1]),
+           load_once(columns[1].planes[2]), load_once(columns[1].planes[3])}};
+}
+
+// What the lanes of a part see of x.
+SIMMIM_TARGET_AVX512_BF16 inline void look_up_inputs(const Window& window, __m512i offsets,
                                                      __m512 (&inputs)[kVectors]) {
-  const __m512i a = look_up(window, 0, offsets), b = look_up(window, 1, offsets);
-  const __m512i c = look_up(window, 2, offsets), d = look_up(window, 3, offsets);
-  const __m512i low[] = {_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)};
-  const __m512i high[] = {_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d)};
+  __m512i bytes[4];
+#pragma GCC unroll 4
+  for (int plane = 0; plane < 4; ++plane) {
+    bytes[plane] = _mm512_permutex2var_epi8(window.low[plane], offsets, window.high[plane]);
+  }
+  const __m512i low[] = {_mm512_unpacklo_epi8(bytes[0], bytes[1]),
+                         _mm512_unpackhi_epi8(bytes[0], bytes[1])};
+  const __m512i high[] = {_mm512_unpacklo_epi8(bytes[2], bytes[3]),
+                          _mm512_unpackhi_epi8(bytes[2], bytes[3])};
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     inputs[2 * half] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low[half], high[half]));
@@ -70,47 +93,68 @@ SIMMIM_TARGET_AVX512_BF16 inline void look_up_inputs(const Columns* window, __m5
   }
 }
 
-// The sums of a group for `batch` samples that lie x_stride apart, idle lanes multiplying some x by
-// 0. Returns whether all are finite: such a lane may have met an infinity or NaN.
-template <int batch>
+SIMMIM_TARGET_AVX512_BF16 inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+
+// The sums of a group of `parts` for `batch` samples that lie x_stride apart, idle lanes
+// multiplying some x by 0. Returns whether all are finite: such a lane may have met an infinity or
+// NaN.
+template <int batch, int parts>
 SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight& weight, int64_t group,
                                                  const Columns* x, int64_t x_stride,
                                                  float (*sums)[kPlanesRows]) {
-  __m512 totals[batch][kVectors];
+  constexpr int64_t kAhead = 16 * kPlanesLanes;  // so far that the kernel waits for no cache
+  __m512 totals[batch][parts][kVectors];
   for (auto& sample : totals) {
-    for (__m512& total : sample) total = _mm512_setzero_ps();
+    for (auto& part : sample) {
+      for (__m512& total : part) total = _mm512_setzero_ps();
+    }
   }
-  for (int64_t step = weight.first[group]; step < weight.first[group + 1]; ++step) {
-    const __m512i offsets = _mm512_load_si512(weight.offsets + step * kPlanesRows);
-    const float* values = weight.values + step * kPlanesRows;
-    const Columns* window = x + weight.windows[step];
-#pragma GCC unroll 4
+  const PlanesGroup first = weight.groups[group];
+  const uint8_t* offsets = weight.offsets + first.first_part * kPlanesLanes;
+  const float* values = weight.values + first.first_part * kPlanesLanes;
+  const int64_t end = weight.groups[group + 1].first_step;
+  for (int64_t step = first.first_step; step < end; ++step) {
+#pragma GCC unroll 2
     for (int b = 0; b < batch; ++b) {
-      __m512 inputs[kVectors];
-      look_up_inputs(window + b * x_stride, offsets, inputs);
+      const Window window = load_window(x + b * x_stride + weight.windows[step]);
+#pragma GCC unroll 2
+      for (int part = 0; part < parts; ++part) {
+        const uint8_t* lanes = offsets + part * kPlanesLanes;
+        __m512 inputs[kVectors];
+        look_up_inputs(window, _mm512_load_si512(lanes), inputs);
+        if (b == 0) prefetch(lanes + kAhead);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const __m512 weights = _mm512_load_ps(values + v * kVector);
-        totals[b][v] = _mm512_fmadd_ps(weights, inputs[v], totals[b][v]);
+        for (int v = 0; v < kVectors; ++v) {
+          const float* weights = values + part * kPlanesLanes + v * kVector;
+          __m512& total = totals[b][part][v];
+          total = _mm512_fmadd_ps(_mm512_load_ps(weights), inputs[v], total);
+          if (b == 0) prefetch(weights + kAhead);
+        }
       }
     }
+    offsets += parts * kPlanesLanes;
+    values += parts * kPlanesLanes;
   }
   constexpr int kNanOrInfinity = 0x99;
   __mmask16 special = 0;
   for (int b = 0; b < batch; ++b) {
-    for (int v = 0; v < kVectors; ++v) {
-      special |= _mm512_fpclass_ps_mask(totals[b][v], kNanOrInfinity);
-      _mm512_storeu_ps(sums[b] + v * kVector, totals[b][v]);
+    for (int v = 0; v < parts * kVectors; ++v) {
+      const __m512 total = totals[b][v / kVectors][v % kVectors];
+      special |= _mm512_fpclass_ps_mask(total, kNanOrInfinity);
+      _mm512_storeu_ps(sums[b] + v * kVector, total);
     }
   }
   return special == 0;
 }
 
 void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t end) {
-  // As many samples as have their sums in registers.
-  constexpr decltype(&group_sums_avx512<1>) kSums[] = {group_sums_avx512<1>, group_sums_avx512<2>,
-                                                       group_sums_avx512<3>, group_sums_avx512<4>};
-  constexpr int64_t kBatch = std::size(kSums);
+  // [parts - 1][samples - 1], as many as have their sums in registers beside a window.
+  constexpr int64_t kBatch = 2;
+  constexpr decltype(&group_sums_avx512<1, 1>) kSums[][kBatch] = {
+      {group_sums_avx512<1, 1>, group_sums_avx512<2, 1>},
+      {group_sums_avx512<1, 2>, group_sums_avx512<2, 2>}};
   const Packed packed(args.packed);
   const PlanesWeight weight = packed.planes();
   const int64_t in_features = packed.header().in_features;
@@ -125,13 +169,15 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
   }
   for (int64_t group = begin; group < end; ++group) {
     const int32_t* rows = weight.rows + group * kPlanesRows;
+    const int64_t lanes = weight.lanes(group);
     for (int64_t b = 0; b < args.batch; b += kBatch) {
       float sums[kBatch][kPlanesRows];
       const int64_t samples = std::min(kBatch, args.batch - b);
-      const bool finite = kSums[samples - 1](weight, group, &columns[b * stride], stride, sums);
+      const bool finite = kSums[lanes / kPlanesLanes - 1][samples - 1](
+          weight, group, &columns[b * stride], stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
         if (!finite) group_sums(weight, group, args.x + (b + s) * in_features, sums[s]);
-        write_lanes<kPlanesRows>(args, out_features, rows, b + s, sums[s]);
+        write_lanes(args, out_features, rows, lanes, b + s, sums[s]);
       }
     }
   }
@@ -154,7 +200,7 @@ void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
     for (int64_t b = 0; b < args.batch; ++b) {
       float sums[kPlanesRows];
       group_sums(weight, group, args.x + b * header.in_features, sums);
-      write_lanes<kPlanesRows>(args, header.out_features, rows, b, sums);
+      write_lanes(args, header.out_features, rows, kPlanesRows, b, sums);
     }
   }
 }

@@ -123,7 +123,7 @@ void window_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
       const int64_t samples = std::min(kBatch, args.batch - b);
       kGroups[samples - 1](weight, group, args.x + b * stride, stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
-        write_lanes<kWindowRows>(args, out_features, rows, b + s, sums[s]);
+        write_lanes(args, out_features, rows, kWindowRows, b + s, sums[s]);
       }
     }
   }
