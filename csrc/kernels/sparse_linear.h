@@ -38,12 +38,13 @@ constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout t
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
-  static constexpr uint64_t kMagic = 0x32575353'4d494d53;  // "SMIMSSW2"
+  static constexpr uint64_t kMagic = 0x33575353'4d494d53;  // "SMIMSSW3"
   uint64_t magic;
   int64_t bytes;  // of the whole block
   Layout layout;
   int64_t out_features, in_features;
   int64_t sections[5];  // byte offsets
+  int64_t is_bfloat16;  // planes: whether the values are
 };
 
 struct PackArgs {
@@ -51,7 +52,8 @@ struct PackArgs {
   const uint8_t* mask;  // likewise, 0 or 1
   int64_t out_features, in_features;
   Layout layout;
-  bool transposed;  // element alone
+  bool transposed;   // element alone
+  bool is_bfloat16;  // planes alone: the weights are such numbers, and are kept so
 };
 // Asks for memory of so many bytes, at a multiple of 64, and packs into it.
 void pack_sparse_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "half.h"
 #include "sparse_linear_packed.h"
 #include "sparse_linear_packer.h"
 
@@ -66,6 +67,48 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
   }
 }
 
+void store(float value, float* stored) { *stored = value; }
+void store(float value, BFloat16* stored) { *stored = to_bfloat16(value); }
+
+template <typename Value>
+void pack_planes(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+  const Schedule schedule(args, kPlanesRows, kPlanesColumns);
+  std::vector<PlanesGroup> groups;
+  std::vector<Value> values;
+  std::vector<uint8_t> offsets;
+  for (size_t group = 0; group < schedule.first.size(); ++group) {
+    const int64_t first_step = schedule.first[group];
+    groups.push_back({first_step, static_cast<int64_t>(values.size()) / kPlanesLanes});
+    if (group + 1 == schedule.first.size()) break;
+    const int64_t lanes = planes_lanes(&schedule.rows[group * kPlanesRows]);
+    for (int64_t step = first_step; step < schedule.first[group + 1]; ++step) {
+      for (int64_t first = 0; first < lanes; first += kPlanesLanes) {
+        const auto part = static_cast<int64_t>(values.size());
+        values.resize(part + kPlanesLanes);
+        offsets.resize(part + kPlanesLanes);
+        for (int64_t lane = 0; lane < kPlanesLanes; ++lane) {
+          const int64_t i = step * kPlanesRows + first + lane;
+          if (schedule.taken[i] < 0) continue;
+          store(schedule.values[i], &values[part + planes_value<Value>(lane)]);
+          offsets[part + planes_byte(lane)] = kTaken + schedule.taken[i];
+        }
+      }
+    }
+  }
+  Packer packer(args);
+  packer.reserve<PlanesGroup>(0, groups.size());
+  packer.reserve<int32_t>(1, schedule.rows.size());
+  packer.reserve<Value>(2, values.size());
+  packer.reserve<uint8_t>(3, offsets.size());
+  packer.reserve<int32_t>(4, schedule.windows.size());
+  packer.allocate(allocate);
+  packer.write(0, groups);
+  packer.write(1, schedule.rows);
+  packer.write(2, values);
+  packer.write(3, offsets);
+  packer.write(4, schedule.windows);
+}
+
 }  // namespace
 
 void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
@@ -98,39 +141,7 @@ void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t byt
 }
 
 void pack_planes_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
-  const Schedule schedule(args, kPlanesRows, kPlanesColumns);
-  std::vector<PlanesGroup> groups;
-  std::vector<float> values;
-  std::vector<uint8_t> offsets;
-  for (size_t group = 0; group < schedule.first.size(); ++group) {
-    const int64_t first_step = schedule.first[group];
-    groups.push_back({first_step, static_cast<int64_t>(values.size()) / kPlanesLanes});
-    if (group + 1 == schedule.first.size()) break;
-    const int64_t lanes = planes_lanes(&schedule.rows[group * kPlanesRows]);
-    for (int64_t step = first_step; step < schedule.first[group + 1]; ++step) {
-      const size_t part = offsets.size();
-      offsets.resize(part + lanes);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int32_t column = schedule.taken[step * kPlanesRows + lane];
-        values.push_back(schedule.values[step * kPlanesRows + lane]);
-        if (column < 0) continue;
-        offsets[part + lane / kPlanesLanes * kPlanesLanes + planes_byte(lane % kPlanesLanes)] =
-            kTaken + column;
-      }
-    }
-  }
-  Packer packer(args);
-  packer.reserve<PlanesGroup>(0, groups.size());
-  packer.reserve<int32_t>(1, schedule.rows.size());
-  packer.reserve<float>(2, values.size());
-  packer.reserve<uint8_t>(3, offsets.size());
-  packer.reserve<int32_t>(4, schedule.windows.size());
-  packer.allocate(allocate);
-  packer.write(0, groups);
-  packer.write(1, schedule.rows);
-  packer.write(2, values);
-  packer.write(3, offsets);
-  packer.write(4, schedule.windows);
+  args.is_bfloat16 ? pack_planes<BFloat16>(args, allocate) : pack_planes<float>(args, allocate);
 }
 
 }  // namespace simmim

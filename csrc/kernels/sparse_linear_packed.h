@@ -67,11 +67,12 @@ struct PlanesGroup {
 inline int64_t planes_lanes(const int32_t* rows) {
   return rows[kPlanesLanes] < 0 ? kPlanesLanes : kPlanesRows;
 }
+template <typename Value>  // float or BFloat16
 struct PlanesWeight {
   const PlanesGroup* groups;  // [groups + 1]
   const int32_t* rows;        // [groups, kPlanesRows]; -1 where there is none
-  const float* values;        // [parts, kPlanesLanes]
-  const uint8_t* offsets;     // likewise; as above, a lane's at planes_byte(lane)
+  const Value* values;        // [parts, kPlanesLanes]; a lane's is at planes_value<Value>(lane)
+  const uint8_t* offsets;     // likewise; as above, a lane's is at planes_byte(lane)
   const int32_t* windows;     // [steps] a window begins with column kPlanesColumns times that
 
   // Of the group, those that are not left out.
@@ -82,6 +83,13 @@ struct PlanesWeight {
 constexpr int64_t planes_byte(int64_t lane) {
   static_assert(kPlanesLanes == 64);
   return lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4;
+}
+
+// Two vectors of bfloat16 lie as one of pairs, of which the second are the high halves.
+template <typename Value>
+constexpr int64_t planes_value(int64_t lane) {
+  if constexpr (sizeof(Value) == sizeof(float)) return lane;
+  return lane / 32 * 32 + lane % 16 * 2 + lane / 16 % 2;
 }
 
 // Writes the sums of a group's `lanes` for one sample; `rows` are the lanes', -1 after the last.
@@ -122,8 +130,9 @@ class Packed {
     return {section<WindowGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
             section<int32_t>(4)};
   }
-  PlanesWeight planes() const {
-    return {section<PlanesGroup>(0), section<int32_t>(1), section<float>(2), section<uint8_t>(3),
+  template <typename Value>
+  PlanesWeight<Value> planes() const {
+    return {section<PlanesGroup>(0), section<int32_t>(1), section<Value>(2), section<uint8_t>(3),
             section<int32_t>(4)};
   }
   TileWeight tile() const {

@@ -14,7 +14,8 @@ class Packer {
  public:
   explicit Packer(const PackArgs& args)
       : header_{PackedHeader::kMagic, 2 * kAlignment,   args.layout,
-                args.out_features,    args.in_features, {}} {
+                args.out_features,    args.in_features, {},
+                args.is_bfloat16} {
     static_assert(sizeof(PackedHeader) <= 2 * kAlignment);
   }
 

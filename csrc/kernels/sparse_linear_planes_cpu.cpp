@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "cpu_capability.h"
+#include "half.h"
 #include "sparse_linear.h"
 #include "sparse_linear_packed.h"
 
@@ -13,7 +14,8 @@ namespace simmim {
 namespace {
 
 // The sums of a group for one sample. Idle lanes see nothing of x.
-void group_sums(const PlanesWeight& weight, int64_t group, const float* x, float* sums) {
+template <typename Value>
+void group_sums(const PlanesWeight<Value>& weight, int64_t group, const float* x, float* sums) {
   std::fill_n(sums, kPlanesRows, 0.0f);
   int64_t part = weight.groups[group].first_part;
   const int64_t parts = weight.lanes(group) / kPlanesLanes;
@@ -24,7 +26,7 @@ void group_sums(const PlanesWeight& weight, int64_t group, const float* x, float
       for (int64_t lane = 0; lane < kPlanesLanes; ++lane) {
         const uint8_t offset = weight.offsets[part * kPlanesLanes + planes_byte(lane)];
         if (!(offset & kTaken)) continue;
-        const float value = weight.values[part * kPlanesLanes + lane];
+        const Value value = weight.values[part * kPlanesLanes + planes_value<Value>(lane)];
         sums[p * kPlanesLanes + lane] += value * window[offset - kTaken];
       }
     }
@@ -97,11 +99,27 @@ SIMMIM_TARGET_AVX512_BF16 inline void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
+SIMMIM_TARGET_AVX512_BF16 inline void load_weights(const float* values,
+                                                   __m512 (&weights)[kVectors]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_load_ps(values + v * kVector);
+}
+SIMMIM_TARGET_AVX512_BF16 inline void load_weights(const BFloat16* values,
+                                                   __m512 (&weights)[kVectors]) {
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; v += 2) {
+    const __m512i pairs = load_once(values + v * kVector);
+    // Masked by nothing: gcc 12 warns of the plain shift's own undefined value.
+    weights[v] = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, pairs, 16));
+    weights[v + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)));
+  }
+}
+
 // The sums of a group of `parts` for `batch` samples that lie x_stride apart, idle lanes
 // multiplying some x by 0. Returns whether all are finite: such a lane may have met an infinity or
 // NaN.
-template <int batch, int parts>
-SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight& weight, int64_t group,
+template <int batch, int parts, typename Value>
+SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight<Value>& weight, int64_t group,
                                                  const Columns* x, int64_t x_stride,
                                                  float (*sums)[kPlanesRows]) {
   constexpr int64_t kAhead = 16 * kPlanesLanes;  // so far that the kernel waits for no cache
@@ -113,7 +131,7 @@ SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight& weight, int
   }
   const PlanesGroup first = weight.groups[group];
   const uint8_t* offsets = weight.offsets + first.first_part * kPlanesLanes;
-  const float* values = weight.values + first.first_part * kPlanesLanes;
+  const Value* values = weight.values + first.first_part * kPlanesLanes;
   const int64_t end = weight.groups[group + 1].first_step;
   for (int64_t step = first.first_step; step < end; ++step) {
 #pragma GCC unroll 2
@@ -122,16 +140,18 @@ SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight& weight, int
 #pragma GCC unroll 2
       for (int part = 0; part < parts; ++part) {
         const uint8_t* lanes = offsets + part * kPlanesLanes;
-        __m512 inputs[kVectors];
+        const Value* stored = values + part * kPlanesLanes;
+        __m512 inputs[kVectors], weights[kVectors];
         look_up_inputs(window, _mm512_load_si512(lanes), inputs);
-        if (b == 0) prefetch(lanes + kAhead);
+        load_weights(stored, weights);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
-          const float* weights = values + part * kPlanesLanes + v * kVector;
-          __m512& total = totals[b][part][v];
-          total = _mm512_fmadd_ps(_mm512_load_ps(weights), inputs[v], total);
-          if (b == 0) prefetch(weights + kAhead);
+          totals[b][part][v] = _mm512_fmadd_ps(weights[v], inputs[v], totals[b][part][v]);
         }
+        if (b > 0) continue;
+        prefetch(lanes + kAhead);
+#pragma GCC unroll 4
+        for (size_t i = 0; i < kPlanesLanes; i += 64 / sizeof(Value)) prefetch(stored + kAhead + i);
       }
     }
     offsets += parts * kPlanesLanes;
@@ -149,14 +169,15 @@ SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight& weight, int
   return special == 0;
 }
 
+template <typename Value>
 void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t end) {
   // [parts - 1][samples - 1], as many as have their sums in registers beside a window.
   constexpr int64_t kBatch = 2;
-  constexpr decltype(&group_sums_avx512<1, 1>) kSums[][kBatch] = {
-      {group_sums_avx512<1, 1>, group_sums_avx512<2, 1>},
-      {group_sums_avx512<1, 2>, group_sums_avx512<2, 2>}};
+  constexpr decltype(&group_sums_avx512<1, 1, Value>) kSums[][kBatch] = {
+      {group_sums_avx512<1, 1, Value>, group_sums_avx512<2, 1, Value>},
+      {group_sums_avx512<1, 2, Value>, group_sums_avx512<2, 2, Value>}};
   const Packed packed(args.packed);
-  const PlanesWeight weight = packed.planes();
+  const PlanesWeight<Value> weight = packed.planes<Value>();
   const int64_t in_features = packed.header().in_features;
   const int64_t out_features = packed.header().out_features;
   const int64_t stride = std::max<int64_t>(divide_up(in_features, kPlanesColumns), 2);
@@ -184,16 +205,15 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
 }
 #endif
 
-}  // namespace
-
-void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end) {
+template <typename Value>
+void planes_linear(const SparseLinearArgs& args, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
   if (cpu_capability() >= CpuCapability::avx512_bf16) {
-    return planes_linear_avx512(args, begin, end);
+    return planes_linear_avx512<Value>(args, begin, end);
   }
 #endif
   const Packed packed(args.packed);
-  const PlanesWeight weight = packed.planes();
+  const PlanesWeight<Value> weight = packed.planes<Value>();
   const auto& header = packed.header();
   for (int64_t group = begin; group < end; ++group) {
     const int32_t* rows = weight.rows + group * kPlanesRows;
@@ -203,6 +223,13 @@ void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end)
       write_lanes(args, header.out_features, rows, kPlanesRows, b, sums);
     }
   }
+}
+
+}  // namespace
+
+void planes_linear_cpu(const SparseLinearArgs& args, int64_t begin, int64_t end) {
+  Packed(args.packed).header().is_bfloat16 ? planes_linear<BFloat16>(args, begin, end)
+                                           : planes_linear<float>(args, begin, end);
 }
 
 }  // namespace simmim

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../kernels/half.h"
 #include "backend.h"
 #include "linear_checks.h"
 #include "parallel.h"
@@ -48,7 +49,9 @@ Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layou
                                           weight.size(0), weight.size(1)),
                     kPack, ": mask must keep or mask whole columns of ", kBlockRows,
                     " rows for layout 'block'; use layout 'element'");
-  return pack_weight(weight.detach().to(at::kFloat).contiguous(), keep, layout);
+  const bool is_bfloat16 = weight.scalar_type() == at::kBFloat16 && layout == Layout::planes;
+  return pack_weight(weight.detach().to(at::kFloat).contiguous(), keep, layout,
+                     /*transposed=*/false, is_bfloat16);
 }
 
 PackedHeader header_of(const Tensor& packed) {
@@ -69,10 +72,31 @@ PackedHeader read_header(const Tensor& packed) {
   return header;
 }
 
-// Without calls through the dispatcher where there is nothing to do: they cost a small layer's
-// time.
+// Calls through the dispatcher cost a small layer's time: none where there is nothing to do, and
+// none for so few elements that a plain loop converts them sooner.
+constexpr int64_t kFew = 1 << 13;
+
 Tensor as_float(const Tensor& t) {
-  return t.scalar_type() == at::kFloat && t.is_contiguous() ? t : t.to(at::kFloat).contiguous();
+  if (t.scalar_type() == at::kFloat && t.is_contiguous()) return t;
+  if (t.scalar_type() == at::kBFloat16 && t.is_contiguous() && t.numel() <= kFew) {
+    Tensor floats = at::empty(t.sizes(), t.options().dtype(at::kFloat));
+    const auto* from = static_cast<const BFloat16*>(t.const_data_ptr());
+    std::copy_n(from, t.numel(), floats.mutable_data_ptr<float>());
+    return floats;
+  }
+  return t.to(at::kFloat).contiguous();
+}
+
+// Of a float t that is contiguous.
+Tensor as_dtype(const Tensor& t, at::ScalarType dtype) {
+  if (dtype == at::kBFloat16 && t.numel() <= kFew) {
+    Tensor rounded = at::empty(t.sizes(), t.options().dtype(dtype));
+    const auto* from = t.const_data_ptr<float>();
+    std::transform(from, from + t.numel(), static_cast<BFloat16*>(rounded.mutable_data_ptr()),
+                   to_bfloat16);
+    return rounded;
+  }
+  return t.to(dtype);
 }
 
 // Packs x into tiles of args.lanes samples by so many columns, then runs.
@@ -167,7 +191,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
       bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt;
   const bool takes_half = header.layout == Layout::tile && x.scalar_type() == at::kBFloat16;
   const Tensor y = packed_linear(takes_half ? x.contiguous() : as_float(x), packed, float_bias);
-  return y.scalar_type() == x.scalar_type() ? y : y.to(x.scalar_type());
+  return y.scalar_type() == x.scalar_type() ? y : as_dtype(y, x.scalar_type());
 }
 
 // A packed weight serves inference alone.
@@ -200,13 +224,15 @@ Tensor sparse_linear(const Tensor& x, const Tensor& packed, const OptionalTensor
   return op.call(x, packed, bias, out_features);
 }
 
-at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, bool transposed) {
+at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, bool transposed,
+                       bool is_bfloat16) {
   const PackArgs args{weight.const_data_ptr<float>(),
                       static_cast<const uint8_t*>(mask.const_data_ptr()),
                       weight.size(transposed ? 1 : 0),
                       weight.size(transposed ? 0 : 1),
                       layout,
-                      transposed};
+                      transposed,
+                      is_bfloat16};
   Tensor packed;
   pack_sparse_cpu(args, [&](int64_t bytes) {
     packed = at::empty({bytes}, mask.options().dtype(at::kByte));

@@ -14,9 +14,10 @@ at::Tensor sparse_linear(const at::Tensor& x, const at::Tensor& packed,
 // On float32 tensors that are checked and contiguous; CPU only:
 
 // weight and mask [out_features, in_features] -> packed [bytes] uint8. `transposed` packs the
-// transpose, for products with W in the place of W^T.
+// transpose, for products with W in the place of W^T. `is_bfloat16`: the weights are such numbers,
+// and the layout planes keeps them so.
 at::Tensor pack_weight(const at::Tensor& weight, const at::Tensor& mask, Layout layout,
-                       bool transposed = false);
+                       bool transposed = false, bool is_bfloat16 = false);
 
 // x [..., in_features] W^T + bias [out_features] -> [..., out_features].
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,

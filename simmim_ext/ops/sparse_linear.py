@@ -16,7 +16,7 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
 
     Args:
         weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32 on the
-            CPU ("tile": rounded to bfloat16), in its own type on CUDA.
+            CPU ("tile": rounded to bfloat16; "planes": bfloat16 as it is), in its own type on CUDA.
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
             smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
