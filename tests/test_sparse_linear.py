@@ -14,7 +14,7 @@ from simmim_ext.nn import SparseLinear
 from simmim_ext.ops._library import cpu_capability
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
-LAYOUTS = ("element", "gather", "block", "window", "planes", "tile")
+LAYOUTS = ("element", "gather", "block", "window", "planes", "tile", "pair")
 BATCHES = (0, 1, 2, 7, 16, 33, 130)
 # out_features, in_features: large ones take the sparse kernels; none is a multiple of a vector
 SHAPES = ((1, 1), (1, 300), (300, 1), (10, 33), (259, 131), (130, 517), (90, 200))
@@ -47,7 +47,7 @@ def test_value_against_float64(shape, mask, memory) -> None:
 
 def rounded(t: torch.Tensor, layout: str) -> torch.Tensor:
     """As the layout multiplies it."""
-    return t.bfloat16().float() if layout == "tile" else t
+    return t.bfloat16().float() if layout in ("tile", "pair") else t
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -339,7 +339,7 @@ def packed_3x4() -> torch.Tensor:
         (lambda: make(3, 4)(torch.ones(2, 4).int()), TypeError, "x must be .*, got int32"),
         (lambda: make(259, 131)(torch.ones(2, 131) + 0j), TypeError, "x must be .*, got complex64"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4).bool(), "csr"), ValueError,
-         "pack_sparse_weight: layout must be 'element', .*, 'planes' or 'tile', got 'csr'"),
+         "pack_sparse_weight: layout must be 'element', .*, 'tile' or 'pair', got 'csr'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "block"), ValueError,
          "pack_sparse_weight: mask must keep or mask whole columns of 16 rows for layout 'block'"),
         (lambda: pack_sparse_weight(torch.ones(3, 4), torch.ones(3, 4), "block"), TypeError,

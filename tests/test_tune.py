@@ -17,7 +17,7 @@ from simmim_ext import cache, cli
 from simmim_ext.nn import SparseLinear
 from simmim_ext.nn.choice import MARGIN, choose
 from simmim_ext.nn.pattern import recognise
-from simmim_ext.nn.speed_table import DENSE_BFLOAT16, KERNELS, SpeedTable, parse
+from simmim_ext.nn.speed_table import DENSE_BFLOAT16, KERNELS, ROUNDING, SpeedTable, parse
 from simmim_ext.nn.tuned import DEFAULTS, cpu_model, in_force, tuned_path
 from simmim_ext.nn.tuning import measure_speeds
 from simmim_ext.ops._library import cpu_capability
@@ -114,7 +114,7 @@ def test_the_choice_follows_the_table() -> None:
     kernels = [name for name in KERNELS[cpu_capability()] if name not in ("block", "compact")]
     for kernel in kernels:
         plant(table(**{kernel: 7.5}).text())
-        choice = make_layer(dtype=torch.bfloat16 if kernel == "tile" else None).choice
+        choice = make_layer(dtype=torch.bfloat16 if kernel in ROUNDING else None).choice
         assert choice.kernels == ((None, kernel),)
         assert dict(choice.speeds) == pytest.approx({1: 7.5, 16: 7.5})
         assert choice.reason == "fastest in this machine's speed table"

@@ -14,6 +14,7 @@ namespace simmim {
 // window: any mask, small batches on AVX-512; the rows along the vector, x gathered by a
 // permutation of two of its vectors.
 // planes: the same with longer windows, of the bytes of x; batches of 1 to 4, with VBMI.
+// pair: element's, in bfloat16; two weights of a row at a time, for vdpbf16ps.
 // tile: any mask, in bfloat16; expanded into tiles of a dense matrix, for AMX or vdpbf16ps.
 enum class Layout : int64_t {
   element = 1,
@@ -21,12 +22,15 @@ enum class Layout : int64_t {
   block = 3,
   window = 4,
   tile = 5,
-  planes = 6
+  planes = 6,
+  pair = 7
 };
 
 constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
 constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L1 cache holds
+constexpr int64_t kPairColumns = 208;  // the same for the layout pair
+constexpr int64_t kPairLanes = 32;     // samples of a tile, of which a column is a vector
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 constexpr int64_t kPlanesRows = 128;
@@ -88,15 +92,17 @@ struct PackInputArgs {
   int64_t tile_columns;  // element: kTileColumns; block: in_features
 };
 void pack_input_cpu(const PackInputArgs& args, int64_t begin, int64_t end);
-constexpr int64_t packed_tile_floats(int64_t tile_columns, int64_t lanes) {
+constexpr int64_t packed_tile_items(int64_t tile_columns, int64_t lanes) {
   return (tile_columns + 1) * lanes;
 }
 int64_t element_lanes_cpu(int64_t batch);
 int64_t block_lanes_cpu(int64_t batch);  // 1: x lies packed as it is
 
-// The tile layout. x [batch, in_features] -> [batch tiles, input tiles, kTileSamples, kTileInputs]
+// The tile layout: x [batch, in_features] -> [batch tiles, input tiles, kTileSamples, kTileInputs]
 // bfloat16, 0 beyond in_features, anything beyond the batch; serial over the batch tiles
 // [begin, end).
+// The pair layout: -> [batch tiles, column tiles, kPairColumns + 1, kPairLanes], as pack_input's
+// tiles.
 struct PackTilesArgs {
   const void* x;  // float, or bfloat16
   bool is_bfloat16;
@@ -104,10 +110,11 @@ struct PackTilesArgs {
   int64_t batch, in_features;
 };
 void pack_tiles_cpu(const PackTilesArgs& args, int64_t begin, int64_t end);
+void pack_pairs_cpu(const PackTilesArgs& args, int64_t begin, int64_t end);
 
 struct TileLinearArgs {
   const void* packed;
-  const uint16_t* x;  // as pack_tiles_cpu makes it
+  const uint16_t* x;  // as the layout's function above makes it
   const float* bias;  // [out_features], or null
   void* y;            // [batch, out_features] float, or bfloat16
   bool is_bfloat16;
@@ -115,6 +122,8 @@ struct TileLinearArgs {
 };
 // Serial over the tasks [begin, end) of every kTileBatch samples by every kTileOutputs outputs.
 void tile_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end);
+// Serial over the tasks [begin, end) of every kPairLanes samples by every kTileRows outputs.
+void pair_linear_cpu(const TileLinearArgs& args, int64_t begin, int64_t end);
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -15,7 +15,7 @@ template <int N>
     const int64_t first_row = task / column_tiles * args.lanes;
     const int64_t first_column = task % column_tiles * args.tile_columns;
     const int64_t columns = std::min(args.tile_columns, args.in_features - first_column);
-    float* tile = args.packed + task * packed_tile_floats(args.tile_columns, args.lanes);
+    float* tile = args.packed + task * packed_tile_items(args.tile_columns, args.lanes);
     transpose_into<N>(args.x + first_row * args.in_features + first_column, args.in_features,
                       std::min(args.lanes, args.batch - first_row), columns, tile, args.lanes,
                       args.lanes);
@@ -122,7 +122,7 @@ template <int N, int lanes>
   constexpr int kChains = lanes == 1 ? N / 2 : lanes == 4 ? 2 : 1;
   const BlockWeight weight = packed.block();
   const int64_t out_features = packed.header().out_features;
-  const int64_t tile_floats = packed_tile_floats(packed.header().in_features, lanes);
+  const int64_t tile_floats = packed_tile_items(packed.header().in_features, lanes);
   float outputs[lanes][kBlockRows];
   float bias[kBlockRows] = {};
   for (int64_t block = first_block; block < end_block; ++block) {
@@ -157,7 +157,7 @@ template <int N, int lanes>
   constexpr int64_t kInputBytes = 1 << 18;  // of x at a time, which stay in the L2 cache
   const Packed packed(args.packed);
   const int64_t tiles = divide_up(args.batch, lanes);
-  const int64_t tile_floats = packed_tile_floats(packed.header().in_features, lanes);
+  const int64_t tile_floats = packed_tile_items(packed.header().in_features, lanes);
   const int64_t chunk =
       std::max<int64_t>(1, kInputBytes / (tile_floats * static_cast<int64_t>(sizeof(float))));
   for (int64_t tile = 0; tile < tiles; tile += chunk) {

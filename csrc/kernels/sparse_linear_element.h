@@ -83,8 +83,8 @@ inline void element_rows(const float* values, const uint8_t* columns, const uint
 }
 
 template <bool spreads, int lanes>
-inline void element_tile(const ElementWeight& weight, const ElementTile& tile, const float* x,
-                         float* y) {
+inline void element_tile(const ElementWeight<float, 1>& weight, const ElementTile& tile,
+                         const float* x, float* y) {
   constexpr int kVectors = std::min(4, lanes / kLanes);
   constexpr auto kRows = std::make_integer_sequence<int, kVectors == 4 ? 2 : 4>();
   const float* values = weight.values + tile.first_weight;
@@ -113,11 +113,11 @@ template <bool spreads, int lanes>
 inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kBatchLanes = lanes;
   const Packed packed(args.packed);
-  const ElementWeight weight = packed.element();
+  const ElementWeight weight = packed.element<float, 1>();
   const int64_t out_features = packed.header().out_features;
   const int64_t row_blocks = divide_up(out_features, kTileRows);
   const int64_t column_tiles = divide_up(packed.header().in_features, kTileColumns);
-  constexpr int64_t kTileFloats = packed_tile_floats(kTileColumns, kBatchLanes);
+  constexpr int64_t kTileFloats = packed_tile_items(kTileColumns, kBatchLanes);
   const std::unique_ptr<OutputTile<lanes>> outputs(new OutputTile<lanes>);  // not made 0
   float* y = outputs->rows;
   for (int64_t task = begin; task < end; ++task) {
@@ -134,8 +134,12 @@ inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t e
     }
     const int64_t first_lane = batch_tile * kBatchLanes;
     const int64_t lanes_here = std::min(kBatchLanes, args.batch - first_lane);
-    transpose_into<kLanes>(y, kBatchLanes, rows_here, lanes_here,
-                           args.y + first_lane * out_features + first_row, out_features, rows_here);
+    transpose_into<kLanes>(y, kBatchLanes, rows_here, lanes_here, outputs->samples[0], kTileRows,
+                           rows_here);
+    for (int64_t lane = 0; lane < lanes_here; ++lane) {
+      std::copy_n(outputs->samples[lane], rows_here,
+                  args.y + (first_lane + lane) * out_features + first_row);
+    }
   }
 }
 

@@ -70,6 +70,7 @@ void pack_block(const PackArgs& args, const Allocate& allocate) {
 void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate) {
   switch (args.layout) {
     case Layout::element:
+    case Layout::pair:
       return pack_element_cpu(args, allocate);
     case Layout::gather:
       return pack_gather(args, allocate);

@@ -1,7 +1,8 @@
-// Packing the element layout is part of every training step: two passes over the mask, the first of
-// which counts, so that nothing is moved twice.
+// Packs the layouts element and pair. Packing the former is part of every training step: two passes
+// over the mask, the first of which counts, so that nothing is moved twice.
 #include <algorithm>
 
+#include "half.h"
 #include "mask_bits.h"
 #include "sparse_linear_packed.h"
 #include "sparse_linear_packer.h"
@@ -34,7 +35,7 @@ struct Tile {
     }
   }
 
-  // How many weights each row keeps; at most kTileColumns, so that bytes hold it.
+  // How many weights each row keeps; at most tile_columns, so that bytes hold it.
   void count(uint8_t (&counts)[kTileRows]) const {
     std::fill(counts, counts + kTileRows, 0);
     for (int64_t line = 0; line < (transposed ? columns : rows); ++line) {
@@ -52,38 +53,44 @@ struct Tile {
 
 // The tiles of W in the order in which they are packed.
 template <typename Visit>
-void for_each_tile(const PackArgs& args, const Visit& visit) {
+void for_each_tile(const PackArgs& args, int64_t tile_columns, const Visit& visit) {
   const int64_t stride = args.transposed ? args.out_features : args.in_features;
   for (int64_t row = 0; row < args.out_features; row += kTileRows) {
-    for (int64_t column = 0; column < args.in_features; column += kTileColumns) {
+    for (int64_t column = 0; column < args.in_features; column += tile_columns) {
       const int64_t offset = args.transposed ? column * stride + row : row * stride + column;
       visit(Tile{args.mask + offset, args.weight + offset,
                  std::min(kTileRows, args.out_features - row),
-                 std::min(kTileColumns, args.in_features - column), stride, args.transposed});
+                 std::min(tile_columns, args.in_features - column), stride, args.transposed});
     }
   }
 }
 
 // The rows that keep any weight, by ascending count (a counting sort); returns how many.
 int sort_rows(const uint8_t (&counts)[kTileRows], uint8_t (&order)[kTileRows]) {
-  int first[kTileColumns + 2] = {};
+  constexpr int kMost = UINT8_MAX;
+  int first[kMost + 2] = {};
   for (const uint8_t count : counts) ++first[count + 1];
   const int empty = first[1];
-  for (int64_t count = 1; count <= kTileColumns; ++count) first[count + 1] += first[count];
+  for (int count = 1; count <= kMost; ++count) first[count + 1] += first[count];
   for (int row = 0; row < kTileRows; ++row) {
     if (counts[row] != 0) order[first[counts[row]]++ - empty] = static_cast<uint8_t>(row);
   }
   return kTileRows - empty;
 }
 
-}  // namespace
+void store(float value, float* stored) { *stored = value; }
+void store(float value, BFloat16* stored) { *stored = to_bfloat16(value); }
 
-void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+// Rows take turns of `width` weights.
+template <typename Value, int width>
+void pack(const PackArgs& args, int64_t tile_columns,
+          const std::function<void*(int64_t bytes)>& allocate) {
+  constexpr int64_t kTurn = width * kGroupRows;
   std::vector<ElementTile> tiles;
   std::vector<ElementRun> runs;
   std::vector<uint16_t> rows;
   int64_t weights = 0;
-  for_each_tile(args, [&](const Tile& tile) {
+  for_each_tile(args, tile_columns, [&](const Tile& tile) {
     uint8_t counts[kTileRows], order[kTileRows];
     tile.count(counts);
     const int kept_rows = sort_rows(counts, order);
@@ -91,7 +98,7 @@ void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t by
     tiles.push_back({first_run, first_run, static_cast<int64_t>(rows.size()), weights});
     for (int first = 0; first < kept_rows; first += kGroupRows) {
       const int last = std::min<int>(first + kGroupRows, kept_rows) - 1;
-      const uint16_t count = counts[order[last]];
+      const auto count = static_cast<uint16_t>(divide_up(counts[order[last]], width));
       if (static_cast<int64_t>(runs.size()) > first_run && runs.back().count == count) {
         ++runs.back().groups;
       } else {
@@ -100,7 +107,7 @@ void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t by
       for (int r = first; r < first + kGroupRows; ++r) {
         rows.push_back(r <= last ? order[r] : kTileRows);
       }
-      weights += count * kGroupRows;
+      weights += count * kTurn;
     }
     tiles.back().end_run = static_cast<int64_t>(runs.size());
   });
@@ -109,35 +116,43 @@ void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t by
   packer.reserve<ElementTile>(0, tiles.size());
   packer.reserve<ElementRun>(1, runs.size());
   packer.reserve<uint16_t>(2, rows.size());
-  packer.reserve<float>(3, weights);
+  packer.reserve<Value>(3, weights);
   packer.reserve<uint8_t>(4, weights);
   packer.allocate(allocate);
   packer.write(0, tiles);
   packer.write(1, runs);
   packer.write(2, rows);
-  auto* values = packer.section<float>(3);
+  auto* values = packer.section<Value>(3);
   auto* columns = packer.section<uint8_t>(4);
-  std::fill_n(values, weights, 0.0f);
-  std::fill_n(columns, weights, static_cast<uint8_t>(kTileColumns));
+  std::fill_n(values, weights, Value{});
+  std::fill_n(columns, weights, static_cast<uint8_t>(tile_columns));
 
   const ElementTile* packed = tiles.data();
-  for_each_tile(args, [&](const Tile& tile) {
+  for_each_tile(args, tile_columns, [&](const Tile& tile) {
     int64_t next[kTileRows + 1];  // where each row's next weight goes
     const uint16_t* row = rows.data() + packed->first_row;
     int64_t weight = packed->first_weight;
     for (int64_t run = packed->first_run; run < packed->end_run; ++run) {
       for (int64_t group = 0; group < runs[run].groups; ++group) {
-        for (int64_t r = 0; r < kGroupRows; ++r) next[*row++] = weight + r;
-        weight += runs[run].count * kGroupRows;
+        for (int64_t r = 0; r < kGroupRows; ++r) next[*row++] = weight + width * r;
+        weight += runs[run].count * kTurn;
       }
     }
     tile.for_each([&](int64_t row, int64_t column, float value) {
-      values[next[row]] = value;
-      columns[next[row]] = static_cast<uint8_t>(column);
-      next[row] += kGroupRows;
+      int64_t& i = next[row];
+      store(value, &values[i]);
+      columns[i] = static_cast<uint8_t>(column);
+      i += i % width == width - 1 ? kTurn - width + 1 : 1;
     });
     ++packed;
   });
+}
+
+}  // namespace
+
+void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+  args.layout == Layout::pair ? pack<BFloat16, 2>(args, kPairColumns, allocate)
+                              : pack<float, 1>(args, kTileColumns, allocate);
 }
 
 }  // namespace simmim

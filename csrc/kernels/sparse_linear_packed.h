@@ -10,9 +10,9 @@ namespace simmim {
 
 // Rows and columns are cut into tiles; the rows of a tile are sorted by their count of weights and
 // taken in groups of kGroupRows (SELL-C-sigma: Kreutzer et al., SIAM J. Sci. Comput. 36(5), 2014).
-// A run is `groups` groups that have `count` weights in each row. Within a group the rows take
-// turns, weight by weight. A short row is filled up with value 0 at column kTileColumns, a group
-// short of rows with row kTileRows, a scratch row.
+// A run is `groups` groups that have the weights of `count` turns in each row. Within a group the
+// rows take turns, weight by weight, or pair by pair. A short row is filled up with value 0 at the
+// column after the tile's last, a group short of rows with row kTileRows, a scratch row.
 constexpr int64_t kGroupRows = 4;
 struct ElementRun {
   uint16_t count, groups;
@@ -20,14 +20,23 @@ struct ElementRun {
 struct ElementTile {
   int64_t first_run, end_run, first_row, first_weight;
 };
+template <typename Value, int width>  // float and 1, or of the layout pair BFloat16 and 2
 struct ElementWeight {
   const ElementTile* tiles;  // [row tiles, column tiles]
   const ElementRun* runs;
   const uint16_t* rows;    // within the tile
-  const float* values;     // [groups][count][kGroupRows]
+  const Value* values;     // [groups][count][kGroupRows][width]
   const uint8_t* columns;  // within the tile, as values
 };
-static_assert(kTileColumns <= UINT8_MAX);
+static_assert(kTileColumns <= UINT8_MAX && kPairColumns <= UINT8_MAX);
+
+// Which sample lies where in a column of a tile of x of the layout pair: interleaving the lower
+// halves of every 128 bits of two columns gives the pairs of the first 16 samples in order, and the
+// upper halves the others'.
+constexpr int64_t pair_sample(int64_t item) {
+  static_assert(kPairLanes == 32);
+  return item / 8 * 4 + item % 4 + item / 4 % 2 * 16;
+}
 
 struct GatherWeight {
   const int64_t* first;  // [out_features + 1]
@@ -119,9 +128,10 @@ class Packed {
     std::memcpy(&header_, bytes, sizeof header_);
   }
   const PackedHeader& header() const { return header_; }
-  ElementWeight element() const {
+  template <typename Value, int width>
+  ElementWeight<Value, width> element() const {
     return {section<ElementTile>(0), section<ElementRun>(1), section<uint16_t>(2),
-            section<float>(3), section<uint8_t>(4)};
+            section<Value>(3), section<uint8_t>(4)};
   }
   GatherWeight gather() const {
     return {section<int64_t>(0), section<float>(1), section<uint16_t>(2), section<int32_t>(3)};

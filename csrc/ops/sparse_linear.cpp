@@ -34,10 +34,11 @@ Layout parse_layout(c10::string_view name) {
   if (name == "window") return Layout::window;
   if (name == "planes") return Layout::planes;
   if (name == "tile") return Layout::tile;
+  if (name == "pair") return Layout::pair;
   TORCH_CHECK_VALUE(
       false, kPack,
-      ": layout must be 'element', 'gather', 'block', 'window', 'planes' or 'tile', got '", name,
-      "'");
+      ": layout must be 'element', 'gather', 'block', 'window', 'planes', 'tile' or 'pair', got '",
+      name, "'");
 }
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
@@ -105,7 +106,7 @@ void run_on_tiles(SparseLinearArgs args, const Tensor& x, int64_t in_features, i
                   const Run& run) {
   const int64_t tiles = divide_up(args.batch, args.lanes) * divide_up(in_features, tile_columns);
   const Tensor packed =
-      at::empty({tiles * packed_tile_floats(tile_columns, args.lanes)}, x.options());
+      at::empty({tiles * packed_tile_items(tile_columns, args.lanes)}, x.options());
   const PackInputArgs pack{
       args.x, packed.mutable_data_ptr<float>(), args.batch, in_features, args.lanes, tile_columns};
   parallel_ranges(tiles, kPackWork * x.numel(),
@@ -151,35 +152,62 @@ void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor&
 }
 
 // x and y float or bfloat16.
-Tensor run_tile(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
-  const PackedHeader header = header_of(packed);
-  const int64_t batch = batch_of(x), batch_tiles = divide_up(batch, kTileSamples);
-  const int64_t depth = divide_up(header.in_features, kTileInputs);
-  const bool is_bfloat16 = x.scalar_type() == at::kBFloat16;
+struct HalfRun {
+  Tensor x;  // packed
+  int64_t tasks, work;
+  void (*linear)(const TileLinearArgs& args, int64_t begin, int64_t end);
+};
+
+HalfRun pack_tiles(PackTilesArgs args, const Tensor& x, const PackedHeader& header) {
+  const int64_t batch_tiles = divide_up(args.batch, kTileSamples);
+  const int64_t depth = divide_up(args.in_features, kTileInputs);
   const Tensor tiles =
       at::empty({batch_tiles, depth, kTileSamples, kTileInputs}, x.options().dtype(at::kBFloat16));
-  const PackTilesArgs pack{x.const_data_ptr(), is_bfloat16,
-                           static_cast<uint16_t*>(tiles.mutable_data_ptr()), batch,
-                           header.in_features};
+  args.tiles = static_cast<uint16_t*>(tiles.mutable_data_ptr());
   parallel_ranges(batch_tiles, kPackWork * x.numel(),
-                  [&](int64_t begin, int64_t end) { pack_tiles_cpu(pack, begin, end); });
+                  [&](int64_t begin, int64_t end) { pack_tiles_cpu(args, begin, end); });
+  // A vector of weights is expanded in about the time in which two tiles of x take it.
+  const int64_t vectors = header.out_features * depth;
+  return {tiles, divide_up(args.batch, kTileBatch) * divide_up(header.out_features, kTileOutputs),
+          vectors * (batch_tiles + 2) * 8, tile_linear_cpu};
+}
+
+HalfRun pack_pairs(PackTilesArgs args, const Tensor& x, const PackedHeader& header) {
+  const int64_t batch_tiles = divide_up(args.batch, kPairLanes);
+  const int64_t tiles = batch_tiles * divide_up(args.in_features, kPairColumns);
+  const Tensor packed = at::empty({tiles * packed_tile_items(kPairColumns, kPairLanes)},
+                                  x.options().dtype(at::kBFloat16));
+  args.tiles = static_cast<uint16_t*>(packed.mutable_data_ptr());
+  parallel_ranges(tiles, kPackWork * x.numel(),
+                  [&](int64_t begin, int64_t end) { pack_pairs_cpu(args, begin, end); });
+  constexpr int64_t kPairBytes = 6;
+  return {packed, batch_tiles * divide_up(header.out_features, kTileRows),
+          header.bytes / kPairBytes * args.batch, pair_linear_cpu};
+}
+
+Tensor run_half(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
+  const PackedHeader header = header_of(packed);
+  const bool is_bfloat16 = x.scalar_type() == at::kBFloat16;
+  const PackTilesArgs args{x.const_data_ptr(), is_bfloat16, nullptr, batch_of(x),
+                           header.in_features};
+  const auto pack = header.layout == Layout::pair ? pack_pairs : pack_tiles;
+  const HalfRun run = pack(args, x, header);
 
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = header.out_features;
   Tensor y = at::empty(shape, x.options());
-  const TileLinearArgs args{packed.const_data_ptr(),
-                            pack.tiles,
-                            bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
-                            y.mutable_data_ptr(),
-                            is_bfloat16,
-                            batch};
-  // A vector of weights is expanded in about the time in which two tiles of x take it.
-  const int64_t vectors = header.out_features * depth;
-  parallel_ranges(divide_up(batch, kTileBatch) * divide_up(header.out_features, kTileOutputs),
-                  vectors * (batch_tiles + 2) * 8,
-                  [&](int64_t begin, int64_t end) { tile_linear_cpu(args, begin, end); });
+  const TileLinearArgs linear{packed.const_data_ptr(),
+                              static_cast<const uint16_t*>(run.x.const_data_ptr()),
+                              bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
+                              y.mutable_data_ptr(),
+                              is_bfloat16,
+                              args.batch};
+  parallel_ranges(run.tasks, run.work,
+                  [&](int64_t begin, int64_t end) { run.linear(linear, begin, end); });
   return y;
 }
+
+bool is_half(Layout layout) { return layout == Layout::tile || layout == Layout::pair; }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
@@ -189,7 +217,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& b
   check_sparse_linear(kLinear, x, header.in_features, bias, out_features);
   const OptionalTensor float_bias =
       bias.has_value() ? OptionalTensor(as_float(*bias)) : std::nullopt;
-  const bool takes_half = header.layout == Layout::tile && x.scalar_type() == at::kBFloat16;
+  const bool takes_half = is_half(header.layout) && x.scalar_type() == at::kBFloat16;
   const Tensor y = packed_linear(takes_half ? x.contiguous() : as_float(x), packed, float_bias);
   return y.scalar_type() == x.scalar_type() ? y : as_dtype(y, x.scalar_type());
 }
@@ -243,7 +271,7 @@ at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, 
 
 at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
   const PackedHeader header = header_of(packed);
-  if (header.layout == Layout::tile) return run_tile(x, packed, bias);
+  if (is_half(header.layout)) return run_half(x, packed, bias);
   const int64_t out_features = header.out_features;
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = out_features;
@@ -275,6 +303,7 @@ at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTe
                       [&](int64_t begin, int64_t end) { planes_linear_cpu(args, begin, end); });
       break;
     case Layout::tile:
+    case Layout::pair:
       break;  // left above
   }
   return y;

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .pattern import Pattern
-from .speed_table import DENSE_BFLOAT16, KERNELS, SpeedTable
+from .speed_table import DENSE_BFLOAT16, KERNELS, ROUNDING, SpeedTable
 from .tuned import InForce, in_force
 
 # A sparse kernel must promise so much more than dense, or dense is taken.
@@ -30,9 +30,9 @@ class Choice:
         pattern: what the mask is made of; see ``Pattern.name``.
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
-            Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "gather",
-            "window", "planes", "block", "tile", "row" (CUDA's), "2:4" and "bsr" (torch's own on
-            CUDA, by cuSPARSELt and Triton; gradients and torch.compile get "dense" there),
+            Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "pair",
+            "gather", "window", "planes", "block", "tile", "row" (CUDA's), "2:4" and "bsr" (torch's
+            own on CUDA, by cuSPARSELt and Triton; gradients and torch.compile get "dense" there),
             "compressed" (decompresses block by block: memory="small").
         reason: why, in words.
         speeds: (batch, how many times as fast as dense float32 the layer should be there), for
@@ -125,7 +125,7 @@ def _speeds(
     def fits(kernel: str) -> bool:
         if kernel in ("compact", "block"):
             return pattern.startswith({"compact": "rows/columns", "block": "block"}[kernel])
-        return dtype == torch.bfloat16 if kernel == "tile" else dtype != torch.float64
+        return dtype == torch.bfloat16 if kernel in ROUNDING else dtype != torch.float64
 
     names = [name for name in KERNELS[table.capability] if fits(name)]
     for row in range(len(table.batches)):

@@ -31,10 +31,10 @@ class SparseLinear(nn.Module):
     Kept weights behave as in ``nn.Linear``, NaN and infinity included; a masked weight contributes
     nothing, whatever x holds. Differentiable in x. Sparse kernels multiply and add in float32
     whatever ``torch.set_float32_matmul_precision`` permits; where a dense kernel serves, torch
-    honours the setting as in ``nn.Linear``. A bfloat16 layer may round x to bfloat16 (its dense and
-    its "tile" kernel do), and adds in float32 all the same. Under autocast a float32 layer's sparse
-    kernels stay in float32, and y is of autocast's dtype; where a dense bfloat16 product is faster,
-    a layer of ``dtype=torch.bfloat16`` takes that.
+    honours the setting as in ``nn.Linear``. A bfloat16 layer may round x to bfloat16 (its dense,
+    "tile" and "pair" kernels do), and adds in float32 all the same. Under autocast a float32
+    layer's sparse kernels stay in float32, and y is of autocast's dtype; where a dense bfloat16
+    product is faster, a layer of ``dtype=torch.bfloat16`` takes that.
 
     What is saved is the portable compressed form: a bit for each weight, and the kept weights'
     values, density + 1/32 of the dense size for float32. The packed kernels are made from it on the

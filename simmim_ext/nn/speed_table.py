@@ -11,17 +11,19 @@ from typing import Any
 
 FORMAT = "simmim_ext speed table"
 # What can be fastest, by the CPU's capability. "compact" is for masks of whole rows and columns,
-# "block" for whole blocks, the others for any; "tile" multiplies in bfloat16. "planes" was not
-# measured on a CPU with AMX, where its permutations take several steps.
+# "block" for whole blocks, the others for any; "tile" and "pair" multiply in bfloat16. On CPUs with
+# AMX, where the permutations of "planes" take several steps and the products of "pair" are no faster
+# than those of float32, neither was measured.
 KERNELS = {
     "portable": ("element", "gather", "block", "compact"),
     "avx2": ("element", "gather", "block", "compact"),
     "avx512": ("element", "window", "block", "compact"),
-    "avx512_bf16": ("element", "planes", "window", "block", "compact", "tile"),
+    "avx512_bf16": ("element", "planes", "window", "block", "compact", "tile", "pair"),
     "amx": ("element", "window", "block", "compact", "tile"),
 }
 DENSE_BFLOAT16 = "dense bfloat16"
-BFLOAT16 = ("tile", DENSE_BFLOAT16)  # timed with bfloat16 inputs, the others with float32
+ROUNDING = ("tile", "pair")  # of x to bfloat16: for layers of it alone
+BFLOAT16 = (*ROUNDING, DENSE_BFLOAT16)  # timed with bfloat16 inputs, the others with float32
 
 # [sizes][batches][densities]
 Speeds = tuple[tuple[tuple[float, ...], ...], ...]

@@ -16,14 +16,16 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
 
     Args:
         weight: [out_features, in_features] float32, float16 or bfloat16; packed as float32 on the
-            CPU ("tile": rounded to bfloat16; "planes": bfloat16 as it is), in its own type on CUDA.
+            CPU ("tile", "pair": rounded to bfloat16; "planes": bfloat16 as it is), in its own type
+            on CUDA.
         mask: [out_features, in_features] bool, True where a weight is kept.
         layout: "element" for any mask and batches of about 8 or more, "gather" for any mask and
             smaller batches, "block" for masks of whole columns of 16 rows, "window" for any mask
             and batches of up to about 8 on AVX-512, "planes" for any mask and the smallest batches
-            on AVX-512 with VBMI, "tile" for any mask in bfloat16 on AMX or AVX-512 BF16. On CUDA,
-            for any mask, "row" for batches of up to 16, and "tile", which is slower there where few
-            weights are kept, for larger ones.
+            on AVX-512 with VBMI, "tile" for any mask in bfloat16 on AMX, or for smaller batches on
+            AVX-512 BF16, "pair" for any mask in bfloat16 and larger batches there. On CUDA, for any
+            mask, "row" for batches of up to 16, and "tile", which is slower there where few weights
+            are kept, for larger ones.
 
     Returns:
         packed [bytes] uint8, for this build and machine alone. On CUDA of weight's dtype (float32
@@ -40,9 +42,9 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
 def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """Computes ``y = x W^T + b`` for a W that `pack_sparse_weight` packed.
 
-    Accumulates in float32, and multiplies in it on the CPU, but for the layout "tile", which rounds
-    x to bfloat16. Only kept weights see x: NaN and infinity reach an output through them
-    alone. For inference: it has no gradient. On CUDA it multiplies in packed's dtype and never
+    Accumulates in float32, and multiplies in it on the CPU, but for the layouts "tile" and "pair",
+    which round x to bfloat16. Only kept weights see x: NaN and infinity reach an output through
+    them alone. For inference: it has no gradient. On CUDA it multiplies in packed's dtype and never
     waits for the device, so that an out_features which is not as packed makes y NaN there.
 
     Args:
