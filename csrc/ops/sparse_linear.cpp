@@ -4,7 +4,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -21,8 +20,6 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
 
 constexpr char kPack[] = "pack_sparse_weight";
 constexpr char kLinear[] = "sparse_linear";
@@ -53,12 +50,6 @@ Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layou
   const bool is_bfloat16 = weight.scalar_type() == at::kBFloat16 && layout == Layout::planes;
   return pack_weight(weight.detach().to(at::kFloat).contiguous(), keep, layout,
                      /*transposed=*/false, is_bfloat16);
-}
-
-PackedHeader header_of(const Tensor& packed) {
-  PackedHeader header;
-  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
-  return header;
 }
 
 PackedHeader read_header(const Tensor& packed) {
@@ -99,115 +90,6 @@ Tensor as_dtype(const Tensor& t, at::ScalarType dtype) {
   }
   return t.to(dtype);
 }
-
-// Packs x into tiles of args.lanes samples by so many columns, then runs.
-template <typename Run>
-void run_on_tiles(SparseLinearArgs args, const Tensor& x, int64_t in_features, int64_t tile_columns,
-                  const Run& run) {
-  const int64_t tiles = divide_up(args.batch, args.lanes) * divide_up(in_features, tile_columns);
-  const Tensor packed =
-      at::empty({tiles * packed_tile_items(tile_columns, args.lanes)}, x.options());
-  const PackInputArgs pack{
-      args.x, packed.mutable_data_ptr<float>(), args.batch, in_features, args.lanes, tile_columns};
-  parallel_ranges(tiles, kPackWork * x.numel(),
-                  [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
-  args.x = pack.packed;
-  run(args);
-}
-
-void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
-  args.lanes = element_lanes_cpu(args.batch);
-  run_on_tiles(args, x, header.in_features, kTileColumns, [&](const SparseLinearArgs& args) {
-    const int64_t tasks =
-        divide_up(args.batch, args.lanes) * divide_up(header.out_features, kTileRows);
-    parallel_ranges(tasks, work,
-                    [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
-  });
-}
-
-void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
-  args.lanes = block_lanes_cpu(args.batch);
-  const auto run = [&](const SparseLinearArgs& args) {
-    parallel_ranges(divide_up(header.out_features, kBlockRows), work,
-                    [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
-  };
-  if (args.lanes == 1) return run(args);
-  run_on_tiles(args, x, header.in_features, std::max<int64_t>(header.in_features, 1), run);
-}
-
-void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
-  // Rows of whole vectors, for the kernel gathers from two of them at a time.
-  const int64_t columns = window_columns(header.in_features);
-  Tensor padded;
-  if (columns != header.in_features) {
-    padded = at::zeros({args.batch, columns}, x.options());
-    float* rows = padded.mutable_data_ptr<float>();
-    for (int64_t b = 0; b < args.batch; ++b) {
-      std::copy_n(args.x + b * header.in_features, header.in_features, rows + b * columns);
-    }
-    args.x = rows;
-  }
-  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
-                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
-}
-
-// x and y float or bfloat16.
-struct HalfRun {
-  Tensor x;  // packed
-  int64_t tasks, work;
-  void (*linear)(const TileLinearArgs& args, int64_t begin, int64_t end);
-};
-
-HalfRun pack_tiles(PackTilesArgs args, const Tensor& x, const PackedHeader& header) {
-  const int64_t batch_tiles = divide_up(args.batch, kTileSamples);
-  const int64_t depth = divide_up(args.in_features, kTileInputs);
-  const Tensor tiles =
-      at::empty({batch_tiles, depth, kTileSamples, kTileInputs}, x.options().dtype(at::kBFloat16));
-  args.tiles = static_cast<uint16_t*>(tiles.mutable_data_ptr());
-  parallel_ranges(batch_tiles, kPackWork * x.numel(),
-                  [&](int64_t begin, int64_t end) { pack_tiles_cpu(args, begin, end); });
-  // A vector of weights is expanded in about the time in which two tiles of x take it.
-  const int64_t vectors = header.out_features * depth;
-  return {tiles, divide_up(args.batch, kTileBatch) * divide_up(header.out_features, kTileOutputs),
-          vectors * (batch_tiles + 2) * 8, tile_linear_cpu};
-}
-
-HalfRun pack_pairs(PackTilesArgs args, const Tensor& x, const PackedHeader& header) {
-  const int64_t batch_tiles = divide_up(args.batch, kPairLanes);
-  const int64_t tiles = batch_tiles * divide_up(args.in_features, kPairColumns);
-  const Tensor packed = at::empty({tiles * packed_tile_items(kPairColumns, kPairLanes)},
-                                  x.options().dtype(at::kBFloat16));
-  args.tiles = static_cast<uint16_t*>(packed.mutable_data_ptr());
-  parallel_ranges(tiles, kPackWork * x.numel(),
-                  [&](int64_t begin, int64_t end) { pack_pairs_cpu(args, begin, end); });
-  constexpr int64_t kPairBytes = 6;
-  return {packed, batch_tiles * divide_up(header.out_features, kTileRows),
-          header.bytes / kPairBytes * args.batch, pair_linear_cpu};
-}
-
-Tensor run_half(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
-  const PackedHeader header = header_of(packed);
-  const bool is_bfloat16 = x.scalar_type() == at::kBFloat16;
-  const PackTilesArgs args{x.const_data_ptr(), is_bfloat16, nullptr, batch_of(x),
-                           header.in_features};
-  const auto pack = header.layout == Layout::pair ? pack_pairs : pack_tiles;
-  const HalfRun run = pack(args, x, header);
-
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = header.out_features;
-  Tensor y = at::empty(shape, x.options());
-  const TileLinearArgs linear{packed.const_data_ptr(),
-                              static_cast<const uint16_t*>(run.x.const_data_ptr()),
-                              bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
-                              y.mutable_data_ptr(),
-                              is_bfloat16,
-                              args.batch};
-  parallel_ranges(run.tasks, run.work,
-                  [&](int64_t begin, int64_t end) { run.linear(linear, begin, end); });
-  return y;
-}
-
-bool is_half(Layout layout) { return layout == Layout::tile || layout == Layout::pair; }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                   int64_t out_features) {
@@ -267,46 +149,6 @@ at::Tensor pack_weight(const Tensor& weight, const Tensor& mask, Layout layout, 
     return packed.mutable_data_ptr();
   });
   return packed;
-}
-
-at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
-  const PackedHeader header = header_of(packed);
-  if (is_half(header.layout)) return run_half(x, packed, bias);
-  const int64_t out_features = header.out_features;
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = out_features;
-  Tensor y = at::empty(shape, x.options());
-  const SparseLinearArgs args{packed.const_data_ptr(),
-                              x.const_data_ptr<float>(),
-                              bias.has_value() ? bias->const_data_ptr<float>() : nullptr,
-                              y.mutable_data_ptr<float>(),
-                              batch_of(x),
-                              0};
-  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
-  const int64_t work = packed.numel() * packed.element_size() / kValueBytes * args.batch;
-  switch (header.layout) {
-    case Layout::element:
-      run_element(args, header, x, work);
-      break;
-    case Layout::gather:
-      parallel_ranges(out_features, work,
-                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
-      break;
-    case Layout::block:
-      run_block(args, header, x, work);
-      break;
-    case Layout::window:
-      run_window(args, header, x, work);
-      break;
-    case Layout::planes:
-      parallel_ranges(divide_up(out_features, kPlanesRows), work,
-                      [&](int64_t begin, int64_t end) { planes_linear_cpu(args, begin, end); });
-      break;
-    case Layout::tile:
-    case Layout::pair:
-      break;  // left above
-  }
-  return y;
 }
 
 }  // namespace simmim

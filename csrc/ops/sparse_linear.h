@@ -19,6 +19,11 @@ at::Tensor sparse_linear(const at::Tensor& x, const at::Tensor& packed,
 at::Tensor pack_weight(const at::Tensor& weight, const at::Tensor& mask, Layout layout,
                        bool transposed = false, bool is_bfloat16 = false);
 
+PackedHeader header_of(const at::Tensor& packed);
+
+// Whether a layout multiplies in bfloat16, and takes x as such or as float32.
+inline bool is_half(Layout layout) { return layout == Layout::tile || layout == Layout::pair; }
+
 // x [..., in_features] W^T + bias [out_features] -> [..., out_features].
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
                          const std::optional<at::Tensor>& bias);

@@ -11,8 +11,8 @@ from typing import Any
 
 FORMAT = "simmim_ext speed table"
 # What can be fastest, by the CPU's capability. "compact" is for masks of whole rows and columns,
-# "block" for whole blocks, the others for any; "tile" and "pair" multiply in bfloat16. On CPUs with
-# AMX, where the permutations of "planes" take several steps and the products of "pair" are no faster
+# "block" for whole blocks, the others for any; "tile" and "pair" multiply in bfloat16. With AMX,
+# where the permutations of "planes" take several steps and the products of "pair" are no faster
 # than those of float32, neither was measured.
 KERNELS = {
     "portable": ("element", "gather", "block", "compact"),

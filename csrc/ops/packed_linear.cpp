@@ -1,0 +1,198 @@
+// Runs the kernels of packed weights on the CPU: packs x for them, and shares the work out.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "linear_checks.h"
+#include "parallel.h"
+#include "sparse_linear.h"
+
+namespace simmim {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
+
+// Calls run(begin, end) for the samples of a batch, a number of whole tiles of `lanes` at a time
+// whose packed x of `bytes` each leaves room in every thread's L2 cache.
+template <typename Run>
+void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, const Run& run) {
+  constexpr int64_t kChunkBytes = 1 << 19;
+  const int64_t tiles = kChunkBytes / std::max<int64_t>(1, bytes * lanes);
+  const int64_t chunk = std::max<int64_t>(1, tiles) * lanes * threads_for(divide_up(batch, lanes));
+  for (int64_t begin = 0; begin < batch; begin += chunk) run(begin, std::min(begin + chunk, batch));
+}
+
+// Packs x into tiles of args.lanes samples by so many columns, and runs on them, chunk by chunk.
+template <typename Run>
+void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, const Tensor& x,
+                  int64_t tile_columns, const Run& run) {
+  const int64_t column_tiles = divide_up(header.in_features, tile_columns);
+  const int64_t tile_items = packed_tile_items(tile_columns, args.lanes);
+  Tensor packed;
+  const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(float));
+  for_each_chunk(args.batch, args.lanes, sample_bytes, [&](int64_t begin, int64_t end) {
+    const int64_t tiles = divide_up(end - begin, args.lanes) * column_tiles;
+    if (begin == 0) packed = at::empty({tiles * tile_items}, x.options());
+    const PackInputArgs pack{args.x + begin * header.in_features,
+                             packed.mutable_data_ptr<float>(),
+                             end - begin,
+                             header.in_features,
+                             args.lanes,
+                             tile_columns};
+    parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
+                    [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
+    SparseLinearArgs chunk = args;
+    chunk.x = pack.packed;
+    chunk.y += begin * header.out_features;
+    chunk.batch = end - begin;
+    run(chunk);
+  });
+}
+
+// sample_work: operations for each sample.
+void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x,
+                 int64_t sample_work) {
+  args.lanes = element_lanes_cpu(args.batch);
+  run_on_tiles(args, header, x, kTileColumns, [&](const SparseLinearArgs& args) {
+    const int64_t tasks =
+        divide_up(args.batch, args.lanes) * divide_up(header.out_features, kTileRows);
+    parallel_ranges(tasks, sample_work * args.batch,
+                    [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
+  });
+}
+
+void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& x,
+               int64_t sample_work) {
+  args.lanes = block_lanes_cpu(args.batch);
+  const auto run = [&](const SparseLinearArgs& args) {
+    parallel_ranges(divide_up(header.out_features, kBlockRows), sample_work * args.batch,
+                    [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+  };
+  if (args.lanes == 1) return run(args);
+  run_on_tiles(args, header, x, std::max<int64_t>(header.in_features, 1), run);
+}
+
+void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
+  // Rows of whole vectors, for the kernel gathers from two of them at a time.
+  const int64_t columns = window_columns(header.in_features);
+  Tensor padded;
+  if (columns != header.in_features) {
+    padded = at::zeros({args.batch, columns}, x.options());
+    float* rows = padded.mutable_data_ptr<float>();
+    for (int64_t b = 0; b < args.batch; ++b) {
+      std::copy_n(args.x + b * header.in_features, header.in_features, rows + b * columns);
+    }
+    args.x = rows;
+  }
+  parallel_ranges(divide_up(header.out_features, kWindowRows), work,
+                  [&](int64_t begin, int64_t end) { window_linear_cpu(args, begin, end); });
+}
+
+// x and y float or bfloat16, in run_tile and run_pair.
+void run_tile(TileLinearArgs args, const PackedHeader& header, const Tensor& x) {
+  const int64_t batch_tiles = divide_up(args.batch, kTileSamples);
+  const int64_t depth = divide_up(header.in_features, kTileInputs);
+  const Tensor tiles =
+      at::empty({batch_tiles, depth, kTileSamples, kTileInputs}, x.options().dtype(at::kBFloat16));
+  const PackTilesArgs pack{x.const_data_ptr(), args.is_bfloat16,
+                           static_cast<uint16_t*>(tiles.mutable_data_ptr()), args.batch,
+                           header.in_features};
+  parallel_ranges(batch_tiles, kPackWork * x.numel(),
+                  [&](int64_t begin, int64_t end) { pack_tiles_cpu(pack, begin, end); });
+  args.x = pack.tiles;
+  // A vector of weights is expanded in about the time in which two tiles of x take it.
+  const int64_t vectors = header.out_features * depth;
+  parallel_ranges(divide_up(args.batch, kTileBatch) * divide_up(header.out_features, kTileOutputs),
+                  vectors * (batch_tiles + 2) * 8,
+                  [&](int64_t begin, int64_t end) { tile_linear_cpu(args, begin, end); });
+}
+
+void run_pair(const TileLinearArgs& args, const PackedHeader& header, const Tensor& x) {
+  constexpr int64_t kTileItems = packed_tile_items(kPairColumns, kPairLanes);
+  constexpr int64_t kPairBytes = 6;  // of two weights and their columns
+  const int64_t column_tiles = divide_up(header.in_features, kPairColumns);
+  const int64_t row_blocks = divide_up(header.out_features, kTileRows);
+  const auto* inputs = static_cast<const char*>(x.const_data_ptr());
+  Tensor packed;
+  const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(uint16_t));
+  for_each_chunk(args.batch, kPairLanes, sample_bytes, [&](int64_t begin, int64_t end) {
+    const int64_t batch_tiles = divide_up(end - begin, kPairLanes);
+    const int64_t tiles = batch_tiles * column_tiles;
+    if (begin == 0) packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
+    const PackTilesArgs pack{inputs + begin * header.in_features * x.element_size(),
+                             args.is_bfloat16, static_cast<uint16_t*>(packed.mutable_data_ptr()),
+                             end - begin, header.in_features};
+    parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
+                    [&](int64_t begin, int64_t end) { pack_pairs_cpu(pack, begin, end); });
+    TileLinearArgs chunk = args;
+    chunk.x = pack.tiles;
+    chunk.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
+    chunk.batch = end - begin;
+    parallel_ranges(batch_tiles * row_blocks, header.bytes / kPairBytes * chunk.batch,
+                    [&](int64_t begin, int64_t end) { pair_linear_cpu(chunk, begin, end); });
+  });
+}
+
+}  // namespace
+
+PackedHeader header_of(const Tensor& packed) {
+  PackedHeader header;
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  return header;
+}
+
+at::Tensor packed_linear(const Tensor& x, const Tensor& packed, const OptionalTensor& bias) {
+  const PackedHeader header = header_of(packed);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = header.out_features;
+  Tensor y = at::empty(shape, x.options());
+  const float* float_bias = bias.has_value() ? bias->const_data_ptr<float>() : nullptr;
+  const int64_t batch = batch_of(x);
+  if (is_half(header.layout)) {
+    const TileLinearArgs args{
+        packed.const_data_ptr(),          nullptr, float_bias, y.mutable_data_ptr(),
+        x.scalar_type() == at::kBFloat16, batch};
+    header.layout == Layout::pair ? run_pair(args, header, x) : run_tile(args, header, x);
+    return y;
+  }
+  const SparseLinearArgs args{packed.const_data_ptr(),
+                              x.const_data_ptr<float>(),
+                              float_bias,
+                              y.mutable_data_ptr<float>(),
+                              batch,
+                              0};
+  constexpr int64_t kValueBytes = 6;  // a float and its 16-bit column, about
+  const int64_t sample_work = header.bytes / kValueBytes;
+  const int64_t work = sample_work * batch;
+  switch (header.layout) {
+    case Layout::element:
+      run_element(args, header, x, sample_work);
+      break;
+    case Layout::gather:
+      parallel_ranges(header.out_features, work,
+                      [&](int64_t begin, int64_t end) { gather_linear_cpu(args, begin, end); });
+      break;
+    case Layout::block:
+      run_block(args, header, x, sample_work);
+      break;
+    case Layout::window:
+      run_window(args, header, x, work);
+      break;
+    case Layout::planes:
+      parallel_ranges(divide_up(header.out_features, kPlanesRows), work,
+                      [&](int64_t begin, int64_t end) { planes_linear_cpu(args, begin, end); });
+      break;
+    case Layout::tile:
+    case Layout::pair:
+      break;  // left above
+  }
+  return y;
+}
+
+}  // namespace simmim
