@@ -87,7 +87,7 @@ def test_large_layer(benchmark, batch) -> None:
     )
 
 
-@pytest.mark.parametrize("batch", [16, 128, 512])
+@pytest.mark.parametrize("batch", [1, 16, 128, 512])
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2])
 @torch.inference_mode()
 def test_bfloat16(benchmark, density, batch) -> None:
