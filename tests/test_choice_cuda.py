@@ -19,9 +19,9 @@ def test_choices_on_cuda(dtype) -> None:
         assert kernels(0.1) == kernels(0.2) == "row, dense from batch 17"
         assert kernels(0.7) == "tile, dense from batch 9"
     else:
-        assert kernels(0.1) == "row, tile from batch 17, dense from batch 65"
-        assert kernels(0.2) == "row, tile from batch 9, dense from batch 65"
-        assert kernels(0.7) == "tile, dense from batch 65"
+        assert kernels(0.1) == "row, list from batch 17, dense from batch 65"
+        assert kernels(0.2) == "row, list from batch 9, dense from batch 65"
+        assert kernels(0.7) == "tile, dense from batch 17"
     assert kernels(0.9) == "dense"
     assert kernels(0.1, 512) == "dense"
 
@@ -45,9 +45,9 @@ def kernels_with(structured: str, square: int, density: float, size: int = 4096)
 
 def test_choices_of_torchs_kernels() -> None:
     """For large batches, and where few enough blocks are kept for their size."""
-    assert kernels_with("2:4", 0, 0.5) == "tile, dense from batch 65, 2:4 from batch 3130"
+    assert kernels_with("2:4", 0, 0.5) == "tile, dense from batch 17, 2:4 from batch 3130"
     assert kernels_with("2:4", 0, 0.5, 1000) == "dense"
-    small = "row, tile from batch 17, dense from batch 65"
+    small = "row, list from batch 17, dense from batch 65"
     for square, most in ((16, 0.09), (32, 0.19), (64, 0.28)):
         assert "bsr from batch 3130" in kernels_with("bsr", square, most)
         assert "bsr" not in kernels_with("bsr", square, most + 0.02)

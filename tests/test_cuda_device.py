@@ -53,6 +53,7 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     mask, dense = weight > 0.5, weight.where(weight > 0.5, 0)
     compressed = compress_weight(weight, mask)
     packed = {dtype: pack_sparse_weight(weight.to(dtype), mask, "tile") for dtype in PACKED}
+    lists = pack_sparse_weight(weight.bfloat16(), mask, "list")
     rows = {dtype: pack_sparse_weight(weight.to(dtype), mask, "row") for dtype in PACKED}
     wide = pack_sparse_weight(*(t.repeat(1, 65) for t in (weight, mask)), "row")
     return {
@@ -68,6 +69,7 @@ def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:
         "masked linear": lambda: masked_linear(x[:16], weight, mask),
         "masked linear by torch": lambda: masked_linear(x, weight, mask),
         "packed linear": lambda: sparse_linear(x[:9], packed[torch.float32], None, 100),
+        "packed linear by lists": lambda: sparse_linear(x[:40], lists, None, 100),
         "packed linear by rows": lambda: sparse_linear(x[:9], rows[torch.float32], None, 100),
         "packed linear by rows of few samples": lambda: sparse_linear(
             x[:8], rows[torch.bfloat16], None, 100

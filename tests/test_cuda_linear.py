@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(not (ON_CUDA or EMULATED), reason="no CUDA devic
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 0.02, torch.bfloat16: 0.1}
-LAYOUTS = ("row", "tile")
+LAYOUTS = ("row", "tile", "list")
+DTYPE = {"row": torch.float32, "tile": torch.float32, "list": torch.bfloat16}  # the widest
 SHAPES = ((1, 1), (19, 37), (35, 264))
 
 
@@ -92,6 +93,8 @@ def test_masked_weights_see_nothing(batch, special, dtype) -> None:
         close(back, wanted(grad, weight.t(), mask.t()), dtype)
     if dtype != torch.float64:
         for layout in LAYOUTS:
+            if layout == "list" and dtype == torch.float32:
+                continue
             packed = pack_sparse_weight(weight, mask, layout)
             close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
 
@@ -113,6 +116,8 @@ def test_compressed_weights_are_decompressed_by_blocks(out, features) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_packed_weights(shape, dtype, layout) -> None:
+    if layout == "list" and dtype == torch.float32:
+        pytest.skip("lists are of 16-bit weights")
     for batch in (0, 1, 9, 17, 70):
         x, weight, mask, bias = operands(*shape, batch, dtype)
         packed = pack_sparse_weight(weight, mask, layout)
@@ -131,13 +136,13 @@ def test_packed_weights(shape, dtype, layout) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch", [1, 40])
 def test_packed_weights_serve_what_has_gradients(batch, layout) -> None:
-    x, weight, mask, bias = operands(19, 37, batch, torch.float32)
+    x, weight, mask, bias = operands(19, 37, batch, DTYPE[layout])
     packed, compressed = pack_sparse_weight(weight, mask, layout), compress_weight(weight, mask)
     x.requires_grad_()
     y = compressed_linear(x, *compressed, None, bias, 19, 37, packed)
     assert torch.equal(y, sparse_linear(x.detach(), packed, bias, 19))
     (back,) = torch.autograd.grad(y, x, y.detach())
-    close(back, wanted(y.detach(), weight.t(), mask.t()), torch.float32)
+    close(back, wanted(y.detach(), weight.t(), mask.t()), DTYPE[layout])
 
 
 def test_weights_of_another_dtype_are_what_is_computed_in() -> None:
@@ -154,16 +159,19 @@ def test_packing_operators_are_registered_on_cuda() -> None:
     ops = torch.ops.simmim_ext
     torch.library.opcheck(ops.compress_weight.default, (weight, mask))
     for layout in LAYOUTS:
-        torch.library.opcheck(ops.pack_sparse_weight.default, (weight, mask, layout))
-        packed = pack_sparse_weight(weight, mask, layout)
+        typed = weight.to(DTYPE[layout])
+        torch.library.opcheck(ops.pack_sparse_weight.default, (typed, mask, layout))
+        packed = pack_sparse_weight(typed, mask, layout)
         torch.library.opcheck(ops.sparse_linear.default, (x, packed, bias, 19))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_weights_for_other_sizes(layout) -> None:
-    x, weight, mask, bias = operands(19, 37, 5, torch.float32)
-    with pytest.raises(ValueError, match="layout must be 'row' or 'tile' on CUDA, got 'gather'"):
+    x, weight, mask, bias = operands(19, 37, 5, DTYPE[layout])
+    with pytest.raises(ValueError, match=r"layout must be 'row', .* on CUDA, got 'gather'"):
         pack_sparse_weight(weight, mask, "gather")
+    with pytest.raises(ValueError, match="must be float16 or bfloat16 for layout 'list', got fl"):
+        pack_sparse_weight(weight.float(), mask, "list")
     with pytest.raises(ValueError, match=r"weight must have at least one element on CUDA"):
         pack_sparse_weight(weight[:0], mask[:0], layout)
     packed = pack_sparse_weight(weight, mask, layout)
@@ -199,10 +207,10 @@ def test_sparse_linear_layer(dtype, memory, small_layers_too) -> None:
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
     layer = MaskedLinear.from_linear(linear, mask).to(dtype).to_sparse(memory=memory)
-    kernels = {layer.choice.kernel(batch) for batch in (1, 7, 300)}
-    sparse_kernels = {torch.float32: {"tile", "row"}, torch.float64: set()}.get(dtype, {"tile"})
+    kernels = {layer.choice.kernel(batch) for batch in (1, 7, 16, 40, 300)}
+    sparse_kernels = {torch.float32: {"tile", "row"}, torch.float64: set()}.get(dtype, set(LAYOUTS))
     assert kernels == ({"compressed"} if memory == "small" else {*sparse_kernels, "dense"})
-    for batch in (1, 7, 40, 300):
+    for batch in (1, 7, 16, 40, 300):
         x = operands(35, 70, batch, dtype)[0]
         y = layer(x)
         assert (y.dtype, y.device.type) == (dtype, DEVICE)

@@ -30,7 +30,7 @@ for dtype in (torch.float32, torch.bfloat16):
         weight = torch.randn(35, features, device="cuda", dtype=dtype)
         mask = torch.rand(35, features, device="cuda") < 0.3
         compress_weight(weight, mask)
-        for layout in ("row", "tile"):
+        for layout in ("row", "tile", "list")[: 2 if dtype == torch.float32 else 3]:
             packed = pack_sparse_weight(weight, mask, layout)
             for batch in (1, 16, 70):
                 x = torch.randn(batch, features, device="cuda", dtype=dtype)

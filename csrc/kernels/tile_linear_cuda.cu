@@ -29,9 +29,10 @@ struct Plan {
 };
 
 // partial [splits, batch, out_features] takes the sums, or, where it is null, y does.
-template <typename Stored, int kBatchTiles>
+template <typename Form, int kBatchTiles>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    tile_linear_kernel(TileLinearArgs<Stored> args, Plan plan, float* partial) {
+    tile_linear_kernel(TileLinearArgs<typename Form::Stored> args, Plan plan, float* partial) {
+  using Stored = typename Form::Stored;
   constexpr int kRowWarps = kBatchTiles, kColumnWarps = kTileWarps / kRowWarps;
   const PackedTiles& shape = args.shape;
   const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
@@ -44,14 +45,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
   const int64_t* sizes = static_cast<const int64_t*>(args.packed);
   const bool fits = sizes[0] == shape.out_features && sizes[1] == shape.in_features;
-  TileStream<Stored> stream{
-      static_cast<const uint4*>(args.packed),
-      row_tile * column_tiles + first_column,
-      kColumnWarps,
-      0,
-      shared_memory<unsigned char>() + warp * kStages<Stored> * kStageBytes<Stored>,
-      0,
-      0};
+  TileStream<Form> stream{static_cast<const uint4*>(args.packed),
+                          row_tile * column_tiles + first_column,
+                          kColumnWarps,
+                          0,
+                          shared_memory<unsigned char>() + warp * kWarpBytes<Form>,
+                          0,
+                          0};
   if (fits && row_tile < shape.row_tiles() && first_column < end_column) {
     stream.count = static_cast<int>((end_column - first_column + kColumnWarps - 1) / kColumnWarps);
   }
@@ -64,23 +64,22 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
   float sums[kBatchTiles][4] = {};
   ExactSums<Stored> exact;  // float alone: the tensor cores would round it
-  for (int i = 0; i < kStages<Stored> - 1; ++i) {
+  for (int i = 0; i < Form::kStages - 1; ++i) {
     if (i < stream.count) stream.fetch(i);
     copy_async_commit();
   }
   for (int i = 0; i < stream.count; ++i) {
-    copy_async_wait<kStages<Stored> - 2>();
+    copy_async_wait<Form::kStages - 2>();
     __syncwarp();  // this tile has arrived, and all lanes have done with the one before
-    if (i + kStages<Stored> - 1 < stream.count) stream.fetch(i + kStages<Stored> - 1);
+    if (i + Form::kStages - 1 < stream.count) stream.fetch(i + Form::kStages - 1);
     copy_async_commit();
-    const unsigned char* stage = stream.stage(i);
-    const uint32_t word = reinterpret_cast<const uint32_t*>(stage)[lane];
-    const Stored* values =
-        reinterpret_cast<const Stored*>(stage + kWordUnits * kPackedUnit) + values_before(word);
     if constexpr (std::is_same_v<Stored, float>) {
-      exact.add(word, values, samples);
+      const unsigned char* stage = stream.stage(i);
+      const uint32_t word = reinterpret_cast<const uint32_t*>(stage)[lane];
+      const auto* values = reinterpret_cast<const Stored*>(stage + kWordUnits * kPackedUnit);
+      exact.add(word, values + values_before(word), samples);
     } else {
-      multiply(word, values, samples, sums);
+      multiply_tile(stream, i, samples, sums);
     }
     samples.x += kColumnWarps * kPackedColumns;
   }
@@ -130,18 +129,29 @@ int batch_tiles_for(int64_t batch) {
   return batch <= 2 * kBatchTile ? 2 : kTileWarps;
 }
 
-template <int kBatchTiles, typename Stored>
+template <typename Form, int kBatchTiles, typename Stored>
 int launch_product(const TileLinearArgs<Stored>& args, float* scratch, void* stream) {
   const Plan plan(args.shape, args.batch, kBatchTiles);
   const dim3 grid(static_cast<unsigned>(plan.row_blocks * plan.batch_blocks),
                   static_cast<unsigned>(plan.splits));
   float* partial = plan.splits > 1 ? scratch : nullptr;
-  const int error = launch(tile_linear_kernel<Stored, kBatchTiles>, grid, dim3(kTileThreads),
-                           size_t{kTileWarps * kStages<Stored> * kStageBytes<Stored>}, stream, args,
-                           plan, partial);
+  const int error = launch(tile_linear_kernel<Form, kBatchTiles>, grid, dim3(kTileThreads),
+                           size_t{kTileWarps * kWarpBytes<Form>}, stream, args, plan, partial);
   if (error != cudaSuccess || partial == nullptr) return error;
   return add_splits<Stored>(partial, plan.splits, args.bias, args.y, args.batch,
                             args.shape.out_features, stream);
+}
+
+template <typename Form, typename Stored>
+int launch_form(const TileLinearArgs<Stored>& args, float* scratch, void* stream) {
+  switch (batch_tiles_for<Stored>(args.batch)) {
+    case 1:
+      return launch_product<Form, 1>(args, scratch, stream);
+    case 2:
+      return launch_product<Form, 2>(args, scratch, stream);
+    default:
+      return launch_product<Form, kTileWarps>(args, scratch, stream);
+  }
 }
 
 }  // namespace
@@ -155,12 +165,12 @@ int64_t tile_linear_scratch(const TileLinearArgs<Stored>& args) {
 template <typename Stored>
 int tile_linear_cuda(const TileLinearArgs<Stored>& args, float* scratch, void* stream) {
   if (args.batch == 0 || args.shape.out_features == 0) return cudaSuccess;
-  if constexpr (!std::is_same_v<Stored, float>) {
-    const int batch_tiles = batch_tiles_for<Stored>(args.batch);
-    if (batch_tiles == 2) return launch_product<2>(args, scratch, stream);
-    if (batch_tiles == kTileWarps) return launch_product<kTileWarps>(args, scratch, stream);
+  if constexpr (std::is_same_v<Stored, float>) {
+    return launch_product<BitsForm<float>, 1>(args, scratch, stream);
+  } else {
+    return args.form == TileForm::list ? launch_form<ListForm<Stored>>(args, scratch, stream)
+                                       : launch_form<BitsForm<Stored>>(args, scratch, stream);
   }
-  return launch_product<1>(args, scratch, stream);
 }
 
 #define SIMMIM_INSTANTIATE(Stored)                                     \

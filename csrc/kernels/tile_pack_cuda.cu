@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "launch.cuh"
-#include "tile_stream.cuh"
+#include "tile_list.cuh"
 
 namespace simmim {
 namespace {
@@ -31,6 +31,32 @@ __device__ __forceinline__ int64_t units_of(const PackTilesArgs& args, uint32_t 
   return kWordUnits + (bytes + kPackedUnit - 1) / kPackedUnit;
 }
 
+// Calls visit(kept, place in the tile, place in the matrix, which lanes' are kept) for every weight
+// of a tile, by all lanes at a time.
+template <typename Visit>
+__device__ __forceinline__ void each_turn(const PackTilesArgs& args, int64_t tile, Visit&& visit) {
+  const PackedTiles& shape = args.shape;
+  const int64_t first_row = tile / shape.column_tiles() * kPackedRows;
+  const int64_t first_column = tile % shape.column_tiles() * kPackedColumns;
+  for (int turn = 0; turn < kTileWeights / kWarpLanes; ++turn) {
+    const int i = turn * kWarpLanes + static_cast<int>(threadIdx.x % kWarpLanes);
+    const TilePlace place{i / int{kPackedColumns}, i % int{kPackedColumns}};
+    const int64_t row = first_row + place.row, column = first_column + place.column;
+    const int64_t at = row * shape.in_features + column;
+    const bool kept = row < shape.out_features && column < shape.in_features && args.mask[at] != 0;
+    visit(kept, place, at, __ballot_sync(~0u, kept));
+  }
+}
+
+__device__ __forceinline__ int list_steps(const PackTilesArgs& args, int64_t tile) {
+  int kept = 0;
+  each_turn(args, tile, [&](bool, TilePlace, int64_t, unsigned lanes) { kept += __popc(lanes); });
+  return (kept + kWarpLanes - 1) / kWarpLanes;
+}
+__device__ __forceinline__ int64_t list_units(int steps) {
+  return 1 + int64_t{steps} * kWarpLanes * int64_t{sizeof(uint32_t)} / kPackedUnit;
+}
+
 // The tile of this warp.
 __device__ __forceinline__ int64_t warp_tile() {
   return int64_t{blockIdx.x} * kTileWarps + threadIdx.x / kWarpLanes;
@@ -40,8 +66,28 @@ __global__ void __launch_bounds__(kTileThreads)
     count_units_kernel(PackTilesArgs args, int64_t* units) {
   const int64_t tile = warp_tile();
   if (tile >= args.shape.tiles()) return;
-  const int64_t count = units_of(args, lane_word(args, tile));
+  const int64_t count = args.form == TileForm::list ? list_units(list_steps(args, tile))
+                                                    : units_of(args, lane_word(args, tile));
   if (threadIdx.x % kWarpLanes == 0) units[tile] = count;
+}
+
+__device__ __forceinline__ void write_list(const PackTilesArgs& args, int64_t tile, int steps,
+                                           uint4* target) {
+  const int lane = threadIdx.x % kWarpLanes;
+  if (lane == 0) *target = make_uint4(static_cast<unsigned>(steps), 0, 0, 0);
+  auto* words = reinterpret_cast<uint32_t*>(target + 1);
+  int before = 0;
+  each_turn(args, tile, [&](bool kept, TilePlace place, int64_t at, unsigned lanes) {
+    if (kept) {
+      const int entry = before + __popc(lanes & ((1u << lane) - 1));
+      const uint32_t value = static_cast<const uint16_t*>(args.weight)[at];
+      words[list_slot(entry, steps)] = static_cast<uint32_t>(place.offset()) << 16 | value;
+    }
+    before += __popc(lanes);
+  });
+  for (int entry = before + lane; entry < steps * kWarpLanes; entry += kWarpLanes) {
+    words[list_slot(entry, steps)] = uint32_t{kNowhere} << 16;
+  }
 }
 
 template <typename Item>
@@ -59,6 +105,13 @@ __global__ void __launch_bounds__(kTileThreads)
   }
   if (tile >= tiles) return;
   const int lane = threadIdx.x % kWarpLanes;
+  if (args.form == TileForm::list) {
+    const int steps = list_steps(args, tile);
+    const int64_t start = shape.first_unit() + ends[tile] - list_units(steps);
+    if (lane == 0) starts[tile] = static_cast<uint32_t>(start);
+    write_list(args, tile, steps, packed + start);
+    return;
+  }
   const uint32_t word = lane_word(args, tile);
   const int64_t start = shape.first_unit() + ends[tile] - units_of(args, word);
   if (lane == 0) starts[tile] = static_cast<uint32_t>(start);

@@ -19,12 +19,25 @@ constexpr int kWordUnits = kWarpLanes * sizeof(uint32_t) / kPackedUnit;
 constexpr int kTileWeights = kPackedRows * kPackedColumns;
 static_assert(kTileWeights == kWarpLanes * 2 * kLaneColumns);
 
-template <typename Stored>
-constexpr int kStageBytes = kWordUnits * kPackedUnit + kTileWeights * sizeof(Stored);
-
-// Tiles of a warp in shared memory, all but one on their way: what lets two blocks run at a time.
-template <typename Stored>
-constexpr int kStages = sizeof(Stored) == 4 ? 3 : 4;
+// What a form of tiles takes of shared memory, for each warp. kStages: tiles, all but one on their
+// way, so many that two blocks run at a time.
+template <typename Value>
+struct BitsForm {
+  using Stored = Value;
+  static constexpr int kStageBytes = kWordUnits * kPackedUnit + kTileWeights * sizeof(Stored);
+  static constexpr int kStages = sizeof(Stored) == 4 ? 3 : 4;
+  static constexpr int kDenseBytes = 0;
+};
+// A tile whose list is longer than a stage is read where it lies.
+template <typename Value>
+struct ListForm {
+  using Stored = Value;
+  static constexpr int kStageBytes = 2048;
+  static constexpr int kStages = 4;
+  static constexpr int kDenseBytes = kTileWeights * sizeof(Stored) + kPackedUnit;
+};
+template <typename Form>
+constexpr int kWarpBytes = Form::kStages * Form::kStageBytes + Form::kDenseBytes;
 
 // How many values the lanes before this one have.
 __device__ __forceinline__ int values_before(uint32_t word) {
@@ -39,19 +52,26 @@ __device__ __forceinline__ int values_before(uint32_t word) {
 }
 
 // The tiles that a warp multiplies, of one row of tiles, on their way through shared memory.
-template <typename Stored>
+template <typename Form>
 struct TileStream {
   const uint4* packed;
   int64_t first;          // tiles first, first + step, ...
   int step, count;        // of the tiles
-  unsigned char* stages;  // [kStages, kStageBytes], the warp's own
+  unsigned char* stages;  // [kStages, kStageBytes], the warp's own, and its dense tile
   uint32_t begin, end;    // of the tile that this lane has looked up
 
   __device__ const uint32_t* starts() const {
     return reinterpret_cast<const uint32_t*>(packed + 1);
   }
   __device__ __forceinline__ unsigned char* stage(int i) const {
-    return stages + i % kStages<Stored> * kStageBytes<Stored>;
+    return stages + i % Form::kStages * Form::kStageBytes;
+  }
+  __device__ __forceinline__ unsigned char* dense() const {
+    return stages + Form::kStages * Form::kStageBytes;
+  }
+  // Where tile i lies.
+  __device__ __forceinline__ const uint4* tile(int i) const {
+    return packed + starts()[first + int64_t{i} * step];
   }
   // Starts copying tile i. Where the tiles lie is looked up for 32 of them at a time.
   __device__ __forceinline__ void fetch(int i) {
@@ -61,11 +81,13 @@ struct TileStream {
       begin = start[0];
       end = start[1];
     }
+    constexpr uint32_t kMost = Form::kStageBytes / kPackedUnit;
     const uint32_t from = __shfl_sync(~0u, begin, at), to = __shfl_sync(~0u, end, at);
     const uint4* unit = packed + from + lane;
     unsigned char* target = stage(i) + lane * kPackedUnit;
 #pragma unroll 1
-    for (int left = static_cast<int>(to - from) - lane; left > 0; left -= kWarpLanes) {
+    for (int left = static_cast<int>(to - from < kMost ? to - from : kMost) - lane; left > 0;
+         left -= kWarpLanes) {
       copy_async_16(target, unit);
       unit += kWarpLanes;
       target += kWarpLanes * kPackedUnit;

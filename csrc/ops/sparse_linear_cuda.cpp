@@ -1,4 +1,4 @@
-// Linear layers on packed weights, on CUDA: the layouts "row" and "tile".
+// Linear layers on packed weights, on CUDA: the layouts "row", "tile" and "list".
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
@@ -41,18 +41,24 @@ Tensor pack_parts(const Tensor& values, int64_t count, int64_t first_unit, const
 }
 
 // Waits for the device once, for the size. What it returns tells its type by its dtype, in_features
-// by its first axis, and its layout by its axes, of which "row" has a third of length 1: asking the
-// device in each call would wait for it.
+// by its first axis, and its layout by its axes, of which "row" has a third of length 1 and "list" a
+// fourth as well: asking the device in each call would wait for it.
+constexpr int64_t kTileAxes = 2, kRowAxes = 3, kListAxes = 4;
+
 Tensor pack_on_cuda(const Tensor& weight, const Tensor& mask, c10::string_view layout) {
   check_weight(kPack, weight, mask);
-  TORCH_CHECK_VALUE(layout == "row" || layout == "tile", kPack,
-                    ": layout must be 'row' or 'tile' on CUDA, got '", layout, "'");
+  TORCH_CHECK_VALUE(layout == "row" || layout == "tile" || layout == "list", kPack,
+                    ": layout must be 'row', 'tile' or 'list' on CUDA, got '", layout, "'");
   TORCH_CHECK_VALUE(weight.numel() > 0, kPack,
                     ": weight must have at least one element on CUDA, got ", weight.sizes());
   const Tensor values =
       weight.detach().to(is_double(weight) ? at::kFloat : weight.scalar_type()).contiguous();
   const Tensor kept = mask.contiguous();
   const int64_t item_size = static_cast<int64_t>(values.element_size());
+  const bool is_list = layout == "list";
+  TORCH_CHECK_VALUE(!is_list || item_size == 2, kPack,
+                    ": weight must be float16 or bfloat16 for layout 'list', got ",
+                    dtype_name(weight), "; use layout 'tile'");
   if (layout == "row") {
     const PackedRows shape{weight.size(0), weight.size(1)};
     const PackRowsArgs args{values.const_data_ptr(), bytes_of(kept), shape, item_size};
@@ -67,13 +73,15 @@ Tensor pack_on_cuda(const Tensor& weight, const Tensor& mask, c10::string_view l
         .unsqueeze(2);
   }
   const PackedTiles shape{weight.size(0), weight.size(1)};
-  const PackTilesArgs args{values.const_data_ptr(), bytes_of(kept), shape, item_size};
-  return pack_parts(
+  const PackTilesArgs args{values.const_data_ptr(), bytes_of(kept), shape, item_size,
+                           is_list ? TileForm::list : TileForm::bits};
+  const Tensor packed = pack_parts(
       values, shape.tiles(), shape.first_unit(),
       [&](int64_t* units, void* stream) { return count_tile_units_cuda(args, units, stream); },
       [&](const int64_t* ends, void* packed, void* stream) {
         return pack_tiles_cuda(args, ends, packed, stream);
       });
+  return is_list ? packed.unsqueeze(2).unsqueeze(3) : packed;
 }
 
 // x [..., in_features] -> [batch, columns]: whole tiles, aligned, of the packed weight's type.
@@ -108,15 +116,18 @@ void run(const RowLinearArgs<Stored>& args, const Tensor& packed) {
 Tensor sparse_linear_on_cuda(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
                              int64_t out_features) {
   const auto dtype = packed.scalar_type();
+  const int64_t axes = packed.dim();
   TORCH_CHECK_VALUE((dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16) &&
-                        (packed.dim() == 2 || (packed.dim() == 3 && packed.size(2) == 1)) &&
+                        axes >= kTileAxes && axes <= kListAxes &&
+                        (axes < kRowAxes || packed.size(2) == 1) &&
+                        (axes < kListAxes || (packed.size(3) == 1 && dtype != at::kFloat)) &&
                         packed.is_contiguous(),
                     kLinear, ": packed must be what pack_sparse_weight returned on CUDA, got ",
                     dtype_name(packed), " ", packed.sizes());
   check_sparse_linear(kLinear, x, packed.size(0), bias, out_features);
   TORCH_CHECK_VALUE(x.device() == packed.device(), kLinear, ": x must be on packed's device ",
                     packed.device(), ", got ", x.device());
-  const bool by_rows = packed.dim() == 3;
+  const bool by_rows = axes == kRowAxes;
   const PackedTiles tiles{out_features, packed.size(0)};
   const PackedRows lists{out_features, packed.size(0)};
   const int64_t least_units = by_rows ? lists.first_unit() : tiles.first_unit() + tiles.tiles();
@@ -140,7 +151,8 @@ Tensor sparse_linear_on_cuda(const Tensor& x, const Tensor& packed, const Option
                   packed);
     } else {
       run<Stored>(TileLinearArgs<Stored>{packed.const_data_ptr(), values, bias_values, outputs,
-                                         rows.size(0), tiles},
+                                         rows.size(0), tiles,
+                                         axes == kListAxes ? TileForm::list : TileForm::bits},
                   packed);
     }
   });

@@ -31,9 +31,9 @@ class Choice:
         density: the share of the weights that is kept, 0..1.
         kernels: (largest batch, kernel) in ascending order, the last without a limit (None).
             Kernels: "dense", "compact" (dense on the kept rows and columns), "element", "pair",
-            "gather", "window", "planes", "block", "tile", "row" (CUDA's), "2:4" and "bsr" (torch's
-            own on CUDA, by cuSPARSELt and Triton; gradients and torch.compile get "dense" there),
-            "compressed" (decompresses block by block: memory="small").
+            "gather", "window", "planes", "block", "tile", "row" and "list" (CUDA's), "2:4" and
+            "bsr" (torch's own on CUDA, by cuSPARSELt and Triton; gradients and torch.compile get
+            "dense" there), "compressed" (decompresses block by block: memory="small").
         reason: why, in words.
         speeds: (batch, how many times as fast as dense float32 the layer should be there), for
             every batch of the speed table; empty where the table was not asked.

@@ -24,13 +24,14 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
             and batches of up to about 8 on AVX-512, "planes" for any mask and the smallest batches
             on AVX-512 with VBMI, "tile" for any mask in bfloat16 on AMX, or for smaller batches on
             AVX-512 BF16, "pair" for any mask in bfloat16 and larger batches there. On CUDA, for any
-            mask, "row" for batches of up to 16, and "tile", which is slower there where few weights
-            are kept, for larger ones.
+            mask, "row" for the smallest batches, "tile" for those of up to 16, and "list", of
+            float16 or bfloat16 alone, for those of up to 64 where few weights are kept.
 
     Returns:
         packed [bytes] uint8, for this build and machine alone. On CUDA of weight's dtype (float32
         for float64): "tile" [in_features, n], which takes 1 bit for each weight and its value for
-        each kept one; "row" [in_features, n, 1], 12 bits and the value for each kept one.
+        each kept one; "row" [in_features, n, 1], 12 bits and the value for each kept one; "list"
+        [in_features, n, 1, 1], 16 bits and the value.
 
     Raises:
         TypeError: weight is not floating, or mask not bool.
@@ -72,8 +73,8 @@ def _(weight, mask, layout):  # type: ignore[no-untyped-def]
     if weight.device.type == "cpu" and _C.build_info()["cuda"] != "emulated":
         return mask.new_empty(size, dtype=torch.uint8)
     dtype = torch.float32 if weight.dtype == torch.float64 else weight.dtype
-    shape = (weight.shape[1], size, 1) if layout == "row" else (weight.shape[1], size)
-    return weight.new_empty(shape, dtype=dtype)
+    ones = (1,) * {"row": 1, "list": 2}.get(layout, 0)
+    return weight.new_empty((weight.shape[1], size, *ones), dtype=dtype)
 
 
 @register_fake("simmim_ext::sparse_linear")

@@ -88,6 +88,7 @@ void copy_async_wait(size_t groups);  // all but the last so many
 
 // Four matrices [8, 8] whose rows the lanes point to, transposed, as ldmatrix deals them out.
 void load_transposed(uint32_t (&matrices)[4], const uint16_t* row);
+void load_matrices(uint32_t (&matrices)[4], const uint16_t* row);  // not transposed
 // sums += a warp's m16n8k256 product of bits: a in fragment[0..3], b in fragment[4..5].
 void mma_and_popc(int32_t (&sums)[4], const uint32_t (&fragment)[6]);
 // sums += a warp's m16n8k32 product of bytes without a sign, likewise.

@@ -218,18 +218,33 @@ void copy_async_wait(size_t groups) {
   }
 }
 
-void load_transposed(uint32_t (&matrices)[4], const uint16_t* row) {
+// Deals out four matrices: value(row pointers of a matrix, which half of a word) is this lane's.
+template <typename Value>
+static void deal_matrices(uint32_t (&matrices)[4], const uint16_t* row, const Value& value) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a matrix row that is not aligned");
   const size_t first = index_of(*self) - lane();
   self->deposit = reinterpret_cast<uintptr_t>(row);
   sync_warp(~0u);
   if (first + kWarpSize > running) fail("a matrix load by less than a warp");
-  for (int i = 0; i < 8; ++i) {
-    const size_t source = first + i / 2 * 8 + lane() % 4 * 2 + i % 2;
-    const uint32_t value = reinterpret_cast<const uint16_t*>(fibers[source]->deposit)[lane() / 4];
-    matrices[i / 2] = i % 2 == 0 ? value : matrices[i / 2] | value << 16;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const auto at = [&](unsigned r, unsigned column) -> uint32_t {
+      return reinterpret_cast<const uint16_t*>(fibers[first + matrix * 8 + r]->deposit)[column];
+    };
+    matrices[matrix] = value(at, 0) | value(at, 1) << 16;
   }
   sync_warp(~0u);
+}
+
+void load_transposed(uint32_t (&matrices)[4], const uint16_t* row) {
+  deal_matrices(matrices, row, [](const auto& at, unsigned half) {
+    return at(lane() % 4 * 2 + half, lane() / 4);
+  });
+}
+
+void load_matrices(uint32_t (&matrices)[4], const uint16_t* row) {
+  deal_matrices(matrices, row, [](const auto& at, unsigned half) {
+    return at(lane() / 4, lane() % 4 * 2 + half);
+  });
 }
 
 // Shows this thread's fragment to its warp, whose first fiber is returned.
