@@ -318,6 +318,11 @@ def packed_3x4() -> torch.Tensor:
     return pack_sparse_weight(torch.ones(3, 4), torch.eye(3, 4).bool(), "gather")
 
 
+def shifted(t: torch.Tensor) -> torch.Tensor:
+    """A copy that lies 8 bytes beyond the start of its memory, as a part of a file's may."""
+    return torch.cat((t[:8], t))[8:]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -348,6 +353,8 @@ def packed_3x4() -> torch.Tensor:
          r"sparse_linear: packed must be what pack_sparse_weight returned, got uint8 \[300\]"),
         (lambda: sparse_linear(torch.ones(2, 4), torch.zeros(3), None, 3), ValueError,
          r"sparse_linear: packed must be what pack_sparse_weight returned, got float32 \[3\]"),
+        (lambda: sparse_linear(torch.ones(2, 4), shifted(packed_3x4()), None, 3), ValueError,
+         "packed must begin at a multiple of 64 bytes, got 8 bytes beyond one; use packed.clone()"),
         (lambda: sparse_linear(torch.ones(2, 4), packed_3x4(), None, 4), ValueError,
          "sparse_linear: out_features must be 3, as packed, got 4"),
         (lambda: sparse_linear(torch.ones(2, 4), packed_3x4(), torch.ones(4), 3), ValueError,

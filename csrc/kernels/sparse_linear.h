@@ -43,6 +43,7 @@ constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout t
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
   static constexpr uint64_t kMagic = 0x33575353'4d494d53;  // "SMIMSSW3"
+  static constexpr int64_t kAlignment = 64;                // of the block and of its sections
   uint64_t magic;
   int64_t bytes;  // of the whole block
   Layout layout;
@@ -59,7 +60,7 @@ struct PackArgs {
   bool transposed;   // element alone
   bool is_bfloat16;  // planes alone: the weights are such numbers, and are kept so
 };
-// Asks for memory of so many bytes, at a multiple of 64, and packs into it.
+// Asks for memory of so many bytes, at a multiple of kAlignment, and packs into it.
 void pack_sparse_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 
 // Whether the block layout fits: every column of kBlockRows rows is kept or masked as a whole.

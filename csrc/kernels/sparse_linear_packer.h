@@ -45,7 +45,7 @@ class Packer {
   }
 
  private:
-  static constexpr int64_t kAlignment = 64;
+  static constexpr int64_t kAlignment = PackedHeader::kAlignment;
   PackedHeader header_;
   std::vector<int64_t> ends_;
   uint8_t* bytes_ = nullptr;

@@ -61,6 +61,11 @@ PackedHeader read_header(const Tensor& packed) {
       readable && header.magic == PackedHeader::kMagic && header.bytes == packed.size(0), kLinear,
       ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
       packed.sizes());
+  const auto beyond =
+      reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % PackedHeader::kAlignment;
+  TORCH_CHECK_VALUE(beyond == 0, kLinear, ": packed must begin at a multiple of ",
+                    PackedHeader::kAlignment, " bytes, got ", beyond,
+                    " bytes beyond one; use packed.clone()");
   return header;
 }
 
