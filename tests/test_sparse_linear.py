@@ -11,6 +11,7 @@ from test_nn import uneven_mask
 from torch import nn
 
 from simmim_ext.nn import SparseLinear
+from simmim_ext.nn.speed_table import ROUNDING
 from simmim_ext.ops._library import cpu_capability
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
@@ -47,7 +48,7 @@ def test_value_against_float64(shape, mask, memory) -> None:
 
 def rounded(t: torch.Tensor, layout: str) -> torch.Tensor:
     """As the layout multiplies it."""
-    return t.bfloat16().float() if layout in ("tile", "pair") else t
+    return t.bfloat16().float() if layout in ROUNDING else t
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -68,13 +69,14 @@ def test_layouts_under_every_capability(layout, cpu_capability) -> None:
                 torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ROUNDING)
 @pytest.mark.parametrize("batch", [3, 40, 1100])
-def test_tiles_are_bfloat16(batch, cpu_capability) -> None:
+def test_tiles_are_bfloat16(batch, layout, cpu_capability) -> None:
     torch.manual_seed(0)
     weight, bias, x = torch.randn(70, 300), torch.randn(70), torch.randn(batch, 300)
     mask = uneven_mask(70, 300)
-    packed = pack_sparse_weight(weight, mask, "tile")
-    product = rounded(x, "tile").double() @ rounded(weight * mask, "tile").double().T
+    packed = pack_sparse_weight(weight, mask, layout)
+    product = rounded(x, layout).double() @ rounded(weight * mask, layout).double().T
     y = sparse_linear(x, packed, bias, 70)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y.double(), product + bias, rtol=1e-5, atol=1e-4)
@@ -103,16 +105,17 @@ def test_planes_keep_bfloat16(batch, cpu_capability) -> None:
          sparse_linear(x.float(), wide, bias.bfloat16().float(), 259).bfloat16())  # fmt: skip
 
 
-def test_tiles_round_to_the_nearest_even(cpu_capability) -> None:
+@pytest.mark.parametrize("layout", ROUNDING)
+def test_tiles_round_to_the_nearest_even(layout, cpu_capability) -> None:
     """Of x, of the weights and of a bfloat16 y: halves, and the largest that stays finite."""
     numbers = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.38e38, 3.4e38, 1.5, -0.0])
     one, diagonal = torch.ones(7), torch.eye(7, dtype=torch.bool)
     expected = numbers.bfloat16().float()
     weights = sparse_linear(
-        one[None], pack_sparse_weight(numbers.diag(), diagonal, "tile"), None, 7
+        one[None], pack_sparse_weight(numbers.diag(), diagonal, layout), None, 7
     )
     assert torch.equal(weights[0], expected)
-    packed = pack_sparse_weight(torch.eye(7), diagonal, "tile")
+    packed = pack_sparse_weight(torch.eye(7), diagonal, layout)
     for batch in (1, 20):
         assert torch.equal(sparse_linear(numbers.expand(batch, 7), packed, None, 7)[-1], expected)
         zeros = torch.zeros(batch, 7, dtype=torch.bfloat16)
@@ -139,6 +142,26 @@ def test_layouts_do_not_depend_on_threads(layout, threads) -> None:
     alone = sparse_linear(x, packed, None, 1000)
     threads(3)
     assert torch.equal(sparse_linear(x, packed, None, 1000), alone)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [("element", torch.float32), ("block", torch.float32), ("pair", torch.float32),
+     ("pair", torch.bfloat16)],
+)  # fmt: skip
+def test_batches_in_chunks(layout, dtype, threads) -> None:
+    """Of so many inputs that the cache has room for one tile of x, or not even that."""
+    torch.manual_seed(0)
+    weight, bias = rounded(torch.randn(40, 9000), layout), torch.randn(40)
+    mask = block_mask(40, 9000)
+    packed = pack_sparse_weight(weight, mask, layout)
+    x = rounded(torch.randn(150, 9000), layout).to(dtype)
+    expected = F.linear(x.double(), (weight * mask).double(), bias.double())
+    for count in (1, 3):
+        threads(count)
+        y = sparse_linear(x, packed, bias, 40)
+        rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (65, 9001), (1100, 1001)])
@@ -299,6 +322,8 @@ def test_choice_is_what_runs() -> None:
     # Without AMX it is for few samples: torch's own product does vdpbf16ps as well with many.
     assert (half.kernel(4) == "tile") == (cpu_capability() in ("avx512_bf16", "amx"))
     assert (half.kernel(64) == "tile") == (cpu_capability() == "amx")
+    few = make(512, 512, "random", dtype=torch.bfloat16).choice
+    assert (few.kernel(512) == "pair") == (cpu_capability() == "avx512_bf16")
     assert make(512, 512, "block").choice.kernel(16) == "block"
 
 
