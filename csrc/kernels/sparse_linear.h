@@ -13,7 +13,7 @@ namespace simmim {
 // block: a mask of columns of kBlockRows rows, which make one vector of outputs.
 // window: any mask, small batches on AVX-512; the rows along the vector, x gathered by a
 // permutation of two of its vectors.
-// planes: the same with longer windows, of the bytes of x; batches of 1 to 4, with VBMI.
+// planes: the same with longer windows, of the bytes of x; the smallest batches, with VBMI.
 // pair: element's, in bfloat16; two weights of a row at a time, for vdpbf16ps.
 // tile: any mask, in bfloat16; expanded into tiles of a dense matrix, for AMX or vdpbf16ps.
 enum class Layout : int64_t {
@@ -57,7 +57,7 @@ struct PackArgs {
   const uint8_t* mask;  // likewise, 0 or 1
   int64_t out_features, in_features;
   Layout layout;
-  bool transposed;   // element alone
+  bool transposed;   // element and pair alone
   bool is_bfloat16;  // planes alone: the weights are such numbers, and are kept so
 };
 // Asks for memory of so many bytes, at a multiple of kAlignment, and packs into it.

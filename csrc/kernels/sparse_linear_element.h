@@ -118,8 +118,8 @@ inline void element_tasks(const SparseLinearArgs& args, int64_t begin, int64_t e
   const int64_t row_blocks = divide_up(out_features, kTileRows);
   const int64_t column_tiles = divide_up(packed.header().in_features, kTileColumns);
   constexpr int64_t kTileFloats = packed_tile_items(kTileColumns, kBatchLanes);
-  const std::unique_ptr<OutputTile<lanes>> outputs(new OutputTile<lanes>);  // not made 0
-  float* y = outputs->rows;
+  const std::unique_ptr<OutputTile<lanes>> outputs(new OutputTile<lanes>);
+  float* y = outputs->rows[0];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task % row_blocks, batch_tile = task / row_blocks;
     const int64_t first_row = block * kTileRows;

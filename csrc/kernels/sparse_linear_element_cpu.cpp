@@ -11,20 +11,6 @@
 #include "sparse_linear.h"
 #include "sparse_linear_packed.h"
 
-namespace simmim {
-namespace {
-
-// The y that a task makes, and the scratch row; and its transpose, for the caller's rows may be a
-// power of two apart, of which caches hold few lines at a time.
-template <int lanes>
-struct alignas(64) OutputTile {
-  float rows[(kTileRows + 1) * lanes];
-  float samples[lanes][kTileRows];
-};
-
-}  // namespace
-}  // namespace simmim
-
 #define SIMMIM_KERNEL "sparse_linear_element.h"
 #include "every_target.h"
 

@@ -2,7 +2,6 @@
 // over the mask, the first of which counts, so that nothing is moved twice.
 #include <algorithm>
 
-#include "half.h"
 #include "mask_bits.h"
 #include "sparse_linear_packed.h"
 #include "sparse_linear_packer.h"
@@ -77,9 +76,6 @@ int sort_rows(const uint8_t (&counts)[kTileRows], uint8_t (&order)[kTileRows]) {
   }
   return kTileRows - empty;
 }
-
-void store(float value, float* stored) { *stored = value; }
-void store(float value, BFloat16* stored) { *stored = to_bfloat16(value); }
 
 // Rows take turns of `width` weights.
 template <typename Value, int width>

@@ -76,9 +76,9 @@ SIMMIM_TARGET_AVX512_BF16 void pack_columns_avx512(const Columns<Input>& columns
 
 template <typename Input>
 void pack(const PackTilesArgs& args, int64_t begin, int64_t end) {
-  auto pack = pack_columns<Input>;
+  auto pack_tile = pack_columns<Input>;
 #if defined(__x86_64__)
-  if (cpu_capability() >= CpuCapability::avx512_bf16) pack = pack_columns_avx512<Input>;
+  if (cpu_capability() >= CpuCapability::avx512_bf16) pack_tile = pack_columns_avx512<Input>;
 #endif
   const int64_t column_tiles = divide_up(args.in_features, kPairColumns);
   for (int64_t tile = begin; tile < end; ++tile) {
@@ -90,7 +90,7 @@ void pack(const PackTilesArgs& args, int64_t begin, int64_t end) {
         std::min(kPairColumns, args.in_features - column)};
     auto* items = reinterpret_cast<BFloat16*>(args.tiles) +
                   tile * packed_tile_items(kPairColumns, kPairLanes);
-    pack(columns, items);
+    pack_tile(columns, items);
     std::fill_n(items + kPairColumns * kPairLanes, kPairLanes, BFloat16{});
   }
 }

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "half.h"
 #include "sparse_linear_packed.h"
 #include "sparse_linear_packer.h"
 
@@ -66,9 +65,6 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
     first.push_back(static_cast<int64_t>(windows.size()));
   }
 }
-
-void store(float value, float* stored) { *stored = value; }
-void store(float value, BFloat16* stored) { *stored = to_bfloat16(value); }
 
 template <typename Value>
 void pack_planes(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {

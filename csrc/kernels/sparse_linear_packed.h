@@ -1,6 +1,7 @@
 // What lies in a packed weight, by layout.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -37,6 +38,16 @@ constexpr int64_t pair_sample(int64_t item) {
   static_assert(kPairLanes == 32);
   return item / 8 * 4 + item % 4 + item / 4 % 2 * 16;
 }
+
+// The y that a task makes, and the scratch row; and its transpose, for the caller's rows may be a
+// power of two apart, of which caches hold few lines at a time.
+template <int64_t lanes>
+struct alignas(64) OutputTile {
+  float rows[kTileRows + 1][lanes];
+  float samples[lanes][kTileRows];
+
+  OutputTile() { std::fill_n(rows[kTileRows], lanes, 0.0f); }  // the rest is not made 0
+};
 
 struct GatherWeight {
   const int64_t* first;  // [out_features + 1]

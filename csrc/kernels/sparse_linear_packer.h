@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "half.h"
 #include "sparse_linear.h"
 
 namespace simmim {
@@ -50,6 +51,10 @@ class Packer {
   std::vector<int64_t> ends_;
   uint8_t* bytes_ = nullptr;
 };
+
+// A weight as a layout keeps it.
+inline void store(float value, float* stored) { *stored = value; }
+inline void store(float value, BFloat16* stored) { *stored = to_bfloat16(value); }
 
 void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
 void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);

@@ -20,15 +20,10 @@ namespace {
 
 using PairWeight = ElementWeight<BFloat16, 2>;
 
-// The y of a task, and the scratch row; and its transpose, for the caller's rows may be a power of
-// two apart, of which caches hold few lines at a time.
-struct alignas(64) OutputTile {
-  float rows[kTileRows + 1][kPairLanes];
-  float samples[kPairLanes][kTileRows];
-};
+using Outputs = OutputTile<kPairLanes>;
 
 void multiply_tile(const PairWeight& weight, const ElementTile& tile, const BFloat16* x,
-                   OutputTile& y) {
+                   Outputs& y) {
   const BFloat16* value = weight.values + tile.first_weight;
   const uint8_t* column = weight.columns + tile.first_weight;
   const uint16_t* rows = weight.rows + tile.first_row;
@@ -47,7 +42,7 @@ void multiply_tile(const PairWeight& weight, const ElementTile& tile, const BFlo
 
 // Writes `rows` outputs of `samples` samples to y, whose rows lie y_stride apart.
 template <typename Output>
-void write(OutputTile& outputs, int64_t rows, int64_t samples, Output* y, int64_t y_stride) {
+void write(Outputs& outputs, int64_t rows, int64_t samples, Output* y, int64_t y_stride) {
   transpose_into<4>(outputs.rows[0], kPairLanes, rows, samples, outputs.samples[0], kTileRows,
                     rows);
   for (int64_t s = 0; s < samples; ++s, y += y_stride) {
@@ -94,7 +89,7 @@ SIMMIM_TARGET_AVX512_BF16 inline void add_row(__m512i weights, const BFloat16* x
 
 SIMMIM_TARGET_AVX512_BF16 void multiply_tile_avx512(const PairWeight& weight,
                                                     const ElementTile& tile, const BFloat16* x,
-                                                    OutputTile& y) {
+                                                    Outputs& y) {
   const BFloat16* values = weight.values + tile.first_weight;
   const uint8_t* columns = weight.columns + tile.first_weight;
   const uint16_t* rows = weight.rows + tile.first_row;
@@ -138,7 +133,7 @@ SIMMIM_TARGET_AVX512_BF16 inline void store(__m512 value, __mmask16 some, BFloat
 }
 
 template <typename Output>
-SIMMIM_TARGET_AVX512_BF16 void write_avx512(OutputTile& outputs, int64_t rows, int64_t samples,
+SIMMIM_TARGET_AVX512_BF16 void write_avx512(Outputs& outputs, int64_t rows, int64_t samples,
                                             Output* y, int64_t y_stride) {
   transpose_into<kVector>(outputs.rows[0], kPairLanes, kTileRows, kPairLanes, outputs.samples[0],
                           kTileRows, kTileRows);
@@ -167,7 +162,7 @@ void run(const TileLinearArgs& args, int64_t begin, int64_t end) {
   const int64_t out_features = packed.header().out_features;
   const int64_t row_blocks = divide_up(out_features, kTileRows);
   const int64_t column_tiles = divide_up(packed.header().in_features, kPairColumns);
-  const std::unique_ptr<OutputTile> y(new OutputTile);  // not made 0
+  const std::unique_ptr<Outputs> y(new Outputs);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task % row_blocks, batch_tile = task / row_blocks;
     const int64_t first_row = block * kTileRows, first_sample = batch_tile * kPairLanes;

@@ -18,8 +18,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
 
-// Calls run(begin, end) for the samples of a batch, a number of whole tiles of `lanes` at a time
-// whose packed x of `bytes` each leaves room in every thread's L2 cache.
+// Calls run(begin, end) for the samples of a batch, whole tiles of `lanes` at a time, as many as
+// leave room in the L2 caches that the threads have. bytes: of a sample's packed x.
 template <typename Run>
 void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, const Run& run) {
   constexpr int64_t kChunkBytes = 1 << 19;
@@ -46,7 +46,7 @@ void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, cons
                              args.lanes,
                              tile_columns};
     parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
-                    [&](int64_t begin, int64_t end) { pack_input_cpu(pack, begin, end); });
+                    [&](int64_t first, int64_t past) { pack_input_cpu(pack, first, past); });
     SparseLinearArgs chunk = args;
     chunk.x = pack.packed;
     chunk.y += begin * header.out_features;
@@ -129,13 +129,13 @@ void run_pair(const TileLinearArgs& args, const PackedHeader& header, const Tens
                              args.is_bfloat16, static_cast<uint16_t*>(packed.mutable_data_ptr()),
                              end - begin, header.in_features};
     parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
-                    [&](int64_t begin, int64_t end) { pack_pairs_cpu(pack, begin, end); });
+                    [&](int64_t first, int64_t past) { pack_pairs_cpu(pack, first, past); });
     TileLinearArgs chunk = args;
     chunk.x = pack.tiles;
     chunk.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
     chunk.batch = end - begin;
     parallel_ranges(batch_tiles * row_blocks, header.bytes / kPairBytes * chunk.batch,
-                    [&](int64_t begin, int64_t end) { pair_linear_cpu(chunk, begin, end); });
+                    [&](int64_t first, int64_t past) { pair_linear_cpu(chunk, first, past); });
   });
 }
 

@@ -69,9 +69,9 @@ PackedHeader read_header(const Tensor& packed) {
   return header;
 }
 
-// Calls through the dispatcher cost a small layer's time: none where there is nothing to do, and
-// none for so few elements that a plain loop converts them sooner.
-constexpr int64_t kFew = 1 << 13;
+// torch's conversions cost a small layer's time: none where there is nothing to do, and none for so
+// few elements that a plain loop takes less.
+constexpr int64_t kFew = 1 << 12;
 
 Tensor as_float(const Tensor& t) {
   if (t.scalar_type() == at::kFloat && t.is_contiguous()) return t;

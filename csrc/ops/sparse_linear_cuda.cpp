@@ -41,8 +41,8 @@ Tensor pack_parts(const Tensor& values, int64_t count, int64_t first_unit, const
 }
 
 // Waits for the device once, for the size. What it returns tells its type by its dtype, in_features
-// by its first axis, and its layout by its axes, of which "row" has a third of length 1 and "list" a
-// fourth as well: asking the device in each call would wait for it.
+// by its first axis, and its layout by its axes, of which "row" has a third of length 1 and "list"
+// a fourth as well: asking the device in each call would wait for it.
 constexpr int64_t kTileAxes = 2, kRowAxes = 3, kListAxes = 4;
 
 Tensor pack_on_cuda(const Tensor& weight, const Tensor& mask, c10::string_view layout) {
