@@ -180,6 +180,12 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "mutual_information: y must hold labels between 0 and 65535, got -1 in sample 0"),
     (lambda: mutual_information(X, LABELS * 10_000), ValueError,
      "mutual_information: y must hold labels between 0 and 65535, got 70000 in sample 7"),
+    (lambda: mutual_information(X, (-LABELS).to(torch.uint64)), ValueError,
+     "mutual_information: y must hold labels between 0 and 65535, got 18446744073709551615 in "
+     "sample 1"),
+    (lambda: mutual_information(X, (LABELS << 60).to(torch.uint64)), ValueError,
+     "mutual_information: y must hold labels between 0 and 65535, got 1152921504606846976 in "
+     "sample 1"),
     (lambda: mutual_information(X, LABELS[:, None]), ValueError,
      "mutual_information: y must have shape [samples] where it holds class labels, got [9, 1]"),
     (lambda: mutual_information(X, X[:, 0]), ValueError,
@@ -203,6 +209,9 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "conditional_mutual_information: z must have as many samples as x, got 5 and 9"),
     (lambda: conditional_mutual_information(X, X, -LABELS), ValueError,
      "conditional_mutual_information: z must hold labels between 0 and 65535, got -1 in sample 1"),
+    (lambda: conditional_mutual_information(X, X, (-LABELS).to(torch.uint64)), ValueError,
+     "conditional_mutual_information: z must hold labels between 0 and 65535, got "
+     "18446744073709551615 in sample 1"),
     (lambda: predictive_information(X[0]), ValueError,
      "predictive_information: logits must have shape [samples, classes], got [2]"),
     (lambda: predictive_information(_with(torch.nan)), ValueError,

@@ -131,7 +131,7 @@ at::Tensor conditional_on_cuda(const at::Tensor& x, const std::optional<at::Tens
     };
     if (z_bins) check_bad_codes(found, kZ, z, *z_bins, caller, "z");
     if (!z_bins && found[kZ] >= 0) {
-      raise_bad_label(z[found[kZ]].item<int64_t>(), found[kZ], caller, "z");
+      raise_bad_label(z, found[kZ], caller, "z");
     }
     if (z_bins) check_group(z_alone, kZValid, "z");
     check_group(xz, kXValid, "x");

@@ -186,10 +186,13 @@ void check_labels(const at::Tensor& labels, int64_t samples, const std::string& 
                     " must have fewer than 2^32 samples, got ", samples);
 }
 
-void raise_bad_label(int64_t label, int64_t sample, const std::string& caller,
+void raise_bad_label(const at::Tensor& labels, int64_t sample, const std::string& caller,
                      const std::string& argument) {
+  const int64_t label = labels[sample].to(at::kLong).item<int64_t>();
+  const bool wraps = labels.scalar_type() == at::ScalarType::UInt64;  // 2^63 and more
   TORCH_CHECK_VALUE(false, caller, ": ", argument, " must hold labels between 0 and 65535, got ",
-                    label, " in sample ", sample);
+                    wraps ? std::to_string(static_cast<uint64_t>(label)) : std::to_string(label),
+                    " in sample ", sample);
 }
 
 LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,
@@ -201,7 +204,7 @@ LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std:
   std::vector<int64_t> next(kMostClasses + 1);
   LabelGroups groups;
   for (int64_t i = 0; i < samples; ++i) {
-    if (label[i] < 0 || label[i] >= kMostClasses) raise_bad_label(label[i], i, caller, argument);
+    if (label[i] < 0 || label[i] >= kMostClasses) raise_bad_label(labels, i, caller, argument);
     ++next[label[i] + 1];
     groups.classes = std::max(groups.classes, label[i] + 1);
   }

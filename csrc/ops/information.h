@@ -84,8 +84,8 @@ constexpr int64_t kMostClasses = 65536;
 void check_labels(const at::Tensor& labels, int64_t samples, const std::string& caller,
                   const std::string& argument);
 
-[[noreturn]] void raise_bad_label(int64_t label, int64_t sample, const std::string& caller,
-                                  const std::string& argument);
+[[noreturn]] void raise_bad_label(const at::Tensor& labels, int64_t sample,
+                                  const std::string& caller, const std::string& argument);
 
 // Raises unless labels is integer [samples] of 0..65,535.
 LabelGroups group_by_label(const at::Tensor& labels, int64_t samples, const std::string& caller,

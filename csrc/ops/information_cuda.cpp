@@ -105,7 +105,7 @@ DeviceLabels::DeviceLabels(const at::Tensor& given, int64_t samples, Faults& fau
 void DeviceLabels::check(const std::vector<int64_t>& faults, int64_t kind, const at::Tensor& given,
                          const std::string& caller, const std::string& argument) const {
   const int64_t sample = faults[kind];
-  if (sample >= 0) raise_bad_label(given[sample].item<int64_t>(), sample, caller, argument);
+  if (sample >= 0) raise_bad_label(given, sample, caller, argument);
 }
 
 int64_t most_classes(const std::vector<int64_t>& faults, int64_t kind) {
