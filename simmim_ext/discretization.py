@@ -123,6 +123,13 @@ def _check_bins(caller: str, bins: object) -> None:
         raise ValueError(f"{caller}: bins must be between 2 and 256, got {bins}")
 
 
+def check_dense(caller: str, argument: str, x: Tensor) -> None:
+    """Raises TypeError unless x is laid out as plain tensors are."""
+    if x.layout != torch.strided or x.is_nested:
+        found = "a nested tensor" if x.layout == torch.strided else x.layout
+        raise TypeError(f"{caller}: {argument} must be a dense tensor, got {found}")
+
+
 def _as_tensor(end: float | Tensor, device: torch.device) -> Tensor:
     """An end of a range in float64; a number reaches a GPU without a copy that waits for it."""
     if isinstance(end, Tensor):
@@ -169,6 +176,7 @@ class Binning:
                 )
 
     def _check_edges(self, edges: Tensor) -> None:
+        check_dense(self.caller, "bins", edges)
         if edges.dim() not in (1, 2):
             raise ValueError(
                 f"{self.caller}: bins given as edges must have shape [bins + 1] or "
@@ -193,6 +201,8 @@ class Binning:
                 f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
                 f"got {range!r}"
             )
+        for end in (low, high):
+            check_dense(self.caller, "range", end)
         if low.is_complex() or high.is_complex():
             raise TypeError(f"{self.caller}: range must be real, got {low.dtype} and {high.dtype}")
         if low.shape != high.shape:
@@ -275,8 +285,7 @@ class Binning:
                 f"{self.caller}: {argument} must be a tensor or a Discretized, "
                 f"got {type(x).__name__}"
             )
-        if x.layout != torch.strided:
-            raise TypeError(f"{self.caller}: {argument} must be a dense tensor, got {x.layout}")
+        check_dense(self.caller, argument, x)
         if x.dtype not in _DTYPES:
             raise TypeError(
                 f"{self.caller}: {argument} must be float16, bfloat16, float32 or float64, "

@@ -32,7 +32,7 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-from .discretization import Binning, Discretized, Range
+from .discretization import Binning, Discretized, Range, check_dense
 from .ops.conditional import conditional_mutual_information as _conditional_mutual_information
 from .ops.joint import pairwise_information
 from .ops.label import label_information, soft_label_information
@@ -160,6 +160,7 @@ def mutual_information(
         raise TypeError(
             f"{caller}: probabilities must be a tensor, got {type(probabilities).__name__}"
         )
+    check_dense(caller, "probabilities", probabilities)
     codes = binned.discretize(x)
     return soft_label_information(
         codes.codes, probabilities.detach(), codes.bins, normalized, base, caller
@@ -220,6 +221,7 @@ def predictive_information(logits: Tensor, *, base: float | None = None) -> Tens
         raise TypeError(
             f"predictive_information: logits must be a tensor, got {type(logits).__name__}"
         )
+    check_dense("predictive_information", "logits", logits)
     return _predictive_information(logits.detach(), base)
 
 
@@ -233,6 +235,7 @@ def _codes_or_labels(
 ) -> tuple[Tensor, int | None]:
     """Codes [features, samples] and their bins, or class labels [samples] as they are and None."""
     if is_labels(y):
+        check_dense(binned.caller, argument, y)
         return y, None
     codes = binned.discretize(y, argument)
     return codes.codes, codes.bins
@@ -250,6 +253,7 @@ def _pairs(
     """The quantity for every pair, named as the public function that asks."""
     options = (quantity, estimator, normalized, base, quantity)
     if is_labels(y):
+        check_dense(quantity, "y", y)
         values, bins = binned.operand(x)
         return label_information(values, y, *bins, *options)
     codes = binned.discretize(x)

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .discretization import Binning, Discretized, Range
+from .discretization import Binning, Discretized, Range, check_dense
 from .information import is_labels
 from .ops.histogram import histogram
 from .ops.joint import joint_histogram, pairwise_information
@@ -84,8 +84,14 @@ def independence_test(
             raise ValueError(f"{_CALLER}: {name} must be in {least}..2**64 - 1, got {value}")
     binned = Binning(_CALLER, bins, range, binning, nan_policy, outliers)
     own = binned.discretize(x)
+    if own.codes.is_meta:
+        raise ValueError(
+            f"{_CALLER}: x must have values, and is on the meta device, where tensors have none; "
+            "give it on another device"
+        )
     other: Discretized | Tensor
     if is_labels(y):
+        check_dense(_CALLER, "y", y)
         information = _of_labels(own, y)[:, None]
         other = _as_codes(y)
     else:
