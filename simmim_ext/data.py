@@ -67,7 +67,14 @@ def take(batch: Batch, rows: Tensor | slice) -> Batch:
 
     def pick(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[rows] if value.dim() > 0 and len(value) == samples else value
+            if value.dim() == 0 or len(value) != samples:
+                return value
+            if value.layout != torch.strided:
+                raise SimMIMError(
+                    f"a batch holds a {value.layout} {describe(value)}, of which samples cannot be "
+                    "taken; give it dense, as x.to_dense() does"
+                )
+            return value[rows]
         if isinstance(value, Mapping):
             return {key: pick(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -80,10 +87,20 @@ def take(batch: Batch, rows: Tensor | slice) -> Batch:
 def to_device(batch: Batch, device: torch.device | str | None) -> Batch:
     """The batch with every tensor on the device; None leaves it where it is.
 
-    Tensors that were made under ``torch.inference_mode`` are copied: autograd refuses them.
+    Tensors that were made under ``torch.inference_mode`` are copied: autograd refuses them. Those
+    that require a gradient are detached: several passes cannot go back through one graph.
+
+    Raises:
+        SimMIMError: a tensor has no values.
     """
 
     def move(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            raise SimMIMError(
+                f"a batch holds a {describe(tensor)} on the meta device, where tensors have no "
+                "values; give its data"
+            )
+        tensor = tensor.detach()
         if tensor.is_inference():
             with torch.inference_mode(False):
                 tensor = tensor.clone()
@@ -120,7 +137,10 @@ def batches(
     check_reiterable(data, name)
     seen = 0
     for batch in data:
-        samples = samples_of(batch)
+        try:
+            samples = samples_of(batch)
+        except SimMIMError as error:
+            raise SimMIMError(f"{name}: {error}") from error
         if samples == 0:
             continue
         if limit is not None and seen + samples > limit:
@@ -237,4 +257,5 @@ def describe(value: Any) -> str:
         return f"an empty {type(value).__name__}"
     if isinstance(value, tuple):
         return f"a tuple that begins with {describe(value[0])}"
-    return f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" or kind == "ndarray" else f"a {kind}"

@@ -106,7 +106,7 @@ def make_plan(
         name = next(n for n, limit in ceilings.items() if costs.of(n, least) > limit)
         if name == "latency":
             raise latency_unmet(limits[name], costs.of(name, least), model, example_inputs)
-        raise unreachable(name, limits[name], costs.of(name, least), costs.original(name))
+        raise unreachable(name, limits[name], costs.of(name, least), costs.original(name), round_to)
 
     widths = widest()
     if "latency" in limits:

@@ -40,7 +40,8 @@ def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
         )
     for name, value in constraints.items():
         if name not in BUDGETS:
-            raise ValueError(f"constraints: {name!r} is none of {', '.join(BUDGETS)}")
+            where = "; compress takes it for a granularity of weights" if name == "sparsity" else ""
+            raise ValueError(f"constraints: {name!r} is none of {', '.join(BUDGETS)}{where}")
         if is_count(value) and name not in _FRACTIONS_ONLY:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
@@ -162,10 +163,13 @@ def rounded(count: int, units: int, round_to: int) -> int:
     return min(units, max(round_to, count // round_to * round_to))
 
 
-def unreachable(name: str, value: float | int, least: float, original: float) -> SimMIMError:
+def unreachable(
+    name: str, value: float | int, least: float, original: float, round_to: int = 1
+) -> SimMIMError:
     """The error for a budget that even the smallest model exceeds."""
+    lower = f"lower round_to={round_to}, " if round_to > 1 else ""
     return SimMIMError(
         f"constraints: {name}={value} cannot be met: with every layer at its least width the model "
-        f"has {least:g} of {original:g} ({least / original:.3g}); raise the budget, or ignore "
-        "fewer layers"
+        f"has {least:g} of {original:g} ({least / original:.3g}); raise the budget, {lower}or "
+        "ignore fewer layers"
     )

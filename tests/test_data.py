@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from simmim_ext import CompressConfig, SimMIMError
+from simmim_ext import CompressConfig, SimMIMError, compress
 from simmim_ext import data as d
 from simmim_ext.forward import forward
 from simmim_ext.labels import class_labels, value_labels
@@ -88,7 +89,8 @@ def test_batches_stop_at_the_limit():
         ([torch.empty(0, 3)], "no sample came out of a list"),
         (iter([torch.rand(2, 3)]), "read only once"),
         ((torch.rand(2, 3) for _ in range(2)), "a generator, which can be read only once"),
-        (3, "expected an iterable of batches .* got a int"),
+        (3, "expected an iterable of batches .* got an int"),
+        ([np.zeros((4, 3))], "train: a batch must be a tensor, .* got an ndarray; change the loa"),
         ({"x": torch.rand(2)}, "expected an iterable of batches .* got a dict"),
         (torch.utils.data.TensorDataset(torch.rand(2, 3)), "gives single samples; wrap it"),
     ],
@@ -96,6 +98,32 @@ def test_batches_stop_at_the_limit():
 def test_data_that_cannot_serve_says_what_to_do(data, text):
     with pytest.raises(SimMIMError, match=text):
         list(d.batches(data, name="train"))
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (torch.rand(10, 8, device="meta"), r"tensor of shape \[10, 8\] on the meta device"),
+        (torch.rand(10, 8).to_sparse(), r"a torch.sparse_coo tensor .* give it dense"),
+    ],
+)
+def test_tensors_without_values_or_rows_are_refused(batch, text):
+    with pytest.raises(SimMIMError, match=text):
+        d.split(d.gather([batch], 10))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
+def test_inputs_that_require_a_gradient_serve_and_get_none():
+    leaf = torch.rand(300, 8, requires_grad=True)
+    data = [(2 * leaf).detach().requires_grad_(), 2 * leaf]
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    config = CompressConfig(epochs=2)
+    found = compress(model, calibration=data, constraints={"units": 0.5}, config=config)
+    assert data[0].grad is None
+    assert leaf.grad is None
+    plain = [x.detach() for x in data]
+    expected = compress(model, calibration=plain, constraints={"units": 0.5}, config=config)
+    assert all(map(torch.equal, found.model.parameters(), expected.model.parameters()))
 
 
 def test_split_holds_every_fifth_sample_out():

@@ -186,7 +186,7 @@ def test_refusals():
         prune(model, scores, constraints={"units": 3}, round_to=0)
     with pytest.raises(SimMIMError, match=r"params=0.01 cannot be met: .* 21 of 174 \(0.121\)"):
         prune(model, scores, constraints={"params": 0.01})
-    with pytest.raises(SimMIMError, match="units=0.3 cannot be met"):
+    with pytest.raises(SimMIMError, match=r"units=0.3 cannot be met: .*, lower round_to=4, or "):
         prune(model, scores, constraints={"units": 0.3}, round_to=4)
     with pytest.raises(SimMIMError, match="no units that can be removed"):
         prune(model, scores, constraints={"units": 3}, ignored_layers=["0"])

@@ -133,6 +133,7 @@ def test_constraints_that_are_fine(value):
         ({}, "constraints must be a dict with at least one of units, params"),
         (None, "got None"),
         ({"weights": 0.5}, "'weights' is none of units, params"),
+        ({"sparsity": 0.5}, "'sparsity' is none of .*; compress takes it for a granularity of wei"),
         ({"units": 0}, r"units must be a fraction kept in \(0, 1\] or an integer greater than 1"),
         ({"units": 1.5}, "got 1.5"),
         ({"units": True}, "got True"),
