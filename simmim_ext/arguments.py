@@ -84,8 +84,8 @@ def copied(caller: str, model: nn.Module, *, shared: Iterable[Tensor] = ()) -> n
             return deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         raise SimMIMError(
-            f"{caller}: the model cannot be copied ({error}); remove non-leaf tensors from its "
-            "attributes"
+            f"{caller}: the model cannot be copied ({error}); take from its attributes what "
+            "copy.deepcopy cannot copy, such as tensors that are no leaves, locks and open files"
         ) from error
 
 
@@ -155,9 +155,12 @@ def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
     """
     dtypes = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     if epochs > 0 and not dtypes:
+        sparse = any(isinstance(module, SparseLinear) for module in model.modules())
+        has_some = "simmim_ext.nn.strip(model) has some in place of each SparseLinear"
+        advice = has_some if sparse else "call model.requires_grad_(True)"
         raise SimMIMError(
             f"{caller}: config.epochs is {epochs}, and no parameter of the model requires a "
-            "gradient; call model.requires_grad_(True), or set epochs=0 to distil nothing"
+            f"gradient; {advice}, or set epochs=0 to distil nothing"
         )
     if epochs > 0 and torch.float16 in dtypes:
         raise SimMIMError(

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_device, check_example, check_model, check_options, watched
+from .arguments import (
+    check_dense,
+    check_device,
+    check_example,
+    check_model,
+    check_options,
+    watched,
+)
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -154,6 +161,7 @@ def diagnose(
             forward_fn=forward_fn,
         )
         if not groups:
+            check_dense("diagnose", model)
             raise SimMIMError("diagnose: the model has no units that can be removed")
         predictions, statistics = collect(
             model,

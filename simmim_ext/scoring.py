@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_device, check_example, check_model, check_options, watched
+from .arguments import (
+    check_dense,
+    check_device,
+    check_example,
+    check_model,
+    check_options,
+    watched,
+)
 from .collect import collect
 from .config import CompressConfig
 from .conversion import prepared
@@ -155,6 +162,7 @@ def score_groups(
     """
     config = config or CompressConfig()
     if not groups:
+        check_dense("score", model)
         raise SimMIMError(
             "score: the model has no units that can be removed; ignore fewer layers, or give a "
             "model with a Linear, Conv1d or Conv2d that another layer reads"

@@ -94,7 +94,12 @@ def prune_weights(
         check_hooks(name, weighted(model, name))
     linear = [name for name in original.order if name in plain]
     if not linear:
-        raise SimMIMError("prune_weights: the model has no Linear layer to remove weights from")
+        kinds = {type(weighted(model, name)).__name__ for name in {*names} - ignored_layers}
+        others = f"; its layers are {', '.join(sorted(kinds))}" if kinds else ""
+        raise SimMIMError(
+            "prune_weights: the model has no Linear layer to remove weights from, other than "
+            f"ignored or tied ones{others}; give one with layers of class nn.Linear itself"
+        )
     if linear == [""]:
         raise SimMIMError(
             "prune_weights: the model must not be a Linear layer itself, which no other can take "

@@ -10,7 +10,7 @@ from torch import nn
 import simmim_ext
 from simmim_ext import CompressConfig, SimMIMError
 from simmim_ext.arguments import check_device
-from simmim_ext.nn import strip
+from simmim_ext.nn import SparseLinear, accelerate, strip
 
 HALF = {"units": 0.5}
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -157,6 +157,26 @@ def test_masked_layers_are_not_compressed_again(granularity) -> None:
         simmim_ext.compress(model, **settings, **budget, ignored_layers=["2"])
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_sparse_layers_are_not_compressed_again() -> None:
+    config = CompressConfig(epochs=0)
+    settings = {"calibration": DATA, "progress": False}
+    sparse = {"constraints": {"sparsity": 0.5}, "granularity": "weight"}
+    masked = simmim_ext.compress(MODEL, **settings, **sparse, config=config).model
+    model = accelerate(masked)
+    assert isinstance(model[0], SparseLinear)
+    text = r"is a SparseLinear, as an earlier .*; give simmim_ext.nn.strip\(model\)"
+    for call in (simmim_ext.score, simmim_ext.diagnose):
+        with pytest.raises(SimMIMError, match=rf"^{call.__name__}: the layer '0' {text}"):
+            call(model, DATA)
+    with pytest.raises(SimMIMError, match=f"^compress: the layer '0' {text}"):
+        simmim_ext.compress(model, **settings, **sparse, config=config)
+    with pytest.raises(
+        SimMIMError, match=r"no parameter .*; simmim_ext.nn.strip\(model\) has some"
+    ):
+        simmim_ext.compress(model, **settings, **sparse)
+
+
 def test_a_lazy_instance_is_not_loaded_into() -> None:
     with pytest.raises(SimMIMError, match=r"^load: model must have its weights, and '0.weight' is"):
         simmim_ext.load("folder", lazy())
@@ -295,7 +315,7 @@ def test_a_model_that_cannot_be_copied() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     model.last = model(torch.rand(2, 4))
     with pytest.raises(
-        SimMIMError, match=r"compress: the model cannot be copied \(.*; remove non-"
+        SimMIMError, match=r"compress: the model cannot be copied \(.*; take from its attributes"
     ):
         simmim_ext.compress(model, calibration=[torch.rand(20, 4)], constraints={"units": 0.5})
 
