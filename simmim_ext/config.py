@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class CompressConfig:
     amp: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # numpy's numbers are no JSON
+            value = getattr(self, field.name)
+            if isinstance(value, Real) and not isinstance(value, int | float):
+                plain = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(self, field.name, plain)
         self._choice("criterion", CRITERIA)
         self._choice("allocation", ALLOCATIONS)
         for name in ("reconstruct", "shared_range", "amp"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral, Real
 from typing import cast
 
 import torch
@@ -27,6 +28,7 @@ _NAMES = {
 }
 _GOOD_NAMES = tuple(product(*_NAMES.values()))
 _NUMBER = (int, float)
+_INTEGER = (int, Integral)  # int, which nearly all are, is told faster
 _PAIR = (tuple, list)
 _OperatorBins = tuple[int, Tensor | None, Tensor | None, Tensor | None, str, str]
 
@@ -57,7 +59,7 @@ class Discretized:
                 "Discretized: codes must have shape [features, samples], "
                 f"got {list(self.codes.shape)}"
             )
-        _check_bins("Discretized", self.bins)
+        object.__setattr__(self, "bins", _checked_bins("Discretized", self.bins))
         if not (self.edges is None or isinstance(self.edges, Tensor)):
             got = type(self.edges).__name__
             raise TypeError(f"Discretized: edges must be a tensor or None, got {got}")
@@ -114,13 +116,16 @@ def discretize(
     return Binning("discretize", bins, range, binning, nan_policy, outliers).discretize(x)
 
 
-def _check_bins(caller: str, bins: object) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int):
+def _checked_bins(caller: str, bins: object) -> int:
+    """The number of bins, whoever's integer it is, as Python's."""
+    if isinstance(bins, bool) or not isinstance(bins, _INTEGER):
         raise TypeError(
             f"{caller}: bins must be an int, or a tensor of edges, got {type(bins).__name__}"
         )
-    if not 2 <= bins <= 256:
-        raise ValueError(f"{caller}: bins must be between 2 and 256, got {bins}")
+    count = int(bins)
+    if not 2 <= count <= 256:
+        raise ValueError(f"{caller}: bins must be between 2 and 256, got {count}")
+    return count
 
 
 def check_dense(caller: str, argument: str, x: Tensor) -> None:
@@ -163,7 +168,7 @@ class Binning:
         if isinstance(self.bins, Tensor):
             self._check_edges(self.bins)
         elif self.bins is not None:
-            _check_bins(self.caller, self.bins)
+            self.bins = _checked_bins(self.caller, self.bins)
         if self.range is not None:
             self._check_range(self.range)
 
@@ -195,6 +200,9 @@ class Binning:
         if isinstance(low, _NUMBER) and isinstance(high, _NUMBER):
             if _is_huge(low) or _is_huge(high):
                 raise ValueError(f"{self.caller}: range must be within 1.8e308, got an int beyond")
+            return
+        if isinstance(low, Real) and isinstance(high, Real):  # numpy's, and others'
+            self.range = (float(low), float(high))
             return
         if not isinstance(low, Tensor) or not isinstance(high, Tensor):
             raise TypeError(
@@ -285,7 +293,8 @@ class Binning:
                 f"{self.caller}: {argument} must be a tensor or a Discretized, "
                 f"got {type(x).__name__}"
             )
-        check_dense(self.caller, argument, x)
+        if x.layout != torch.strided or x.is_nested:  # no call of it where all is well
+            check_dense(self.caller, argument, x)
         if x.dtype not in _DTYPES:
             raise TypeError(
                 f"{self.caller}: {argument} must be float16, bfloat16, float32 or float64, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def independence_test(
     if method not in ("g", "permutation"):
         raise ValueError(f"{_CALLER}: method must be one of 'g', 'permutation', got {method!r}")
     for name, value, least in (("permutations", permutations, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{_CALLER}: {name} must be an int, got {type(value).__name__}")
         if not least <= value < 2**64:  # as torch's generators take it
             raise ValueError(f"{_CALLER}: {name} must be in {least}..2**64 - 1, got {value}")
@@ -103,7 +104,7 @@ def independence_test(
         p_value = torch.special.gammaincc(degrees.clamp(min=1) / 2.0, statistic / 2)
         p_value = p_value.masked_fill(degrees == 0, 1.0)
     else:
-        reached = _count_reached(own, other, information, permutations, seed)
+        reached = _count_reached(own, other, information, int(permutations), int(seed))
         p_value = (reached + 1).double() / (permutations + 1)
         if y is None:
             p_value = p_value.triu() + p_value.triu(1).t()

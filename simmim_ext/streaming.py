@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -31,10 +32,11 @@ class _Streaming:
     ) -> None:
         name = type(self).__name__
         for argument, count in features.items():
-            if isinstance(count, bool) or not isinstance(count, int):
+            if isinstance(count, bool) or not isinstance(count, Integral):
                 raise TypeError(f"{name}: {argument} must be an int, got {type(count).__name__}")
             if count < 1:
                 raise ValueError(f"{name}: {argument} must be at least 1, got {count}")
+        features = {argument: int(count) for argument, count in features.items()}
         self._binning = Binning(name, bins, range, "uniform", nan_policy, outliers)
         self._binning.keep()  # what the caller does to its tensors later is not for these bins
         if range is None and not isinstance(bins, Tensor):

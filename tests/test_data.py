@@ -267,6 +267,14 @@ def test_config_names_field_rule_and_value(settings, error, text):
         CompressConfig(**settings)
 
 
+def test_config_takes_numpys_numbers():
+    config = CompressConfig(epochs=np.int64(3), lr=np.float32(0.5), bins=np.uint8(8))
+    assert config == CompressConfig(epochs=3, lr=0.5, bins=8)
+    assert [type(v) for v in (config.epochs, config.lr, config.bins)] == [int, float, int]
+    with pytest.raises(TypeError, match="epochs must be an integer"):
+        CompressConfig(epochs=np.float64(3))
+
+
 def test_config_is_json_and_frozen():
     config = CompressConfig(device=torch.device("cpu"))
     assert CompressConfig(**config.to_dict()) == CompressConfig(device="cpu")

@@ -274,6 +274,23 @@ def test_pairs_without_common_samples_raise() -> None:
         conditional_mutual_information(x, None, torch.arange(4), nan_policy="omit")
 
 
+def test_numpys_numbers_serve() -> None:
+    x, four, ends = normal(50, 2), np.int64(4), (np.float32(-8), np.float64(8))
+    for given, plain in ((four, 4), (np.uint8(4), 4)):
+        assert torch.equal(entropy(x, bins=given), entropy(x, bins=plain))
+    assert torch.equal(entropy(x, range=ends), entropy(x, range=(-8.0, 8.0)))
+    coded = discretize(x, bins=four, range=ends)
+    assert type(coded.bins) is type(Discretized(coded.codes, four).bins) is int
+    options = {"method": "permutation", "bins": four}
+    found = independence_test(x, **options, permutations=np.int32(5), seed=np.int64(1))
+    expected = independence_test(x, **options, permutations=5, seed=1)
+    assert torch.equal(found.p_value, expected.p_value)
+    assert simmim_ext.Histogram(np.int64(2), four, ends).counts.shape == (2, 4)
+    for wrong in (np.bool_(True), np.float64(4)):
+        with pytest.raises(TypeError, match="entropy: bins must be an int, or a tensor of edges"):
+            entropy(x, bins=wrong)
+
+
 def test_arguments_are_left_alone() -> None:
     x = _with(torch.nan)
     before = x.clone()
