@@ -27,7 +27,7 @@ class Answers:
         self._mask = token_mask(batch)
         self._samples = samples_of(batch)
         self._drawn: Tensor | None = None  # among the rows of outputs
-        self._tokens = torch.empty(0)  # the same as flat tokens of the batch
+        self._tokens = torch.empty(0, device="cpu")  # the same as flat tokens of the batch
         if len(outputs) == self._samples:
             return
         room = PASS_BYTES // (4 * outputs.shape[1] * samples)

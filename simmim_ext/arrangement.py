@@ -19,7 +19,7 @@ def sample_axes(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) ->
     sizes do not tell. A layer of which several axes grow, or none, has samples first.
     """
     found = [
-        _shapes(model, take(batch, torch.zeros(size, dtype=torch.long)), forward_fn)
+        _shapes(model, take(batch, torch.zeros(size, dtype=torch.long, device="cpu")), forward_fn)
         for size in _SIZES
     ]
     axes: dict[str, int] = {}

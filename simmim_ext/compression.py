@@ -143,7 +143,7 @@ def compress(
             "ignored_layers": sorted(ignored),
             "round_to": round_to,
         }
-        checkpoint = Checkpoint(None, "", torch.empty(0))
+        checkpoint = Checkpoint(None, "", torch.empty(0, device="cpu"))
         if checkpoint_dir is not None:
             identity = identity_of(teacher, [*samples, example], settings)
             answers = answers_of(teacher, samples[0], forward_fn)

@@ -39,10 +39,10 @@ def simmim(stats: GroupStatistics, setting: Setting) -> Ranking:
             ConditionalInformation(xx, targets[0][chosen], targets[1], block=block, outputs=len(zz))
         )
     selection = select_units(layers, stats.group.units)
-    gains = torch.tensor(selection.gains, dtype=torch.float64)
+    gains = torch.tensor(selection.gains, dtype=torch.float64, device="cpu")
     scores = torch.empty_like(gains)
     scores[list(selection.order)] = gains.flip(0).cumsum(0).flip(0)
-    divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64)
+    divergence = torch.zeros(stats.group.units + 1, dtype=torch.float64, device="cpu")
     for xx, xz, zz, reader, block in found:
         expected = divergences(xx, xz, zz, reader.fisher, selection.order, block=block)
         divergence += reader.places * expected
@@ -133,7 +133,7 @@ def random(stats: GroupStatistics, setting: Setting) -> Ranking:
     """A seeded draw, another for every layer."""
     position = [group.name for group in setting.groups].index(stats.group.name)
     generator = torch.Generator().manual_seed(setting.config.seed * 1_000_003 + position)
-    return by_score(torch.rand(stats.group.units, generator=generator))
+    return by_score(torch.rand(stats.group.units, generator=generator, device="cpu"))
 
 
 def unit_entropy(x: Tensor, config: CompressConfig) -> Tensor:
@@ -202,7 +202,7 @@ def _greedy(
 ) -> Ranking:
     """Takes the unit with the highest value, then combines all values with those given it."""
     value = first.double()
-    left = torch.ones(len(value), dtype=torch.bool)
+    left = torch.ones(len(value), dtype=torch.bool, device="cpu")
     order: list[int] = []
     while len(order) < len(value):
         candidates = value.masked_fill(~left, -torch.inf)

@@ -201,7 +201,7 @@ def split(data: Sequence[Batch], *, name: str = "calibration") -> tuple[list[Bat
     held_out: list[Batch] = []
     start = 0
     for batch in data:
-        index = torch.arange(start, start + samples_of(batch))
+        index = torch.arange(start, start + samples_of(batch), device="cpu")
         start += len(index)
         out = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
         for part, chosen in ((fit, ~out), (held_out, out)):
@@ -233,9 +233,9 @@ class Shuffled:
         pieces = [
             (i, rows)
             for i, batch in enumerate(self._data)
-            for rows in torch.split(torch.randperm(samples_of(batch)), self._size)
+            for rows in torch.split(torch.randperm(samples_of(batch), device="cpu"), self._size)
         ]
-        for j in torch.randperm(len(pieces)).tolist():
+        for j in torch.randperm(len(pieces), device="cpu").tolist():
             i, rows = pieces[j]
             yield take(self._data[i], rows)
 

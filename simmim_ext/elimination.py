@@ -33,9 +33,9 @@ def surviving(
     stripes, blocks = len(weight), weight.shape[2] // columns
     weight = weight.clone()
     inverses = inverse.expand(stripes, -1, -1).clone()
-    left = torch.full((stripes,), blocks)
-    alive = torch.ones(stripes, blocks, dtype=torch.bool)
-    index = torch.arange(blocks).expand(stripes, -1)
+    left = torch.full((stripes,), blocks, device="cpu")
+    alive = torch.ones(stripes, blocks, dtype=torch.bool, device="cpu")
+    index = torch.arange(blocks, device="cpu").expand(stripes, -1)
     while (left > counts).any():
         take = ((left * _STEP).long().clamp(min=1)).minimum(left - counts)
         most = int(take.max())
@@ -43,7 +43,7 @@ def surviving(
         if keep is not None:
             cost = cost.masked_fill(~_expendable(cost, index, blocks, *keep), torch.inf)
         gone = cost.topk(most, dim=1, largest=False).indices
-        active = torch.arange(most) < take[:, None]
+        active = torch.arange(most, device="cpu") < take[:, None]
         _remove(weight, inverses, _columns_of(gone, columns), active.repeat_interleave(columns, 1))
         alive.scatter_(1, gone, alive.gather(1, gone) & ~active)
         left -= take
@@ -64,7 +64,9 @@ def _costs(weight: Tensor, inverses: Tensor, alive: Tensor, columns: int) -> Ten
     blocks = width // columns
     own = inverses.view(stripes, blocks, columns, blocks, columns).diagonal(dim1=1, dim2=3)
     own = torch.where(
-        alive[..., None, None], own.movedim(-1, 1), torch.eye(columns, dtype=own.dtype)
+        alive[..., None, None],
+        own.movedim(-1, 1),
+        torch.eye(columns, dtype=own.dtype, device="cpu"),
     )
     values = weight.view(stripes, rows, blocks, columns).permute(0, 2, 3, 1)
     lost: Tensor = values * torch.linalg.solve(own, values)
@@ -87,7 +89,7 @@ def _remove(weight: Tensor, inverses: Tensor, gone: Tensor, active: Tensor) -> N
     block = across.gather(1, gone[:, :, None].expand(-1, -1, gone.shape[1]))
     # Columns that a stripe does not take are decoupled: identity in the block, zero across.
     both = active[:, :, None] & active[:, None, :]
-    block = torch.where(both, block, torch.eye(gone.shape[1], dtype=block.dtype))
+    block = torch.where(both, block, torch.eye(gone.shape[1], dtype=block.dtype, device="cpu"))
     across = across * active[:, None, :]
     solved = torch.linalg.solve(block, across.mT)
     places = gone[:, None, :].expand(-1, rows, -1)
@@ -98,7 +100,7 @@ def _remove(weight: Tensor, inverses: Tensor, gone: Tensor, active: Tensor) -> N
 
 def _columns_of(blocks: Tensor, columns: int) -> Tensor:
     """[stripes, n] blocks as [stripes, n * columns] columns."""
-    return (blocks[..., None] * columns + torch.arange(columns)).flatten(1)
+    return (blocks[..., None] * columns + torch.arange(columns, device="cpu")).flatten(1)
 
 
 def _compacted(weight: Tensor, inverses: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class _Classes:
         self._rows: list[Tensor] = []
         self._labelled: list[Tensor] = []
         self._mean: Tensor | None = None
-        self._entropy = torch.zeros(2, dtype=torch.float64)
+        self._entropy = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     def update(self, teacher: Tensor, student: Tensor, labels: Tensor | None) -> None:
         both = torch.stack([teacher, student]).log_softmax(dim=-1)
@@ -114,7 +114,9 @@ class _Classes:
         agreed = int(agree.sum())
         marginal = torch.special.entr(self._mean / n).sum(dim=1)
         information = (marginal - self._entropy / n).clamp(min=0).tolist()
-        labelled = torch.cat(self._labelled, dim=1) if self._labelled else torch.empty(4, 0)
+        labelled = (
+            torch.cat(self._labelled, dim=1) if self._labelled else torch.empty(4, 0, device="cpu")
+        )
         accuracy: list[float | None] = [None, None]
         ece: list[float | None] = [None, None]
         if labelled.shape[1] > 0:
@@ -148,8 +150,8 @@ class _Vectors:
         self._noise = noise
         self._rows: list[Tensor] = []
         self._kept: list[Tensor] = []
-        self._sum = torch.zeros(())
-        self._square = torch.zeros(())
+        self._sum = torch.zeros((), device="cpu")
+        self._square = torch.zeros((), device="cpu")
 
     def update(self, teacher: Tensor, student: Tensor, labels: Tensor | None) -> None:
         both = torch.stack([teacher, student])
@@ -168,7 +170,7 @@ class _Vectors:
         mean = self._sum / n
         covariance = self._square / n - mean[:, :, None] * mean[:, None, :]
         # I(T + noise; input) of a Gaussian with that covariance: 1/2 log det(I + C / noise).
-        eye = torch.eye(covariance.shape[-1], dtype=torch.float64)
+        eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device="cpu")
         information = (0.5 * torch.logdet(eye + covariance / self._noise)).tolist()
         spread = covariance[0].diagonal().sum() / (2 * self._noise)
         varies = covariance[0].trace() > _ROUNDING * self._square[0].trace() / n
@@ -191,7 +193,9 @@ class _Vectors:
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
     """Expected calibration error in 15 equal bins (Guo et al., 2017); both are [samples]."""
     bins = (confidence * _ECE_BINS).long().clamp(max=_ECE_BINS - 1)
-    gap = torch.zeros(_ECE_BINS, dtype=torch.float64).index_add_(0, bins, confidence - correct)
+    gap = torch.zeros(_ECE_BINS, dtype=torch.float64, device="cpu").index_add_(
+        0, bins, confidence - correct
+    )
     return float(gap.abs().sum() / len(confidence))
 
 

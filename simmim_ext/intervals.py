@@ -31,7 +31,7 @@ def proportion_at_least(successes: int, trials: int, confidence: float = 0.95) -
 
 def _binomial_root(k: int, n: int, tail: float) -> float:
     """The p at which P(X >= k) = tail for X ~ Binomial(n, p)."""
-    count = torch.arange(k, n + 1, dtype=torch.float64)
+    count = torch.arange(k, n + 1, dtype=torch.float64, device="cpu")
     log_choose = math.lgamma(n + 1) - torch.lgamma(count + 1) - torch.lgamma(n - count + 1)
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -56,17 +56,21 @@ def bootstrap_mean(
     values = values.double()
     size = -(-len(values) // _GROUPS)
     if size > 1:
-        order = torch.randperm(len(values), generator=generator)
+        order = torch.randperm(len(values), generator=generator, device="cpu")
         order = order[: len(values) // size * size]
         values = values[order].view(-1, size).mean(dim=1)
     means = torch.cat(
         [
-            values[torch.randint(len(values), (50, len(values)), generator=generator)].mean(dim=1)
+            values[
+                torch.randint(len(values), (50, len(values)), generator=generator, device="cpu")
+            ].mean(dim=1)
             for _ in range(resamples // 50)
         ]
     )
     tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = means.quantile(
+        torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu")
+    ).tolist()
     return low, high
 
 

@@ -40,7 +40,7 @@ def fastest_format(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None)
     try:
         change = (answers() - before).abs().max()
     except Exception:  # whatever it is that it does not bear
-        change = torch.tensor(torch.inf)
+        change = torch.tensor(torch.inf, device="cpu")
     if not change <= _ROUNDING * before.abs().max():
         order(torch.contiguous_format)
     return model

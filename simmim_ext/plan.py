@@ -202,7 +202,7 @@ def _priorities(scores: Scores, allocation: str) -> Mapping[str, Tensor]:
         return {group.name: scores.information[group.name] for group in groups}
     if allocation == "score":
         return {group.name: scores[group.name] for group in groups}
-    return {group.name: -torch.arange(group.units) / group.units for group in groups}
+    return {group.name: -torch.arange(group.units, device="cpu") / group.units for group in groups}
 
 
 def _layer(scores: Scores, name: str, kept: Sequence[int]) -> dict[str, Any]:

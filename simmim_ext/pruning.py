@@ -271,7 +271,9 @@ def _from_mapping(
     values = {}
     for name, value in scores.items():
         try:
-            values[name] = torch.as_tensor(value)
+            values[name] = (
+                value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             raise _no_scores(name, units[name], repr(value)) from error
     order = {name: by_score(value).order for name, value in values.items()}

@@ -53,6 +53,6 @@ def by_score(scores: Tensor) -> Ranking:
 def by_order(order: Iterable[int]) -> Ranking:
     """Scores that say nothing but the order: the number of units that are kept less long."""
     order = tuple(order)
-    scores = torch.empty(len(order))
-    scores[list(order)] = torch.arange(len(order) - 1, -1, -1, dtype=torch.float32)
+    scores = torch.empty(len(order), device="cpu")
+    scores[list(order)] = torch.arange(len(order) - 1, -1, -1, dtype=torch.float32, device="cpu")
     return Ranking(scores, order)

@@ -82,7 +82,7 @@ class Resumed:
         done = largest(ended)
         read = self._course.still_read(done)
         most = None if to_the_end else self._course.calls(names)
-        outputs = torch.empty(0)
+        outputs = torch.empty(0, device="cpu")
         for index in range(len(self._data)):
             if not ended.issuperset(self.kept[index]):  # It went further before.
                 self._keep(index, {})

@@ -117,8 +117,8 @@ class _Conditional:
         self._covariances, self._block = covariances, block
         count = covariances.shape[1] // block
         self.units = torch.arange(count, device=covariances.device)
-        self._places = torch.arange(count)  # of each unit among those that are left
-        self._taken = torch.zeros(count, dtype=torch.bool)  # by place
+        self._places = torch.arange(count, device="cpu")  # of each unit among those that are left
+        self._taken = torch.zeros(count, dtype=torch.bool, device="cpu")  # by place
         # Rows l of which l^T l is still to be subtracted from the covariances: a product of
         # matrices now and then costs a fraction of as many of single rows.
         self._panel = covariances.new_empty(2, max(_PANEL, block), covariances.shape[1])
@@ -165,8 +165,8 @@ class _Conditional:
         self._variances = self._variances[:, columns]
         self._panel = self._panel[:, :, columns]
         self.units = self.units[places]
-        self._places[self.units.cpu()] = torch.arange(len(places))
-        self._taken = torch.zeros(len(places), dtype=torch.bool)
+        self._places[self.units.cpu()] = torch.arange(len(places), device="cpu")
+        self._taken = torch.zeros(len(places), dtype=torch.bool, device="cpu")
 
 
 class _ConditionalBlocks(_Conditional):
@@ -212,10 +212,12 @@ def select_units(
     Returns:
         The units in the order taken; ties go to the lowest index.
     """
-    taken = torch.zeros(units, dtype=torch.bool)
+    taken = torch.zeros(units, dtype=torch.bool, device="cpu")
     order, gains = [], []
     for _ in range(units if count is None else count):
-        total = sum((layer.gains().cpu() for layer in layers), torch.zeros(units).double())
+        total = sum(
+            (layer.gains().cpu() for layer in layers), torch.zeros(units, device="cpu").double()
+        )
         total.masked_fill_(taken, -torch.inf)
         best = float(total.max())
         unit = int((total >= best - _TIE * max(abs(best), 1e-6)).byte().argmax())
@@ -266,5 +268,7 @@ def _root(covariance: Tensor) -> Tensor:
         return root
     least = torch.linalg.eigvalsh(covariance)[0]
     noise = (-2 * least).clamp(min=1e-30) + 1e-12 * covariance.diagonal().abs().mean()
-    root = torch.linalg.cholesky(covariance + noise * torch.eye(len(covariance)).to(covariance))
+    root = torch.linalg.cholesky(
+        covariance + noise * torch.eye(len(covariance), device="cpu").to(covariance)
+    )
     return root

@@ -75,7 +75,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
             mask = torch.from_numpy(np.unpackbits(bits, count=shape.numel()).astype(bool))
             mask = mask.reshape(shape)
             kept = tensors[f"{name}.weight"]
-            tensors[f"{name}.weight"] = torch.zeros(shape, dtype=kept.dtype)
+            tensors[f"{name}.weight"] = torch.zeros(shape, dtype=kept.dtype, device="cpu")
             tensors[f"{name}.weight"][mask] = kept
             tensors[f"{name}.mask"] = mask
             if not isinstance(layer, MaskedLinear):
@@ -89,7 +89,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor], description: J
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise SimMIMError(
-            f"the stored weights do not fit the model: {str(error).splitlines()[0]}; "
+            f"the stored weights do not fit the model: {' '.join(str(error).split())[:300]}; "
             "give an instance of the original architecture"
         ) from error
 

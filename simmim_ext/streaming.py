@@ -45,7 +45,9 @@ class _Streaming:
                 "range depends on the samples"
             )
         # Binning no samples finds a range or edges that none could be binned by.
-        self._binning.discretize(torch.empty(0, next(iter(features.values())), dtype=torch.double))
+        self._binning.discretize(
+            torch.empty(0, next(iter(features.values())), dtype=torch.double, device="cpu")
+        )
         shape = (*features.values(), *(self.bins for _ in features))
         with torch.inference_mode(False):  # counted on outside of it too
             self.counts = torch.zeros(shape, dtype=torch.int64, device=device)

@@ -154,7 +154,7 @@ def _counts(
     if granularity.keep is not None:
         n, m = granularity.keep
         return {
-            name: torch.full((len(weight),), weight.shape[1] // m * n)
+            name: torch.full((len(weight),), weight.shape[1] // m * n, device="cpu")
             for name, weight in weights.items()
         }
     counts = {
@@ -189,16 +189,16 @@ def _largest(
     for name, weight in weights.items():
         squares[name] = granularity.blocks(weight.double().square()).sum((1, 3)).cpu()
         # The last block of a stripe counts as whole: another may be kept in its place.
-        whole = granularity.blocks(torch.ones(weight.shape)).sum((1, 3))
+        whole = granularity.blocks(torch.ones(weight.shape, device="cpu")).sum((1, 3))
         sizes[name] = whole.amax(1, keepdim=True).expand_as(whole)
     size = torch.cat([s.flatten() for s in sizes.values()]).long()
     magnitude = (torch.cat([s.flatten() for s in squares.values()]) / size).sqrt()
     lengths = [s.numel() for s in sizes.values()]
-    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    starts = torch.tensor([0, *lengths[:-1]], device="cpu").cumsum(0)
     firsts = torch.stack([part.argmax() for part in torch.split(magnitude, lengths)]) + starts
     room = int(sum(weight.numel() for weight in weights.values()) - removed + 1e-6)
     _check_room(dict(zip(weights, size[firsts].tolist(), strict=True)), room, granularity)
-    kept = torch.zeros(len(size), dtype=torch.bool)
+    kept = torch.zeros(len(size), dtype=torch.bool, device="cpu")
     kept[firsts] = True
     room -= int(size[firsts].sum())
     order = magnitude.argsort(descending=True, stable=True)
@@ -242,18 +242,18 @@ def _eliminate(
     scale = xx.diagonal().mean()
     unit = 1 / scale if scale > _NOTHING else 0
     xx, xz = xx * unit, xz * unit
-    damped = xx + RIDGE[nn.Linear] * torch.eye(inputs)
+    damped = xx + RIDGE[nn.Linear] * torch.eye(inputs, device="cpu")
     inverse = torch.linalg.inv(damped)
     full = granularity.blocks((inverse @ xz).T.float()).flatten(2)
     # Inputs that fill up the last block are independent of all others and say nothing.
-    padded = torch.eye(full.shape[2], dtype=full.dtype)
+    padded = torch.eye(full.shape[2], dtype=full.dtype, device="cpu")
     padded[:inputs, :inputs] = inverse
-    weight = torch.zeros(outputs, inputs, dtype=torch.float64)
-    mask = torch.zeros(outputs, inputs, dtype=torch.bool)
+    weight = torch.zeros(outputs, inputs, dtype=torch.float64, device="cpu")
+    mask = torch.zeros(outputs, inputs, dtype=torch.bool, device="cpu")
     # Stripes that keep alike numbers of blocks go together.
     stripes = counts.argsort(descending=True, stable=True)
     stripes = stripes[counts[stripes] > 0]
-    offsets = torch.arange(granularity.columns)
+    offsets = torch.arange(granularity.columns, device="cpu")
     for chunk in torch.split(stripes, max(1, _CHUNK // len(padded) ** 2)):
         found = surviving(
             full[chunk],
@@ -265,7 +265,9 @@ def _eliminate(
         for stripe, blocks in zip(chunk.tolist(), found, strict=True):
             columns = (blocks[:, None] * granularity.columns + offsets).flatten()
             columns = columns[columns < inputs]
-            rows = torch.arange(outputs)[stripe * granularity.rows :][: granularity.rows, None]
+            rows = torch.arange(outputs, device="cpu")[stripe * granularity.rows :][
+                : granularity.rows, None
+            ]
             block = damped[columns[:, None], columns]
             weight[rows, columns] = torch.linalg.solve(block, xz[columns[:, None], rows.T]).T
             mask[rows, columns] = True
