@@ -1,6 +1,5 @@
 """Scores units: which of a layer's units to keep the longest."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from .config import CompressConfig
 from .conversion import prepared
 from .criteria import CRITERIA, unit_entropy, unit_information
 from .data import Batch, batches, gather, take
-from .errors import SimMIMError
+from .errors import SimMIMError, warn
 from .forward import ForwardFn
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -179,10 +178,7 @@ def score_groups(
     )
     samples = len(predictions.rows)
     if samples < _FEW_SAMPLES:
-        warnings.warn(
-            f"score: {samples} calibration samples are few; give at least {_FEW_SAMPLES}",
-            stacklevel=3,
-        )
+        warn(f"score: {samples} calibration samples are few; give at least {_FEW_SAMPLES}")
     setting = Setting(model, groups, calibration, predictions, config, forward_fn)
     rank = CRITERIA[criterion](setting)
     values: dict[str, Tensor] = {}

@@ -1,11 +1,20 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from models import CASES, case, mlp, snapshot
 from torch import nn
 
-from simmim_ext import CompressConfig, Scores, SimMIMError, entropy, mutual_information, score
+from simmim_ext import (
+    CompressConfig,
+    Scores,
+    SimMIMError,
+    compress,
+    entropy,
+    mutual_information,
+    score,
+)
 from simmim_ext.config import CRITERIA as NAMES
 from simmim_ext.criteria import CRITERIA, metric_root
 from simmim_ext.modes import seeded
@@ -139,6 +148,10 @@ def test_limits_samples_and_warns_of_few():
     assert first.order == score(model, [torch.cat(data("mlp"))[:100]], config=config).order
     with pytest.warns(UserWarning, match="100 calibration samples are few; give at least 1000"):
         score(model, data("mlp"), config=config)
+    settings = {"constraints": {"units": 0.5}, "config": replace(config, epochs=0)}
+    with pytest.warns(UserWarning, match="80 calibration samples are few") as found:
+        compress(model, calibration=data("mlp"), **settings)
+    assert [warning.filename for warning in found] == [__file__]  # of the caller, not of ours
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score(model, data("mlp", 1000))
