@@ -18,14 +18,23 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
 
-// Calls run(begin, end) for the samples of a batch, whole tiles of `lanes` at a time, as many as
-// leave room in the L2 caches that the threads have. bytes: of a sample's packed x.
+// Calls run(begin, end) for chunks of a batch, whole tiles of `lanes`: as many samples as leave
+// room in the L2 cache. Threads take chunks of their own, or share the only one. bytes: of a
+// sample's packed x.
 template <typename Run>
 void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, const Run& run) {
   constexpr int64_t kChunkBytes = 1 << 19;
-  const int64_t tiles = kChunkBytes / std::max<int64_t>(1, bytes * lanes);
-  const int64_t chunk = std::max<int64_t>(1, tiles) * lanes * threads_for(divide_up(batch, lanes));
-  for (int64_t begin = 0; begin < batch; begin += chunk) run(begin, std::min(begin + chunk, batch));
+  const int64_t tiles = divide_up(batch, lanes);
+  const int64_t most = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, bytes * lanes));
+  int64_t chunks = divide_up(tiles, most);
+  if (chunks > 1) {
+    const int64_t threads = threads_for(tiles);
+    chunks = std::min(tiles, divide_up(chunks, threads) * threads);
+  }
+  parallel_tasks(chunks, [&](int64_t chunk) {
+    const int64_t begin = tiles * chunk / chunks * lanes;
+    run(begin, std::min(tiles * (chunk + 1) / chunks * lanes, batch));
+  });
 }
 
 // Packs x into tiles of args.lanes samples by so many columns, and runs on them, chunk by chunk.
@@ -34,11 +43,10 @@ void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, cons
                   int64_t tile_columns, const Run& run) {
   const int64_t column_tiles = divide_up(header.in_features, tile_columns);
   const int64_t tile_items = packed_tile_items(tile_columns, args.lanes);
-  Tensor packed;
   const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(float));
   for_each_chunk(args.batch, args.lanes, sample_bytes, [&](int64_t begin, int64_t end) {
     const int64_t tiles = divide_up(end - begin, args.lanes) * column_tiles;
-    if (begin == 0) packed = at::empty({tiles * tile_items}, x.options());
+    const Tensor packed = at::empty({tiles * tile_items}, x.options());
     const PackInputArgs pack{args.x + begin * header.in_features,
                              packed.mutable_data_ptr<float>(),
                              end - begin,
@@ -119,12 +127,11 @@ void run_pair(const TileLinearArgs& args, const PackedHeader& header, const Tens
   const int64_t column_tiles = divide_up(header.in_features, kPairColumns);
   const int64_t row_blocks = divide_up(header.out_features, kTileRows);
   const auto* inputs = static_cast<const char*>(x.const_data_ptr());
-  Tensor packed;
   const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(uint16_t));
   for_each_chunk(args.batch, kPairLanes, sample_bytes, [&](int64_t begin, int64_t end) {
     const int64_t batch_tiles = divide_up(end - begin, kPairLanes);
     const int64_t tiles = batch_tiles * column_tiles;
-    if (begin == 0) packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
+    const Tensor packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
     const PackTilesArgs pack{inputs + begin * header.in_features * x.element_size(),
                              args.is_bfloat16, static_cast<uint16_t*>(packed.mutable_data_ptr()),
                              end - begin, header.in_features};
