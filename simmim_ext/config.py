@@ -59,6 +59,8 @@ class CompressConfig:
         device: where ``compress`` computes; None is the model's device. All others compute where
             the model is, and take no other device.
         amp: distil under bfloat16 autocast.
+        freeze_batch_norm: distil with BatchNorm's statistics as they are, which reconstruction
+            fitted to; for small batches, or few of them, whose own statistics are others.
     """
 
     criterion: str = "simmim"
@@ -79,6 +81,7 @@ class CompressConfig:
     seed: int = 0
     device: str | torch.device | None = None
     amp: bool = False
+    freeze_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # numpy's numbers are no JSON
@@ -88,7 +91,7 @@ class CompressConfig:
                 object.__setattr__(self, field.name, plain)
         self._choice("criterion", CRITERIA)
         self._choice("allocation", ALLOCATIONS)
-        for name in ("reconstruct", "shared_range", "amp"):
+        for name in ("reconstruct", "shared_range", "amp", "freeze_batch_norm"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise TypeError(f"CompressConfig: {name} must be True or False, got {value!r}")

@@ -155,9 +155,9 @@ class Distillation:
         )
         if state is not None:
             self._restore_progress(*state)
-        self._batch_norm = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules()
-        )
+        self._batch_norms = [
+            m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
 
     def run_epoch(self, advance: Callable[[float], None] = lambda steps: None) -> None:
         """Trains for one epoch and adds it to the history."""
@@ -168,10 +168,11 @@ class Distillation:
             seeded(config.seed, self.epoch + 1, device=self._device),
             evaluating(self._teacher),
             in_mode(self.student, training=True),
+            in_mode(*self._batch_norms, training=not config.freeze_batch_norm),
         ):
             for step, batch in enumerate(batches(self._data, device=self._device, name="train")):
                 advance(1)
-                if self._batch_norm and samples_of(batch) == 1:
+                if any(m.training for m in self._batch_norms) and samples_of(batch) == 1:
                     continue  # One sample has no batch statistics.
                 lr = self._learning_rate(step)
                 for group in self._optimizer.param_groups:
@@ -192,7 +193,7 @@ class Distillation:
             raise SimMIMError(
                 f"distill: every batch of epoch {self.epoch + 1} has one sample, on which the "
                 "student's BatchNorm layers cannot be trained; give batches of 2 samples or more, "
-                "or set epochs=0"
+                "or set freeze_batch_norm=True or epochs=0"
             )
         self.epoch += 1
         self.history.append(

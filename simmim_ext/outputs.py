@@ -139,6 +139,29 @@ def kl_per_sample(
     return (p.exp() * (p - q)).sum(dim=1)
 
 
+def divergence(
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Iterable[Batch],
+    noise: float | None,
+    forward_fn: ForwardFn | None = None,
+    *,
+    limit: int = 1000,
+) -> float:
+    """Mean KL(teacher || student) in nats on ``limit`` samples, both in eval mode."""
+    device = device_of(teacher)
+    with evaluating(teacher, student), torch.no_grad():
+        each = [
+            kl_per_sample(
+                forward(teacher, batch, forward_fn).float(),
+                forward(student, batch, forward_fn).float(),
+                noise=noise,
+            )
+            for batch in batches(data, device=device, limit=limit)
+        ]
+    return float(torch.cat(each).double().mean())
+
+
 def _are_probabilities(outputs: Tensor) -> bool:
     totals = outputs.double().sum(dim=1)
     close = torch.allclose(totals, torch.ones_like(totals), atol=1e-2)

@@ -15,11 +15,13 @@ from .checkpoint import Checkpoint
 from .config import CompressConfig
 from .data import Batch, take
 from .distillation import Distillation
+from .errors import warn
 from .forward import ForwardFn
 from .granularity import Granularity
 from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
 from .nn import MaskedLinear
+from .outputs import divergence
 from .plan import own_values
 from .progress import bar
 from .pruning import prune_units
@@ -34,6 +36,9 @@ from .weights import prune_weights
 
 Constraints = Mapping[str, Any]
 
+# A distillation is warned of that ends with so many times the divergence, and so much more of it.
+_WORSE, _NATS = 1.2, 0.01
+
 
 @dataclass
 class State:
@@ -44,6 +49,7 @@ class State:
     layers: list[Json] = field(default_factory=list)
     stages: list[Json] = field(default_factory=list)
     training: list[Json] = field(default_factory=list)
+    divergence: float | None = None  # of the student of this step before it was distilled
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Run:
             run = dataclasses.asdict(state)
             checkpoint.save(tensors, {"run": run, "distillation": progress})
 
+        if epochs and distillation.epoch == 0:
+            state.divergence = self._divergence(distillation.student)
         keep()
         with bar("distil", epochs * distillation.steps, enabled=self.progress) as advance:
             advance(distillation.epoch * distillation.steps)
@@ -112,6 +120,27 @@ class Run:
             seconds = sum(row["seconds"] for row in distillation.history)
             state.stages.append({"name": "distil", "seconds": seconds})
             state.training += distillation.history
+            self._compare(distillation.student, state)
+
+    def _divergence(self, student: nn.Module) -> float:
+        return divergence(self.teacher, student, self.fit, self.noise, self.forward_fn)
+
+    def _compare(self, student: nn.Module, state: State) -> None:
+        """Warns of a distillation that took the student away from the model, and clearly so."""
+        before, after = state.divergence, self._divergence(student)
+        # Labels and a Gram term may have been worth it.
+        aims_at_more = self.config.label_weight > 0 or self.config.gram_weight > 0
+        if before is None or after <= max(_WORSE * before, before + _NATS) or aims_at_more:
+            return
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in student.modules())
+        freezes = batch_norm and not self.config.freeze_batch_norm
+        warn(
+            f"compress: distillation took the model further from the original, from KL {before:.3g}"
+            f" to {after:.3g} nats on calibration samples; give more training data or epochs, lower"
+            f" config.lr ({self.config.lr:g}), "
+            + ("set freeze_batch_norm=True, " if freezes else "")
+            + "or set epochs=0 to leave it as it was reconstructed"
+        )
 
     def _prune(
         self, model: nn.Module, constraints: Constraints, state: State, *, untrained: bool
