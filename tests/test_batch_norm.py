@@ -75,4 +75,6 @@ def test_a_student_that_gets_worse_is_told_of(teacher, x) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # labels, or the Gram term, may be worth it
         run(lr=0.1, gram_weight=1.0)
-        compress(teacher, constraints={"units": 16}, calibration=[x], config=CompressConfig(epochs=20))
+        compress(
+            teacher, constraints={"units": 16}, calibration=[x], config=CompressConfig(epochs=20)
+        )
