@@ -235,3 +235,10 @@ def test_pretrained_networks_keep_as_much_by_each_criterion(tmp_path, capsys, mo
     assert "random, own widths" in capsys.readouterr().out
     assert main(["bench", "pretrained", "--cases", "large"]) == 2
     assert "--cases must be of small, got large" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experiment", ["compression", "bars"])
+def test_an_output_that_is_no_folder_is_named(experiment, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["bench", experiment, "--output", str(tmp_path / "file")]) == 2
+    assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from simmim_ext.data import Shuffled
 from simmim_ext.distillation import distill
 from simmim_ext.errors import SimMIMError
 from simmim_ext.fidelity import compare
+from simmim_ext.folders import check_writable
 from simmim_ext.measure import count_params
 from simmim_ext.modes import seeded
 from simmim_ext.plan import make_plan
@@ -82,7 +83,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "cells"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self._folder)
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The result of that name, if it is there."""
