@@ -157,7 +157,7 @@ def test_batches_in_chunks(layout, dtype, threads) -> None:
     packed = pack_sparse_weight(weight, mask, layout)
     x = rounded(torch.randn(150, 9000), layout).to(dtype)
     expected = F.linear(x.double(), (weight * mask).double(), bias.double())
-    for count in (1, 3):
+    for count in (1, 2, 3, 8):  # 8: more than tiles
         threads(count)
         y = sparse_linear(x, packed, bias, 40)
         rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5

@@ -19,32 +19,31 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
 
 // Calls run(begin, end) for chunks of a batch, whole tiles of `lanes`: as many samples as leave
-// room in the L2 cache. Threads take chunks of their own, or share the only one. bytes: of a
-// sample's packed x.
+// room in the L2 cache. Threads take as many tiles each, in chunks of their own, and share the
+// rest. bytes: of a sample's packed x; work: operations for a sample.
 template <typename Run>
-void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, const Run& run) {
-  constexpr int64_t kChunkBytes = 1 << 19;
+void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, int64_t work, const Run& run) {
+  constexpr int64_t kChunkBytes = 1 << 18;
   const int64_t tiles = divide_up(batch, lanes);
+  const int64_t threads = threads_for(std::min(tiles, work * batch / kThreadWork));
+  const int64_t own = tiles / threads * threads;
   const int64_t most = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, bytes * lanes));
-  int64_t chunks = divide_up(tiles, most);
-  if (chunks > 1) {
-    const int64_t threads = threads_for(tiles);
-    chunks = std::min(tiles, divide_up(chunks, threads) * threads);
-  }
+  const int64_t chunks = divide_up(divide_up(own, most), threads) * threads;
   parallel_tasks(chunks, [&](int64_t chunk) {
-    const int64_t begin = tiles * chunk / chunks * lanes;
-    run(begin, std::min(tiles * (chunk + 1) / chunks * lanes, batch));
+    const int64_t begin = own * chunk / chunks * lanes;
+    run(begin, std::min(own * (chunk + 1) / chunks * lanes, batch));
   });
+  if (own < tiles) run(own * lanes, batch);
 }
 
 // Packs x into tiles of args.lanes samples by so many columns, and runs on them, chunk by chunk.
 template <typename Run>
 void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, const Tensor& x,
-                  int64_t tile_columns, const Run& run) {
+                  int64_t tile_columns, int64_t sample_work, const Run& run) {
   const int64_t column_tiles = divide_up(header.in_features, tile_columns);
   const int64_t tile_items = packed_tile_items(tile_columns, args.lanes);
   const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(float));
-  for_each_chunk(args.batch, args.lanes, sample_bytes, [&](int64_t begin, int64_t end) {
+  const auto run_chunk = [&](int64_t begin, int64_t end) {
     const int64_t tiles = divide_up(end - begin, args.lanes) * column_tiles;
     const Tensor packed = at::empty({tiles * tile_items}, x.options());
     const PackInputArgs pack{args.x + begin * header.in_features,
@@ -60,14 +59,15 @@ void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, cons
     chunk.y += begin * header.out_features;
     chunk.batch = end - begin;
     run(chunk);
-  });
+  };
+  for_each_chunk(args.batch, args.lanes, sample_bytes, sample_work, run_chunk);
 }
 
 // sample_work: operations for each sample.
 void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x,
                  int64_t sample_work) {
   args.lanes = element_lanes_cpu(args.batch);
-  run_on_tiles(args, header, x, kTileColumns, [&](const SparseLinearArgs& args) {
+  run_on_tiles(args, header, x, kTileColumns, sample_work, [&](const SparseLinearArgs& args) {
     const int64_t tasks =
         divide_up(args.batch, args.lanes) * divide_up(header.out_features, kTileRows);
     parallel_ranges(tasks, sample_work * args.batch,
@@ -83,7 +83,7 @@ void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& 
                     [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
   };
   if (args.lanes == 1) return run(args);
-  run_on_tiles(args, header, x, std::max<int64_t>(header.in_features, 1), run);
+  run_on_tiles(args, header, x, std::max<int64_t>(header.in_features, 1), sample_work, run);
 }
 
 void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
@@ -128,22 +128,24 @@ void run_pair(const TileLinearArgs& args, const PackedHeader& header, const Tens
   const int64_t row_blocks = divide_up(header.out_features, kTileRows);
   const auto* inputs = static_cast<const char*>(x.const_data_ptr());
   const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(uint16_t));
-  for_each_chunk(args.batch, kPairLanes, sample_bytes, [&](int64_t begin, int64_t end) {
-    const int64_t batch_tiles = divide_up(end - begin, kPairLanes);
-    const int64_t tiles = batch_tiles * column_tiles;
-    const Tensor packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
-    const PackTilesArgs pack{inputs + begin * header.in_features * x.element_size(),
-                             args.is_bfloat16, static_cast<uint16_t*>(packed.mutable_data_ptr()),
-                             end - begin, header.in_features};
-    parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
-                    [&](int64_t first, int64_t past) { pack_pairs_cpu(pack, first, past); });
-    TileLinearArgs chunk = args;
-    chunk.x = pack.tiles;
-    chunk.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
-    chunk.batch = end - begin;
-    parallel_ranges(batch_tiles * row_blocks, header.bytes / kPairBytes * chunk.batch,
-                    [&](int64_t first, int64_t past) { pair_linear_cpu(chunk, first, past); });
-  });
+  const int64_t sample_work = header.bytes / kPairBytes;
+  for_each_chunk(
+      args.batch, kPairLanes, sample_bytes, sample_work, [&](int64_t begin, int64_t end) {
+        const int64_t batch_tiles = divide_up(end - begin, kPairLanes);
+        const int64_t tiles = batch_tiles * column_tiles;
+        const Tensor packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
+        const PackTilesArgs pack{
+            inputs + begin * header.in_features * x.element_size(), args.is_bfloat16,
+            static_cast<uint16_t*>(packed.mutable_data_ptr()), end - begin, header.in_features};
+        parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
+                        [&](int64_t first, int64_t past) { pack_pairs_cpu(pack, first, past); });
+        TileLinearArgs chunk = args;
+        chunk.x = pack.tiles;
+        chunk.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
+        chunk.batch = end - begin;
+        parallel_ranges(batch_tiles * row_blocks, sample_work * chunk.batch,
+                        [&](int64_t first, int64_t past) { pair_linear_cpu(chunk, first, past); });
+      });
 }
 
 }  // namespace
