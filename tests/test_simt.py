@@ -79,15 +79,17 @@ def planted(library: Path) -> Path:
     return build(library, "planted")
 
 
-def test_sound_kernel_passes(planted: Path) -> None:
+@pytest.mark.parametrize("kernel", ["none", "rows"])
+def test_sound_kernel_passes(planted: Path, kernel: str) -> None:
     for seed in SEEDS:
-        assert run(planted, "none", seed=seed).stdout == "0 wrong\n"
+        assert run(planted, kernel, seed=seed).stdout == "0 wrong\n"
 
 
 @pytest.mark.parametrize(
     ("bug", "sign"),
     [
         ("missing barrier", "wrong"),
+        ("missing warp barrier", "wrong"),
         ("uninitialised", "96 wrong"),
         ("out of bounds", "heap-buffer-overflow"),
         ("beyond shared memory", "use-after-poison"),

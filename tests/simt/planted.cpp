@@ -1,9 +1,11 @@
 // Kernels with one bug each, to show that the emulation catches it: argv[1] names the bug.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <vector>
 
 #include "../../csrc/kernels/launch.cuh"
+#include "../../csrc/kernels/tensor_core.cuh"
 
 namespace {
 
@@ -15,6 +17,21 @@ __global__ void reverse(const int* in, int* out, bool with_barrier, int excess) 
   shared[threadIdx.x] = in[threadIdx.x];
   if (with_barrier) __syncthreads();
   out[threadIdx.x + excess] = shared[kThreads - 1 - threadIdx.x];
+}
+
+// Reverses the 16-bit rows that a warp's lanes write for one another; matrix 0 comes back.
+__global__ void reverse_rows(int* out, bool with_barrier) {
+  constexpr int kLanes = 32, kItems = 8;
+  auto* shared = simmim::shared_memory<uint16_t>();
+  const int lane = threadIdx.x;
+  for (int i = 0; i < kItems; ++i) {
+    shared[(kLanes - 1 - lane) * kItems + i] = static_cast<uint16_t>(lane * kItems + i);
+  }
+  if (with_barrier) __syncwarp();
+  uint32_t matrices[4];
+  simmim::load_matrices(matrices, shared + lane * kItems);
+  const int row = lane / 4, column = lane % 4 * 2;
+  out[lane] = static_cast<int>(matrices[0] & 0xffff) == (kLanes - 1 - row) * kItems + column;
 }
 
 __global__ void beyond_shared_memory(int* out) {
@@ -42,6 +59,14 @@ int main(int, char** argv) {
   };
   if (is("none")) run(reverse, (const int*)in.data(), out.data(), true, 0);
   if (is("missing barrier")) run(reverse, (const int*)in.data(), out.data(), false, 0);
+  if (is("rows") || is("missing warp barrier")) {
+    std::vector<int> right(32);
+    simmim::launch(reverse_rows, dim3(1), dim3(32), 32 * 8 * sizeof(uint16_t), nullptr,
+                   right.data(), is("rows"));
+    const auto wrong = std::count(right.begin(), right.end(), 0);
+    std::printf("%d wrong\n", static_cast<int>(wrong));
+    return wrong != 0;
+  }
   if (is("out of bounds")) run(reverse, (const int*)in.data(), out.data(), true, 1);
   if (is("beyond shared memory")) run(beyond_shared_memory, out.data());
   if (is("divergent barrier")) run(divergent_barrier, out.data());

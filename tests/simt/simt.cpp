@@ -43,6 +43,7 @@ struct Fiber {
   unsigned warp_mask;  // of the warp barrier it waits at
   uint64_t deposit;    // what it offers to its warp
   uint32_t fragment[6];
+  uint16_t matrix_row[8];
   std::deque<std::vector<Copy>> copies;  // in groups, the last not yet closed
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
@@ -218,17 +219,19 @@ void copy_async_wait(size_t groups) {
   }
 }
 
-// Deals out four matrices: value(row pointers of a matrix, which half of a word) is this lane's.
+// Deals out four matrices: value(element (r, column) of a matrix, which half of a word) is this
+// lane's. A lane reads its row when it comes, which may be before the others have: what these wrote
+// for it needs a barrier.
 template <typename Value>
 static void deal_matrices(uint32_t (&matrices)[4], const uint16_t* row, const Value& value) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a matrix row that is not aligned");
   const size_t first = index_of(*self) - lane();
-  self->deposit = reinterpret_cast<uintptr_t>(row);
+  memcpy(self->matrix_row, row, sizeof self->matrix_row);
   sync_warp(~0u);
   if (first + kWarpSize > running) fail("a matrix load by less than a warp");
   for (int matrix = 0; matrix < 4; ++matrix) {
     const auto at = [&](unsigned r, unsigned column) -> uint32_t {
-      return reinterpret_cast<const uint16_t*>(fibers[first + matrix * 8 + r]->deposit)[column];
+      return fibers[first + matrix * 8 + r]->matrix_row[column];
     };
     matrices[matrix] = value(at, 0) | value(at, 1) << 16;
   }
