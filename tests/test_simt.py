@@ -93,6 +93,7 @@ def test_sound_kernel_passes(planted: Path, kernel: str) -> None:
         ("uninitialised", "96 wrong"),
         ("out of bounds", "heap-buffer-overflow"),
         ("beyond shared memory", "use-after-poison"),
+        ("early without waiting", "a kernel that begins early and does not wait"),
         ("divergent barrier", "a barrier that not every thread of the block or mask reaches"),
     ],
 )

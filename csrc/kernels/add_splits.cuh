@@ -18,6 +18,7 @@ template <typename Stored>
 __global__ void __launch_bounds__(kSplitThreads)
     add_splits_kernel(const float* partial, int64_t splits, const Stored* bias, Stored* y,
                       int64_t outputs, int64_t out_features) {
+  wait_for_previous();
   const int64_t i = int64_t{blockIdx.x} * kSplitThreads + threadIdx.x;
   if (i >= outputs) return;
   float sum = 0;
@@ -31,7 +32,7 @@ int add_splits(const float* partial, int64_t splits, const Stored* bias, Stored*
                int64_t out_features, void* stream) {
   const int64_t outputs = batch * out_features;
   const dim3 blocks(static_cast<unsigned>(ceil_div(outputs, kSplitThreads)));
-  return launch(add_splits_kernel<Stored>, blocks, dim3(kSplitThreads), 0, stream, partial, splits,
+  return launch_early(add_splits_kernel<Stored>, blocks, dim3(kSplitThreads), 0, stream, partial, splits,
                 bias, y, outputs, out_features);
 }
 

@@ -41,17 +41,50 @@ inline bool can_share(size_t bytes) {
 }
 
 template <typename... Parameters>
-int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
-           Parameters... arguments) {
+int launch_with(cudaLaunchConfig_t config, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                size_t shared_bytes, void* stream, Parameters... arguments) {
   const int error = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
+
+template <typename... Parameters>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+           Parameters... arguments) {
+  return launch_with({}, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// Launches a small kernel that ends what the one before it in the stream began. Where it is
+// compiled for devices that know of it (sm_90), its launch is over by the time it may begin; so it
+// must wait_for_previous() before it reads or writes anything.
+template <typename... Parameters>
+int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                 void* stream, Parameters... arguments) {
+  cudaFuncAttributes compiled = {};
+  const cudaError_t error = cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel));
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.attrs = &early;
+  config.numAttrs = compiled.ptxVersion >= 90 ? 1 : 0;
+  return launch_with(config, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+#ifdef __CUDACC__
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#else
+inline void wait_for_previous() { simt::wait_for_previous(); }
+#endif
 
 // The block's shared memory, of the size given at launch. Kernels declare no other: the emulation
 // poisons what lies beyond it.

@@ -29,6 +29,7 @@ __device__ void assign(float value, Stored* to) {
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads) special_rows_kernel(SpecialRowsArgs<Stored> args) {
+  wait_for_previous();
   using Value = compute_t<Stored>;
   int* scratch = shared_memory<int>();
   const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
@@ -64,7 +65,7 @@ template <typename Stored>
 int special_rows_cuda(const SpecialRowsArgs<Stored>& args, void* stream) {
   if (args.batch == 0 || args.outputs == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(std::min(args.batch, kMaxBlocks)));
-  return launch(special_rows_kernel<Stored>, grid, dim3(kThreads),
+  return launch_early(special_rows_kernel<Stored>, grid, dim3(kThreads),
                 kThreads / kWarpLanes * sizeof(int), stream, args);
 }
 

@@ -59,11 +59,27 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = simt::capability_major * 10;
+  return cudaSuccess;
+}
 using cudaStream_t = struct CUstream_st*;
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;  // one that lets the kernel begin early, or none
+  unsigned numAttrs;
 };
 
 namespace simt {
@@ -74,6 +90,9 @@ constexpr int kWarpSize = 32;
 void sync_block();
 void sync_warp(unsigned mask);
 void step();  // may go on at once
+
+// What every thread of a kernel that begins early must have called.
+void wait_for_previous();
 
 // Deposits a value for the lanes of mask, and returns that of source_lane.
 uint64_t exchange(unsigned mask, uint64_t value, int source_lane);

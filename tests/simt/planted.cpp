@@ -70,6 +70,10 @@ int main(int, char** argv) {
   if (is("out of bounds")) run(reverse, (const int*)in.data(), out.data(), true, 1);
   if (is("beyond shared memory")) run(beyond_shared_memory, out.data());
   if (is("divergent barrier")) run(divergent_barrier, out.data());
+  if (is("early without waiting")) {
+    simmim::launch_early(beyond_shared_memory, dim3(1), dim3(kThreads - 1), bytes, nullptr,
+                         out.data());
+  }
   if (is("uninitialised")) run(uninitialised, out.data());
   int wrong = 0;
   for (int i = 0; i < kThreads; ++i) wrong += out[i] != kThreads - 1 - i;

@@ -41,6 +41,7 @@ struct Fiber {
   dim3 index;  // threadIdx
   State state;
   unsigned warp_mask;  // of the warp barrier it waits at
+  bool waited;         // for the kernel before this one
   uint64_t deposit;    // what it offers to its warp
   uint32_t fragment[6];
   uint16_t matrix_row[8];
@@ -81,6 +82,7 @@ void enter() {
 void start(Fiber& fiber, dim3 index) {
   fiber.index = index;
   fiber.state = Fiber::ready;
+  fiber.waited = false;
   fiber.copies.assign(1, {});
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -157,6 +159,8 @@ void run_block() {
 }
 
 }  // namespace
+
+void wait_for_previous() { self->waited = true; }
 
 int lane() { return static_cast<int>(index_of(*self) % kWarpSize); }
 
@@ -341,6 +345,9 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
     memset(shared, kPattern, config.dynamicSmemBytes);
     for (size_t i = 0; i < running; ++i) start(*fibers[i], unravel(i, block));
     run_block();
+    for (size_t i = 0; i < running && config.numAttrs > 0; ++i) {
+      if (!fibers[i]->waited) fail("a kernel that begins early and does not wait");
+    }
   }
   ASAN_UNPOISON_MEMORY_REGION(shared, kSharedCapacity);
   return cudaSuccess;
