@@ -52,6 +52,8 @@ struct PackedHeader {
   int64_t is_bfloat16;  // planes: whether the values are
 };
 
+using Allocate = std::function<void*(int64_t bytes)>;
+
 struct PackArgs {
   const float* weight;  // [out_features, in_features], or its transpose [in_features, out_features]
   const uint8_t* mask;  // likewise, 0 or 1
@@ -61,7 +63,7 @@ struct PackArgs {
   bool is_bfloat16;  // planes alone: the weights are such numbers, and are kept so
 };
 // Asks for memory of so many bytes, at a multiple of kAlignment, and packs into it.
-void pack_sparse_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate);
+void pack_sparse_cpu(const PackArgs& args, const Allocate& allocate);
 
 // Whether the block layout fits: every column of kBlockRows rows is kept or masked as a whole.
 bool is_block_mask_cpu(const uint8_t* mask, int64_t out_features, int64_t in_features);

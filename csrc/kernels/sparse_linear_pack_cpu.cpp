@@ -6,38 +6,26 @@
 namespace simmim {
 namespace {
 
-using Allocate = std::function<void*(int64_t bytes)>;
-
 void pack_gather(const PackArgs& args, const Allocate& allocate) {
   std::vector<int64_t> first = {0};
   std::vector<float> values;
-  std::vector<int32_t> columns;
+  std::vector<uint16_t> narrow_columns;
+  std::vector<int32_t> wide_columns;
+  const bool narrow = args.in_features <= 1 << 16;
   for (int64_t row = 0; row < args.out_features; ++row) {
     for (int64_t column = 0; column < args.in_features; ++column) {
       const int64_t i = row * args.in_features + column;
       if (!args.mask[i]) continue;
       values.push_back(args.weight[i]);
-      columns.push_back(static_cast<int32_t>(column));
+      if (narrow) {
+        narrow_columns.push_back(static_cast<uint16_t>(column));
+      } else {
+        wide_columns.push_back(static_cast<int32_t>(column));
+      }
     }
     first.push_back(values.size());
   }
-  const bool narrow = args.in_features <= 1 << 16;
-  Packer packer(args);
-  packer.reserve<int64_t>(0, first.size());
-  packer.reserve<float>(1, values.size());
-  if (narrow) {
-    packer.reserve<uint16_t>(2, columns.size());
-  } else {
-    packer.reserve<int32_t>(3, columns.size());
-  }
-  packer.allocate(allocate);
-  packer.write(0, first);
-  packer.write(1, values);
-  if (narrow) {
-    packer.write(2, std::vector<uint16_t>(columns.begin(), columns.end()));
-  } else {
-    packer.write(3, columns);
-  }
+  write_packed(args, allocate, first, values, narrow_columns, wide_columns);
 }
 
 void pack_block(const PackArgs& args, const Allocate& allocate) {
@@ -55,14 +43,7 @@ void pack_block(const PackArgs& args, const Allocate& allocate) {
     }
     first.push_back(columns.size());
   }
-  Packer packer(args);
-  packer.reserve<int64_t>(0, first.size());
-  packer.reserve<float>(1, values.size());
-  packer.reserve<int32_t>(2, columns.size());
-  packer.allocate(allocate);
-  packer.write(0, first);
-  packer.write(1, values);
-  packer.write(2, columns);
+  write_packed(args, allocate, first, values, columns);
 }
 
 }  // namespace

@@ -79,8 +79,7 @@ int sort_rows(const uint8_t (&counts)[kTileRows], uint8_t (&order)[kTileRows]) {
 
 // Rows take turns of `width` weights.
 template <typename Value, int width>
-void pack(const PackArgs& args, int64_t tile_columns,
-          const std::function<void*(int64_t bytes)>& allocate) {
+void pack(const PackArgs& args, int64_t tile_columns, const Allocate& allocate) {
   constexpr int64_t kTurn = width * kGroupRows;
   std::vector<ElementTile> tiles;
   std::vector<ElementRun> runs;
@@ -146,7 +145,7 @@ void pack(const PackArgs& args, int64_t tile_columns,
 
 }  // namespace
 
-void pack_element_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+void pack_element_cpu(const PackArgs& args, const Allocate& allocate) {
   args.layout == Layout::pair ? pack<BFloat16, 2>(args, kPairColumns, allocate)
                               : pack<float, 1>(args, kTileColumns, allocate);
 }

@@ -30,7 +30,7 @@ SIMMIM_TARGET_AVX512_BF16 void pack_row_avx512(const float* x, int64_t count, ui
 
 }  // namespace
 
-void pack_tile_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+void pack_tile_cpu(const PackArgs& args, const Allocate& allocate) {
   const int64_t blocks = divide_up(args.out_features, kTileOutputs);
   const int64_t depth = divide_up(args.in_features, kTileInputs);
   std::vector<int64_t> first;
@@ -55,14 +55,7 @@ void pack_tile_cpu(const PackArgs& args, const std::function<void*(int64_t bytes
     }
   }
   values.resize(values.size() + 32);  // whole vectors are read
-  Packer packer(args);
-  packer.reserve<int64_t>(0, first.size());
-  packer.reserve<uint32_t>(1, masks.size());
-  packer.reserve<uint16_t>(2, values.size());
-  packer.allocate(allocate);
-  packer.write(0, first);
-  packer.write(1, masks);
-  packer.write(2, values);
+  write_packed(args, allocate, first, masks, values);
 }
 
 void pack_tiles_cpu(const PackTilesArgs& args, int64_t begin, int64_t end) {

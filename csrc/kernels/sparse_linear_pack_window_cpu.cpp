@@ -67,7 +67,7 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
 }
 
 template <typename Value>
-void pack_planes(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+void pack_planes(const PackArgs& args, const Allocate& allocate) {
   const Schedule schedule(args, kPlanesRows, kPlanesColumns);
   std::vector<PlanesGroup> groups;
   std::vector<Value> values;
@@ -91,23 +91,12 @@ void pack_planes(const PackArgs& args, const std::function<void*(int64_t bytes)>
       }
     }
   }
-  Packer packer(args);
-  packer.reserve<PlanesGroup>(0, groups.size());
-  packer.reserve<int32_t>(1, schedule.rows.size());
-  packer.reserve<Value>(2, values.size());
-  packer.reserve<uint8_t>(3, offsets.size());
-  packer.reserve<int32_t>(4, schedule.windows.size());
-  packer.allocate(allocate);
-  packer.write(0, groups);
-  packer.write(1, schedule.rows);
-  packer.write(2, values);
-  packer.write(3, offsets);
-  packer.write(4, schedule.windows);
+  write_packed(args, allocate, groups, schedule.rows, values, offsets, schedule.windows);
 }
 
 }  // namespace
 
-void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+void pack_window_cpu(const PackArgs& args, const Allocate& allocate) {
   const Schedule schedule(args, kWindowRows, kWindowVector);
   std::vector<WindowGroup> groups;
   std::vector<float> values;
@@ -122,21 +111,10 @@ void pack_window_cpu(const PackArgs& args, const std::function<void*(int64_t byt
     groups.push_back({step, static_cast<int64_t>(values.size())});
   }
   values.resize(values.size() + kWindowVector);  // whole vectors are read
-  Packer packer(args);
-  packer.reserve<WindowGroup>(0, groups.size());
-  packer.reserve<int32_t>(1, schedule.rows.size());
-  packer.reserve<float>(2, values.size());
-  packer.reserve<uint8_t>(3, offsets.size());
-  packer.reserve<int32_t>(4, schedule.windows.size());
-  packer.allocate(allocate);
-  packer.write(0, groups);
-  packer.write(1, schedule.rows);
-  packer.write(2, values);
-  packer.write(3, offsets);
-  packer.write(4, schedule.windows);
+  write_packed(args, allocate, groups, schedule.rows, values, offsets, schedule.windows);
 }
 
-void pack_planes_cpu(const PackArgs& args, const std::function<void*(int64_t bytes)>& allocate) {
+void pack_planes_cpu(const PackArgs& args, const Allocate& allocate) {
   args.is_bfloat16 ? pack_planes<BFloat16>(args, allocate) : pack_planes<float>(args, allocate);
 }
 
