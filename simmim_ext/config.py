@@ -60,7 +60,8 @@ class CompressConfig:
             the model is, and take no other device.
         amp: distil under bfloat16 autocast.
         freeze_batch_norm: distil with BatchNorm's statistics as they are, which reconstruction
-            fitted to; for small batches, or few of them, whose own statistics are others.
+            fitted to; for small batches, or few of them, whose own statistics are others. With a
+            whole data set to distil on it is worse.
     """
 
     criterion: str = "simmim"
