@@ -99,6 +99,14 @@ def test_masked_weights_see_nothing(batch, special, dtype) -> None:
             close(sparse_linear(x, packed, bias, 19), wanted(x, weight, mask, bias), dtype)
 
 
+def test_whole_weights_see_everything() -> None:
+    x, weight, mask, bias = operands(19, 37, 20, torch.float32)
+    x[1, 5] = torch.nan
+    compressed = compress_weight(weight, torch.ones_like(mask))
+    y = compressed_linear(x, *compressed, weight, bias, 19, 37)
+    close(y, wanted(x, weight, torch.ones_like(mask), bias), torch.float32)
+
+
 @pytest.mark.parametrize(("out", "features"), [(2100, 1030), (1, 3_000_000), (0, 5), (5, 0)])
 def test_compressed_weights_are_decompressed_by_blocks(out, features) -> None:
     x, weight, mask, bias = operands(out, features, 3, torch.float32)

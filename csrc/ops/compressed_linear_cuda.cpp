@@ -1,6 +1,7 @@
 // Linear layers on compressed weights, on CUDA.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/masked_select.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -118,7 +119,11 @@ Tensor compressed_linear_on_cuda(const Tensor& x, const Tensor& bitmap, const Te
   if (packed.has_value()) return sparse_linear(x, *packed, bias, out_features);
   const Tensor input = x.to(multiplied(values, weight).scalar_type()).contiguous();
   if (weight.has_value()) {
-    return dense_linear(input, weight->contiguous(), bitmap.contiguous(), bias).to(x.scalar_type());
+    const bool keeps_all = values.numel() == out_features * in_features;
+    const Tensor y = keeps_all
+                         ? at::linear(input, *weight, bias)
+                         : dense_linear(input, weight->contiguous(), bitmap.contiguous(), bias);
+    return y.to(x.scalar_type());
   }
   const Compressed compressed(bitmap, values, out_features, in_features,
                               rows_of_a_block(values, out_features, in_features));
