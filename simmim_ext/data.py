@@ -151,7 +151,10 @@ def batches(
         if seen == limit:
             return
     if seen == 0:
-        raise SimMIMError(f"{name}: no sample came out of {describe(data)}; give it data")
+        raise SimMIMError(
+            f"{name}: no sample came out of {describe(data)}; give samples, and batches that can "
+            "be iterated over again (a DataLoader or a list), for several passes are made"
+        )
 
 
 def check_reiterable(data: Any, name: str = "data") -> None:

@@ -77,15 +77,15 @@ def distill(
     config = config or CompressConfig()
     check_device("distill", student, config)
     check_trainable("distill", student, config.epochs)
-    check_reiterable(data, "train")
+    check_reiterable(data)
     with seeded(config.seed), inputs_kept(models=2):
         student, teacher = copied("distill", student), watched("distill", teacher)
-        first = next(batches(data, name="train"))
+        first = next(batches(data))
         resolved = resolve_output(output, teacher, first, forward_fn)
         noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
         check_gradients("distill", student, first, config.epochs, forward_fn)
         run = Distillation(
-            student, teacher, data, config=config, noise=noise, forward_fn=forward_fn
+            student, teacher, data, config=config, noise=noise, forward_fn=forward_fn, name="data"
         )
         with bar("distil", config.epochs * run.steps, enabled=progress) as advance:
             while run.epoch < config.epochs:
@@ -107,6 +107,7 @@ class Distillation:
         noise: None for classes; for values and embeddings the Gaussian output noise's variance.
         forward_fn: as in ``distill``.
         state: what ``state`` gave, to go on from there.
+        name: how errors name the data.
 
     Attributes:
         student: the model in training, changed in place.
@@ -125,13 +126,14 @@ class Distillation:
         noise: float | None = None,
         forward_fn: ForwardFn | None = None,
         state: tuple[dict[str, Tensor], Json] | None = None,
+        name: str = "train",
     ) -> None:
-        check_reiterable(data, "train")
+        check_reiterable(data, name)
         self.student = student
         self.epoch = 0
         self.history: History = []
         self._teacher = teacher
-        self._data = data
+        self._data, self._name = data, name
         self._config = config
         self._forward_fn = forward_fn
         self._device = device_of(student)
@@ -170,7 +172,8 @@ class Distillation:
             in_mode(self.student, training=True),
             in_mode(*self._batch_norms, training=not config.freeze_batch_norm),
         ):
-            for step, batch in enumerate(batches(self._data, device=self._device, name="train")):
+            data = batches(self._data, device=self._device, name=self._name)
+            for step, batch in enumerate(data):
                 advance(1)
                 if any(m.training for m in self._batch_norms) and samples_of(batch) == 1:
                     continue  # One sample has no batch statistics.

@@ -100,6 +100,21 @@ def test_data_that_cannot_serve_says_what_to_do(data, text):
         list(d.batches(data, name="train"))
 
 
+def test_data_that_are_empty_the_second_time_must_be_iterable_again():
+    class Once:
+        def __init__(self):
+            self.batches = iter([torch.rand(2, 3)])
+
+        def __iter__(self):
+            return self.batches
+
+    data = Once()
+    assert len(list(d.batches(data, name="calibration"))) == 1
+    text = "calibration: no sample came out of an? Once; .* can be iterated over again"
+    with pytest.raises(SimMIMError, match=text):
+        list(d.batches(data, name="calibration"))
+
+
 @pytest.mark.parametrize(
     ("batch", "text"),
     [

@@ -228,9 +228,9 @@ def test_zero_epochs_train_nothing(teacher, x):
 
 def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
     student = mlp(8)
-    with pytest.raises(SimMIMError, match=r"train: got a generator, which can be read only once"):
+    with pytest.raises(SimMIMError, match=r"data: got a generator, which can be read only once"):
         distill(student, teacher, (x for _ in range(2)))
-    with pytest.raises(SimMIMError, match=r"train: no sample came out of an empty list"):
+    with pytest.raises(SimMIMError, match=r"data: no sample came out of an empty list"):
         distill(student, teacher, [])
     with pytest.raises(SimMIMError, match=r"label_weight=1.0 needs one label for each of the 512"):
         distill(student, teacher, [x], config=CompressConfig(label_weight=1.0))
