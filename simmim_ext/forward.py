@@ -16,15 +16,15 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
     """The model's outputs [samples, outputs] for a batch, in the mode that the model is in.
 
     Takes a tensor, ``.logits``, ``.last_hidden_state`` (mean over the tokens that the attention
-    mask keeps), a mapping's items of these names, or a tuple's first item. Outputs per token
-    [batch, tokens, outputs] count every token that the mask keeps as a sample.
+    mask keeps), a mapping's items of these names, or the first item of a tuple or list. Outputs
+    per token [batch, tokens, outputs] count every token that the mask keeps as a sample.
     ``forward_fn(model, batch)`` overrules all of it.
 
     Raises:
         SimMIMError: the model fails on the batch, or its outputs are none of these.
     """
     outputs, mask = _answer(model, batch, forward_fn)
-    if isinstance(outputs, tuple) and not hasattr(outputs, "_fields") and len(outputs) > 0:
+    if isinstance(outputs, tuple | list) and not hasattr(outputs, "_fields") and outputs:
         outputs = outputs[0]
     if isinstance(logits := named_output(outputs, "logits"), Tensor):
         outputs = logits

@@ -185,6 +185,7 @@ def test_forward_takes_what_models_return():
     padded = {"x": x, "attention_mask": mask}
     assert forward(Answers(y), x) is y
     assert forward(Answers((y, None)), x) is y
+    assert forward(Answers([y, None]), x) is y
     assert forward(Answers(SimpleNamespace(logits=y)), x) is y
     assert forward(Answers({"loss": None, "logits": y}), x) is y
     assert forward(Answers(torch.rand(2)), x).shape == (2, 1)

@@ -180,6 +180,7 @@ class Answers(nn.Module):
 
 FORMS = {
     "tuple": lambda y, features, more: (y, features, more),
+    "list": lambda y, features, more: [y, features, more],
     "dict": lambda y, features, more: {"logits": y, "more": [features, (more,)]},
     "object": lambda y, features, more: SimpleNamespace(logits=y, features=features, more=more),
 }
