@@ -88,8 +88,14 @@ class Diagnostics:
         layers = {name: layer.to_dict() for name, layer in self.layers.items()}
         return {"samples": self.samples, "output": self.output, "layers": layers}
 
-    def plot(self, path: str | PathLike[str]) -> None:
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draws entropy against relevance, and the redundancy matrix, of every layer.
+
+        Args:
+            path: where to save the picture, in the format of its ending; None: nowhere.
+
+        Returns:
+            The matplotlib.figure.Figure, which a notebook shows.
 
         Raises:
             SimMIMError: matplotlib is missing.
@@ -112,7 +118,9 @@ class Diagnostics:
             image = right.imshow(layer.redundancy.cpu()[order][:, order].numpy(), vmin=0, vmax=1)
             right.set_title("redundancy, units by relevance", fontsize=9)
             figure.colorbar(image, ax=right)
-        figure.savefig(path, dpi=150)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
 
 
 def diagnose(

@@ -44,7 +44,7 @@ def test_dead_and_duplicate_units_are_found(network, x, tmp_path):
     assert units["closest"][4] == 7
     assert units["closest_redundancy"][4] == pytest.approx(1, abs=1e-6)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    found.plot(tmp_path / "units.png")
+    assert len(found.plot(tmp_path / "units.png").axes) == len(found.plot().axes) == 3
     assert (tmp_path / "units.png").read_bytes().startswith(b"\x89PNG")
 
 
