@@ -30,6 +30,7 @@ from .modes import device_of, seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .report import figure_class
+from .shown import counted, listed
 
 # Share of the larger entropy that two units must have in common to count as one said twice.
 _DUPLICATE = 0.99
@@ -52,6 +53,14 @@ class LayerDiagnostics:
     redundancy: Tensor
     dead: tuple[int, ...]
     duplicates: tuple[tuple[int, int], ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"{counted(len(self.entropy), 'unit')}, {len(self.dead):,} dead, "
+            f"{counted(len(self.duplicates), 'duplicate pair')}; means of entropy "
+            f"{float(self.entropy.mean()):.3g} and relevance {float(self.relevance.mean()):.3g} "
+            "nats"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON as it stands; of the redundancy matrix each unit's closest other unit."""
@@ -82,6 +91,10 @@ class Diagnostics:
     layers: dict[str, LayerDiagnostics]
     samples: int
     output: str
+
+    def __repr__(self) -> str:
+        lines = [f"{name!r}: {layer}" for name, layer in self.layers.items()]
+        return listed(f"Diagnostics of {counted(self.samples, 'sample')}", lines)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict that is JSON as it stands."""

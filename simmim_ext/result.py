@@ -11,6 +11,7 @@ from ._version import __version__
 from .arguments import as_path, check_module
 from .errors import SimMIMError
 from .folders import read_folder, write_folder
+from .shown import listed, result_lines
 from .storage import check_signature, restore_tensors, tensors_of
 
 FORMAT = "simmim_ext compressed model"
@@ -35,6 +36,9 @@ class CompressionResult:
     report: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     original: dict[str, list[int]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return listed("CompressionResult", list(result_lines(self.report)))
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Saves model and report into a new or an empty folder, without pickle.

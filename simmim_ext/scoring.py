@@ -27,6 +27,7 @@ from .modes import device_of, seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .ranking import Setting
+from .shown import listed, score_lines
 from .units import UnitGroup
 
 _FEW_SAMPLES = 1000
@@ -53,10 +54,13 @@ class Scores(Mapping[str, Tensor]):
     order: Mapping[str, tuple[int, ...]]
     information: Mapping[str, Tensor]
     criterion: str
-    groups: tuple[UnitGroup, ...] = field(repr=False)
-    example: Batch = field(repr=False)
-    divergence: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    entropy: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    groups: tuple[UnitGroup, ...]
+    example: Batch
+    divergence: Mapping[str, Tensor] = field(default_factory=dict)
+    entropy: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return listed(f"Scores by {self.criterion!r}", score_lines(self.by_layer))
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.by_layer[layer]
