@@ -22,6 +22,7 @@ from .checkpoint import Checkpoint, answers_of, identity_of
 from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, Shuffled, check_reiterable, gather, split, take
+from .errors import in_own_name
 from .forward import ForwardFn
 from .granularity import Granularity
 from .inputs import inputs_kept
@@ -35,6 +36,7 @@ from .storage import signature_of
 _HELD_OUT = "held-out calibration samples"
 
 
+@in_own_name
 def compress(
     model: nn.Module,
     *,

@@ -21,7 +21,7 @@ from .config import CompressConfig
 from .conversion import prepared
 from .criteria import layer_range, unit_information
 from .data import Batch, batches, gather, take
-from .errors import SimMIMError
+from .errors import SimMIMError, in_own_name
 from .forward import ForwardFn
 from .graph import trace_units
 from .information import entropy, mutual_information
@@ -136,6 +136,7 @@ class Diagnostics:
         return figure
 
 
+@in_own_name
 def diagnose(
     model: nn.Module,
     data: Iterable[Batch],

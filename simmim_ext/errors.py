@@ -3,9 +3,18 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
+
+# Steps whose errors begin with their own names, which callers of the package do not know.
+_STEPS = ("trace_units", "collect", "remove_units", "apply_history")
 
 
 class SimMIMError(ValueError):
@@ -18,3 +27,19 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def in_own_name(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, in whose errors its own name stands for that of a step inside it."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except SimMIMError as error:
+            step, _, rest = str(error).partition(": ")
+            if step in _STEPS:
+                error.args = (f"{function.__name__}: {rest}",)
+            raise
+
+    return call

@@ -83,8 +83,7 @@ def trace_units(
     except TimeoutError as error:
         raise SimMIMError(
             f"trace_units: tracing did not end within {time_limit:g} s, as happens with "
-            "attention of no known kind; put its projections in ignored_layers, or raise "
-            "time_limit"
+            "attention of no known kind; put its projections in ignored_layers"
         ) from error
     order = [name for name, _ in model.named_modules()]
     groups = sorted(groups, key=lambda group: order.index(group.name))

@@ -14,7 +14,7 @@ from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, gather, split, take
 from .equivalence import RemovalError, caused_by, check_mask_equivalence
-from .errors import SimMIMError
+from .errors import SimMIMError, in_own_name
 from .forward import ForwardFn
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -37,6 +37,7 @@ from .units import UnitGroup
 _HELD_OUT = "calibration samples that reconstruction did not see"
 
 
+@in_own_name
 def prune(
     model: nn.Module,
     scores: Scores | Mapping[str, Tensor],

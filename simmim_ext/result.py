@@ -9,7 +9,7 @@ from torch import nn
 
 from ._version import __version__
 from .arguments import as_path, check_module
-from .errors import SimMIMError
+from .errors import SimMIMError, in_own_name
 from .folders import read_folder, write_folder
 from .shown import listed, result_lines
 from .storage import check_signature, restore_tensors, tensors_of
@@ -66,6 +66,7 @@ class CompressionResult:
         write_folder(path, tensors, body, {"report.json": report})
 
 
+@in_own_name
 def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
     """Loads a saved compressed model.
 

@@ -19,7 +19,7 @@ from .config import CompressConfig
 from .conversion import prepared
 from .criteria import CRITERIA, unit_entropy, unit_information
 from .data import Batch, batches, gather, take
-from .errors import SimMIMError, warn
+from .errors import SimMIMError, in_own_name, warn
 from .forward import ForwardFn
 from .graph import trace_units
 from .inputs import inputs_kept
@@ -72,6 +72,7 @@ class Scores(Mapping[str, Tensor]):
         return len(self.by_layer)
 
 
+@in_own_name
 def score(
     model: nn.Module,
     calibration: Iterable[Batch],
@@ -97,7 +98,7 @@ def score(
             ``config.criterion``.
         config: bins, samples and seed; default ``CompressConfig()``.
         output: "classes", "values", "embeddings" or "auto", see ``compress``.
-        ignored_layers: layers that keep their outputs, see ``trace_units``.
+        ignored_layers: layers that keep their outputs, see ``compress``.
         forward_fn: ``forward_fn(model, batch)`` returning outputs [samples, classes], where the
             model's own do not serve.
 

@@ -53,6 +53,23 @@ def test_models_that_are_none(caller, text) -> None:
         CALLERS[caller](MODELS[text]())
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
+def test_errors_of_tracing_name_the_function_that_was_called(caller) -> None:
+    class Unused(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x)))
+
+    model = Unused(*network(), nn.Linear(3, 3))
+    options = {"constraints": HALF} if caller in ("compress", "prune") else {}
+    data = {"0": torch.rand(8)} if caller == "prune" else DATA
+    if caller == "prune":
+        options |= {"example_inputs": X, "config": CompressConfig(allocation="score")}
+    call = compress if caller == "compress" else getattr(simmim_ext, caller)
+    with pytest.raises(SimMIMError, match=rf"^{caller}: the layer '3' is not reached from"):
+        call(model, data, **options)
+
+
 @pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
 @pytest.mark.parametrize(
     ("keyword", "text"),

@@ -64,7 +64,5 @@ def test_a_history_without_all_that_it_needs_is_refused(saved):
     tensors, body = read_folder(folder, FORMAT)
     del body["history"][0]["size"]
     write_folder(folder, tensors, body)
-    with pytest.raises(
-        SimMIMError, match=r"apply_history: {'module': '0', .* is no step of a hist"
-    ):
+    with pytest.raises(SimMIMError, match=r"^load: {'module': '0', .* is no step of a hist"):
         load(folder, mlp())
