@@ -210,7 +210,7 @@ def _fitting(
 ) -> Scores:
     """The scores as Scores, without ignored layers, checked against the groups."""
     if not isinstance(scores, Scores):
-        scores = _from_mapping(model, scores, example, config, forward_fn)
+        scores = _from_mapping(model, scores, example, ignored, config, forward_fn)
     elif example is not None:
         scores = dataclasses.replace(scores, example=example)
     groups = tuple(
@@ -254,6 +254,7 @@ def _from_mapping(
     model: nn.Module,
     scores: Mapping[str, Tensor],
     example: Batch | None,
+    ignored: frozenset[str],
     config: CompressConfig,
     forward_fn: ForwardFn | None,
 ) -> Scores:
@@ -264,13 +265,22 @@ def _from_mapping(
             "prune: allocation='information' needs scores from score(); set "
             "config=CompressConfig(allocation='score') or 'uniform'"
         )
-    groups = trace_units(model, take(example, slice(0, 1)), forward_fn=forward_fn)
+    groups = trace_units(
+        model, take(example, slice(0, 1)), ignored_layers=ignored, forward_fn=forward_fn
+    )
     units = {group.name: group.units for group in groups}
-    unknown = sorted(set(scores) - set(units))
+    # A group that an ignored layer keeps whole can have the name of another layer.
+    known = {name for name, _ in model.named_modules()} if ignored else set(units)
+    unknown = sorted(set(scores) - known)
     if unknown:
-        raise SimMIMError(f"prune: scores hold {unknown[0]!r}, which is no layer of units")
+        raise SimMIMError(
+            f"prune: scores hold {unknown[0]!r}, which is no layer of units; those are "
+            f"{', '.join(units) or 'none'}"
+        )
     values = {}
     for name, value in scores.items():
+        if name not in units:
+            continue
         try:
             values[name] = (
                 value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")

@@ -158,6 +158,25 @@ def test_scores_of_ones_own():
     assert torch.equal(tied.model[0].weight, model[0].weight[:3])
 
 
+def test_scores_of_ones_own_where_a_layer_that_cannot_be_traced_is_ignored():
+    class Unused(nn.Sequential):
+        def forward(self, x):
+            for layer in list(self)[:5]:
+                x = layer(x)
+            return x
+
+    model = Unused(*mlp(), nn.ReLU(), nn.Linear(4, 3), nn.Linear(3, 3))
+    result = prune(
+        model,
+        {"0": torch.arange(10), "2": torch.arange(4)},
+        constraints={"units": 3},
+        ignored_layers=["2", "5"],
+        example_inputs=data("mlp")[0],
+        config=CompressConfig(allocation="score"),
+    )
+    assert [layer["after"] for layer in result.report["layers"]] == [3]
+
+
 @pytest.mark.parametrize(
     ("own", "text"),
     [
