@@ -3,7 +3,7 @@
 from torch import nn
 
 from .data import Batch
-from .errors import SimMIMError
+from .errors import SimMIMError, warn
 from .forward import ForwardFn
 from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
 from .modes import device_of
@@ -19,6 +19,12 @@ LONG_SECONDS = 1.0
 
 # How far the latency reached may be from the one asked for, as a share of it.
 TOLERANCE = 0.1
+
+# A share of units is small that is less than this part of the latency asked for, and what does not
+# depend on widths is large if it takes more than this part.
+_FEW = 0.5
+
+_ADVICE = "raise it, give the batch that you serve as example_inputs, or set flops instead"
 
 _Key = tuple[tuple[str, int], ...]
 
@@ -38,6 +44,7 @@ class Costs:
         self._original: dict[str, float] = {}
         self._shapes = shapes_of(model)
         self._seconds = _SECONDS
+        self._milliseconds = 0.0  # of the original, as measured last
         self._latencies: dict[_Key, float] = {}
 
     def measure_for(self, seconds: float) -> None:
@@ -83,6 +90,37 @@ class Costs:
                     return reached
         return None
 
+    def latency_unmet(self, wanted: float, reached: float) -> SimMIMError:
+        """The error for a latency that was not reached."""
+        why = (
+            "models of the least widths take that long"
+            if reached > wanted
+            else "measurements disagree with each other, as on a busy machine"
+        )
+        return SimMIMError(
+            f"constraints: latency={wanted:g} cannot be met within {TOLERANCE:.0%}: the closest "
+            f"that was reached is {reached:.3g} of the original's {self._conditions()}, where "
+            f"{why}; {_ADVICE}"
+        )
+
+    def warn_of_overhead(self, wanted: float, widths: Widths, least: Widths) -> None:
+        """Warns where few units are kept because models of the least widths take long as well."""
+        kept, units = sum(widths.values()), self.original("units")
+        overhead = self.of("latency", least)
+        if overhead > _FEW * wanted and kept < _FEW * wanted * units:
+            warn(
+                f"constraints: latency={wanted:g} leaves {kept:,} of {units:,} units: models of "
+                f"the least widths still take {overhead:.3g} of the original's "
+                f"{self._conditions()}, which does not depend on widths; {_ADVICE}"
+            )
+
+    def _conditions(self) -> str:
+        at = latency_conditions(self._example)
+        return (
+            f"{self._milliseconds:.3g} ms (batch {at['batch']}, {at['threads']} threads, "
+            f"{device_of(self._model)})"
+        )
+
     def _smaller(self, widths: Widths, *, shapes: bool = False) -> nn.Module:
         kept = {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
         return remove_units(self._shapes if shapes else self._model, self._scores.groups, kept)[0]
@@ -97,20 +135,5 @@ class Costs:
     def _latency(self, widths: Widths, seconds: float) -> float:
         models = [self._smaller(widths), self._model]
         new, old = measure_latency(models, self._example, self._forward_fn, seconds=seconds)
+        self._milliseconds = old
         return new / old
-
-
-def latency_unmet(wanted: float, reached: float, model: nn.Module, example: Batch) -> SimMIMError:
-    """The error for a latency that was not reached."""
-    at = latency_conditions(example)
-    why = (
-        "models of the least widths take that long"
-        if reached > wanted
-        else "measurements disagree with each other, as on a busy machine"
-    )
-    return SimMIMError(
-        f"constraints: latency={wanted:g} cannot be met within {TOLERANCE:.0%}: the closest that "
-        f"was reached is {reached:.3g} of the original's (batch {at['batch']}, {at['threads']} "
-        f"threads, {device_of(model)}), where {why}; raise it, give the batch that you serve as "
-        "example_inputs, or set flops instead"
-    )

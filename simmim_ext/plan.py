@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .budget import check_round_to, split_budget
 from .config import ALLOCATIONS
-from .costs import LONG_SECONDS, Costs, latency_unmet
+from .costs import LONG_SECONDS, Costs
 from .data import Batch
 from .errors import SimMIMError
 from .forward import ForwardFn
@@ -95,6 +95,8 @@ def make_plan(
         prices, seems_to_fit = _prices(model, scores, own, shares, example_inputs, forward_fn)
         losses = {name: scores.divergence[name] for name in free}
 
+    least = complete({name: min(round_to, len(values)) for name, values in free.items()})
+
     def widest() -> Widths:
         if by_loss:
             widths = allocate_by_loss(losses, prices, seems_to_fit, fits, **options)
@@ -102,10 +104,9 @@ def make_plan(
             widths = allocate(free, fits, **options)
         if widths is not None:
             return complete(widths)
-        least = complete({name: min(round_to, len(values)) for name, values in free.items()})
         name = next(n for n, limit in ceilings.items() if costs.of(n, least) > limit)
         if name == "latency":
-            raise latency_unmet(limits[name], costs.of(name, least), model, example_inputs)
+            raise costs.latency_unmet(limits[name], costs.of(name, least))
         raise unreachable(name, limits[name], costs.of(name, least), costs.original(name), round_to)
 
     widths = widest()
@@ -116,7 +117,9 @@ def make_plan(
             widths = widest()
             reached = costs.unsettled(widths, limits["latency"])
         if reached is not None:
-            raise latency_unmet(limits["latency"], reached, model, example_inputs)
+            raise costs.latency_unmet(limits["latency"], reached)
+        if len(constraints) == 1:  # no other budget can be why few units are left
+            costs.warn_of_overhead(limits["latency"], widths, least)
     kept = {g.name: tuple(sorted(scores.order[g.name][: widths[g.name]])) for g in scores.groups}
     return Plan(kept, [_layer(scores, name, units) for name, units in kept.items()])
 

@@ -225,10 +225,24 @@ def test_a_latency_that_no_width_has_is_refused_with_the_closest(threads):
     scores = score(model, [X])
     text = (
         r"latency=0.3 cannot be met within 10%: the closest that was reached is 0\.5\d* of the "
-        r"original's \(batch 400, 1 threads, cpu\), where models of the least widths take that long"
+        r"original's 12 ms \(batch 400, 1 threads, cpu\), where models of the least widths take"
     )
     with pytest.raises(SimMIMError, match=text):
         prune(model, scores, constraints={"latency": 0.3})
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_latency_that_few_units_have_for_its_overhead_is_warned_of(threads):
+    threads(1)
+    model = slow(fixed=6e-3)
+    scores = score(model, [X])
+    text = (
+        r"latency=0.6 leaves 12 of 60 units: models of the least widths still take 0\.508 of the "
+        r"original's 12 ms \(batch 400, 1 threads, cpu\), .* or set flops instead"
+    )
+    with pytest.warns(UserWarning, match=text):
+        prune(model, scores, constraints={"latency": 0.6})
+    prune(model, scores, constraints={"latency": 0.8})  # leaves 36
 
 
 def test_latency_that_cannot_be_measured_twice_alike_is_refused(monkeypatch):
