@@ -72,16 +72,16 @@ class Costs:
             self._latencies[key] = self._latency(widths, self._seconds)
         return self._latencies[key]
 
-    def unsettled(self, widths: Widths, wanted: float) -> float | None:
+    def unsettled(self, widths: Widths, wanted: float, *, alone: bool) -> float | None:
         """None where the latency at these widths is as wanted, else what it is.
 
         It is as wanted within the tolerance; or shorter, if the next wider model that was tried
-        does take too long.
+        does take too long, or there are other budgets, which can be why.
         """
         reached = self._latency(widths, LONG_SECONDS)
         if reached > (1 + TOLERANCE) * wanted:
             return reached
-        if reached < (1 - TOLERANCE) * wanted:
+        if reached < (1 - TOLERANCE) * wanted and alone:
             units = sum(widths.values())
             wider = [key for key in self._latencies if sum(width for _, width in key) > units]
             if wider:

@@ -111,14 +111,15 @@ def make_plan(
 
     widths = widest()
     if "latency" in limits:
-        reached = costs.unsettled(widths, limits["latency"])
+        alone = len(constraints) == 1
+        reached = costs.unsettled(widths, limits["latency"], alone=alone)
         if reached is not None:  # measured for too short a time, as on a busy machine
             costs.measure_for(LONG_SECONDS)
             widths = widest()
-            reached = costs.unsettled(widths, limits["latency"])
+            reached = costs.unsettled(widths, limits["latency"], alone=alone)
         if reached is not None:
             raise costs.latency_unmet(limits["latency"], reached)
-        if len(constraints) == 1:  # no other budget can be why few units are left
+        if alone:  # no other budget can be why few units are left
             costs.warn_of_overhead(limits["latency"], widths, least)
     kept = {g.name: tuple(sorted(scores.order[g.name][: widths[g.name]])) for g in scores.groups}
     return Plan(kept, [_layer(scores, name, units) for name, units in kept.items()])

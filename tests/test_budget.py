@@ -219,6 +219,13 @@ def test_latency_of_a_real_network_is_met(threads):
 
 
 @pytest.mark.usefixtures("clock")
+def test_latency_is_a_ceiling_beside_other_budgets():
+    model = slow()
+    result = prune(model, score(model, [X]), constraints={"latency": 0.9, "units": 0.1})
+    assert widths(result) == {"0": 6}
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_latency_that_no_width_has_is_refused_with_the_closest(threads):
     threads(1)
     model = slow(fixed=6e-3)  # half of its time does not depend on its width
