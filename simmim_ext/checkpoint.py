@@ -55,7 +55,8 @@ class Checkpoint:
             tensors, body = read_folder(self._folder, FORMAT)
         except SimMIMError as error:
             raise SimMIMError(
-                f"checkpoint_dir: {error}; or delete {self._folder} to start again"
+                f"checkpoint_dir: {error}; give another folder, or delete "
+                f"{self._folder} to start again"
             ) from error
         if body["identity"] != self._identity or not _alike(tensors.pop(_ANSWERS), self._answers):
             raise SimMIMError(

@@ -104,7 +104,7 @@ def flip(path):
 def test_a_damaged_state_is_refused_and_a_new_run_starts_without_it(tmp_path, damage, pattern):
     first = compress(mlp(), **SETTINGS, checkpoint_dir=tmp_path)
     damage(next(tmp_path.glob(pattern)))
-    with pytest.raises(SimMIMError, match=r"checkpoint_dir: .*; or delete .* to start again"):
+    with pytest.raises(SimMIMError, match=r"checkpoint_dir: .*; give another folder, or delete "):
         compress(mlp(), **SETTINGS, checkpoint_dir=tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
