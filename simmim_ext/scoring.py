@@ -183,7 +183,10 @@ def score_groups(
     )
     samples = len(predictions.rows)
     if samples < _FEW_SAMPLES:
-        warn(f"score: {samples} calibration samples are few; give at least {_FEW_SAMPLES}")
+        warn(
+            f"score: {samples} calibration samples are few; give at least {_FEW_SAMPLES}, and "
+            "a quarter more where compress holds some out, as it does without evaluate"
+        )
     setting = Setting(model, groups, calibration, predictions, config, forward_fn)
     rank = CRITERIA[criterion](setting)
     values: dict[str, Tensor] = {}
