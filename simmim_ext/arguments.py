@@ -32,8 +32,10 @@ def check_model(caller: str, model: Any, argument: str = "model") -> None:
 def check_module(caller: str, model: Any, argument: str = "model") -> None:
     """Raises unless ``model`` is a module of known shapes, whose code can be run and changed."""
     if not isinstance(model, nn.Module):
+        holds_one = isinstance(getattr(model, "model", None), nn.Module)  # as a result does
         raise TypeError(
             f"{caller}: {argument} must be a torch.nn.Module, got {type(model).__name__}"
+            + ("; give its attribute model" if holds_one else "")
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import simmim_ext
-from simmim_ext import CompressConfig, SimMIMError
+from simmim_ext import CompressConfig, CompressionResult, SimMIMError
 from simmim_ext.arguments import check_device
 from simmim_ext.nn import SparseLinear, accelerate, strip
 
@@ -117,6 +117,10 @@ def test_device_that_is_not_there() -> None:
         (
             lambda: simmim_ext.distill(3, MODEL, DATA),
             "distill: student must be a torch.nn.Module, got int",
+        ),
+        (
+            lambda: simmim_ext.distill(CompressionResult(MODEL, {}), MODEL, DATA),
+            "distill: student must be a torch.nn.Module, got CompressionResult; give its attribute",
         ),
         (
             lambda: simmim_ext.distill(MODEL, None, DATA),
