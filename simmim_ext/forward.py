@@ -74,10 +74,12 @@ def _answer(
         raise
     except Exception as error:
         called = "forward_fn" if forward_fn is not None else "the model"
+        first = forward_fn is None and isinstance(batch, list | tuple)
         raise SimMIMError(
             f"{called} failed on a batch, {describe(batch)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the data, or "
-            "pass a forward_fn=lambda model, batch: ... that fits it"
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}); "
+            + ("it was given the first item alone; " if first else "")
+            + "check the data, or pass a forward_fn=lambda model, batch: ... that fits it"
         ) from error
     if given is not None:
         given.end(model)

@@ -288,7 +288,8 @@ def fails(model: nn.Module, batch: object) -> torch.Tensor:
             [(X[:, :4], DATA[0][1])],
             None,
             "the model failed on a batch, a tuple that begins with tensor of shape [40, 4] "
-            "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (40x4 and 6x8)); check",
+            "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (40x4 and 6x8)); it was "
+            "given the first item alone; check the data, or pass",
         ),
         (
             [{"pixels": X}],
