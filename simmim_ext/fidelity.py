@@ -100,7 +100,7 @@ class _Classes:
         self._mean = total if self._mean is None else self._mean + total
         self._entropy += torch.special.entr(p).sum(dim=(1, 2)).cpu()
         confidence, chosen = p.max(dim=-1)
-        kl = kl_per_sample(teacher, student)
+        kl = kl_per_sample(teacher, student).clamp(min=0)  # rounding can be below
         self._rows.append(torch.stack([kl, chosen[0].double(), chosen[1].double()]).cpu())
         if labels is not None:
             correct = (chosen == labels).double()

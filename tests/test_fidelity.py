@@ -98,6 +98,12 @@ def test_compare_classes_is_what_its_words_say():
     assert worst[0]["agreement"] == pytest.approx(float(agree[of_class].mean()))
 
 
+def test_a_divergence_of_nothing_but_rounding_is_not_negative():
+    t = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)).double()
+    found = compare(Column(0), Column(4), [torch.cat([t, t + 0.1], dim=1)])
+    assert 0 <= found.fidelity["kl_interval"][0] <= found.fidelity["kl"] < 1e-12
+
+
 def test_an_identical_student_is_perfect_and_labels_are_optional():
     found = compare(Column(0), Column(0), [logits(1, 1)])
     assert found.fidelity["kl"] == 0
