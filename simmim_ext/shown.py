@@ -25,6 +25,8 @@ def result_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """What was kept, and how alike the two models predict where that was looked at."""
     from .report import fidelity_rows
 
+    if not report.keys() >= {"layers", "teacher", "student", "fidelity"}:
+        return  # a result that was made by hand
     layers = report["layers"]
     kind = "units" if all("information" in layer for layer in layers) else "weights"
     before, after = (sum(layer[when] for layer in layers) for when in ("before", "after"))

@@ -5,7 +5,7 @@ import torch
 from models import mlp
 from torch import nn
 
-from simmim_ext import CompressConfig, compress, prune, score
+from simmim_ext import CompressConfig, CompressionResult, compress, prune, score
 from simmim_ext.shown import listed
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* samples are few")
@@ -52,6 +52,10 @@ def test_scores_and_a_result_that_was_compared_with_nothing(model):
     assert repr(scores) == f"Scores by 'simmim'\n  '0': 10 units, {low:.3g} to {high:.3g}"
     result = prune(model, scores, constraints={"units": 0.5})
     assert str(result).endswith("\n  parameters: 174 -> 89 (51.1%)")
+
+
+def test_a_result_without_a_report_can_be_printed(model):
+    assert str(CompressionResult(model, {})) == "CompressionResult"
 
 
 def test_many_layers_are_cut_short():
