@@ -31,9 +31,10 @@ def resolve_output(
 ) -> str:
     """What "auto" stands for with this model: "classes", "values" or "embeddings".
 
-    Pooled hidden states are embeddings; integer labels mean classes and floating ones values;
-    without labels a single output is a value and several are classes. With ``forward_fn`` labels
-    are not looked at, since any item of a batch may be an input of it.
+    Pooled hidden states are embeddings; integer labels and shares of several classes (one-hot,
+    smoothed) mean classes, and other floating ones values; without labels a single output is a
+    value and several are classes. With ``forward_fn`` labels are not looked at, since any item of
+    a batch may be an input of it.
 
     Raises:
         SimMIMError: the outputs should be logits and are probabilities already.
@@ -58,7 +59,8 @@ def resolve_output(
         if pooled:
             output = "embeddings"
         elif labels is not None:
-            output = "values" if labels.is_floating_point() else "classes"
+            values = labels.is_floating_point() and not _are_probabilities(labels)
+            output = "values" if values else "classes"
         else:
             output = "values" if outputs.shape[1] == 1 else "classes"
     if output == "classes" and outputs.shape[1] == 1:
@@ -163,6 +165,8 @@ def divergence(
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
+    if outputs.dim() != 2 or outputs.shape[1] < 2:
+        return False
     totals = outputs.double().sum(dim=1)
     close = torch.allclose(totals, torch.ones_like(totals), atol=1e-2)
     return close and bool((outputs >= 0).all())

@@ -190,6 +190,10 @@ def test_compare_names_outputs_that_cannot_be_compared():
         (torch.randn(5, 4), Column(0, 1), "values"),
         ((torch.randn(5, 4), torch.arange(5) % 4), Column(0), "classes"),
         ((torch.randn(5, 4), torch.rand(5, 4)), Column(0), "values"),
+        ((torch.randn(5, 4), torch.rand(5)), Column(0), "values"),
+        ((torch.randn(5, 4), torch.ones(5, 1)), Column(0, 1), "values"),
+        ((torch.randn(5, 4), torch.eye(4)[torch.arange(5) % 4]), Column(0), "classes"),
+        ((torch.randn(5, 4), torch.rand(5, 4).softmax(1)), Column(0), "classes"),
     ],
 )
 def test_auto_output_follows_labels_and_shape(batch, model, expected):
