@@ -108,7 +108,7 @@ def _trace(
     together = {name: size for name, size in sizes.items() if size > 1}
     _simplify(model)
     heads, strangers = _replace_attention(
-        model, ignored, lambda: forward(model, Sources()(batch), forward_fn)
+        model, ignored, lambda: _run(model, Sources()(batch), forward_fn)
     )
     graph, sources = _dependencies(model, batch, forward_fn)
     modules = dict(model.named_modules())
@@ -186,6 +186,14 @@ def _dependencies(
         f"trace_units: the model could not be traced ({type(failure).__name__}: {failure}); "
         "check example_inputs and forward_fn"
     ) from failure
+
+
+def _run(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
+    """``forward``, whose errors are about example_inputs here."""
+    try:
+        return forward(model, batch, forward_fn)
+    except SimMIMError as error:
+        raise SimMIMError(f"example_inputs: {error}") from error
 
 
 def _traced(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Iterator[Tensor]:
