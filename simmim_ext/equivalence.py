@@ -32,6 +32,7 @@ def check_mask_equivalence(
     history: Iterable[Mapping[str, Any]],
     batch: Batch,
     *,
+    trained: bool = False,
     forward_fn: ForwardFn | None = None,
 ) -> None:
     """Raises RemovalError unless the pruned model is the model with the removed slices zeroed.
@@ -40,7 +41,8 @@ def check_mask_equivalence(
     mode; of what they return besides the outputs the shapes are. A norm over channels (LayerNorm,
     RMSNorm, GroupNorm of one group), whose statistics rightly change with the channels, divides by
     the root mean square over the original's channels in both. To be called before any weight is
-    refitted. Raises SimMIMError where already the model's own outputs cannot be compared.
+    refitted. A model that is in training mode, or that will be ``trained``, must run in it as well.
+    Raises SimMIMError where already the model's own outputs cannot be compared.
     """
     batch = to_device(batch, device_of(model))
     masked, history = deepcopy(model), list(history)
@@ -78,7 +80,7 @@ def check_mask_equivalence(
             f"{difference:.2g}, {allowed:.2g} may be rounding): units were removed at the wrong "
             "place; please report the architecture, and put the layers concerned in ignored_layers"
         )
-    if model.training:
+    if model.training or trained:
         _check_training(original, copy, batch, forward_fn)
 
 

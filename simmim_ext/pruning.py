@@ -1,7 +1,8 @@
 """Prunes a scored model; nothing is trained."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,9 +166,13 @@ def prune_units(
     *,
     allocation: str = "information",
     round_to: int = 1,
+    trained: bool = False,
     forward_fn: ForwardFn | None = None,
 ) -> tuple[Plan, nn.Module, History]:
-    """Plans, removes, and proves that nothing but the planned units was removed."""
+    """Plans, removes, and proves that nothing but the planned units was removed.
+
+    ``trained`` says that the student will be, whatever mode the model is in.
+    """
     plan = make_plan(
         model,
         scores,
@@ -179,23 +184,24 @@ def prune_units(
     )
     student, history = remove_units(model, scores.groups, plan.kept)
     few = take(scores.example, slice(0, 16))
+    check = partial(check_mask_equivalence, batch=few, trained=trained, forward_fn=forward_fn)
     try:
-        check_mask_equivalence(model, student, history, few, forward_fn=forward_fn)
+        check(model, student, history)
     except RemovalError as error:
-        names = _astray(model, scores, plan, few, forward_fn)
+        names = _astray(model, scores, plan, check)
         raise SimMIMError(f"{error}{caused_by(names)}") from error
     return plan, student, history
 
 
 def _astray(
-    model: nn.Module, scores: Scores, plan: Plan, batch: Batch, forward_fn: ForwardFn | None
+    model: nn.Module, scores: Scores, plan: Plan, check: Callable[..., None]
 ) -> Iterator[str]:
     """Names of the groups whose units cannot be removed even where no other's are."""
     for group in scores.groups:
         try:
             kept = {group.name: plan.kept[group.name]}
             student, history = remove_units(model, [group], kept)
-            check_mask_equivalence(model, student, history, batch, forward_fn=forward_fn)
+            check(model, student, history)
         except SimMIMError:
             yield group.name
 

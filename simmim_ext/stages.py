@@ -200,6 +200,7 @@ class Run:
                 constraints,
                 allocation=config.allocation,
                 round_to=self.round_to,
+                trained=config.epochs > 0,
                 forward_fn=self.forward_fn,
             )
         if config.reconstruct:

@@ -6,10 +6,12 @@ import torch
 from models import CASES, case, mlp, snapshot
 from torch import nn
 
-from simmim_ext import CompressConfig, SimMIMError, prune
+from simmim_ext import CompressConfig, SimMIMError, compress, prune
 from simmim_ext.equivalence import check_mask_equivalence
 from simmim_ext.graph import trace_units
 from simmim_ext.removal import apply_history, remove_units
+
+X = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
 
 
 def half(groups):
@@ -188,6 +190,14 @@ def test_a_head_of_training_alone_is_found_where_the_model_is_in_training():
     with pytest.raises(SimMIMError, match=text):
         check_mask_equivalence(model, pruned, history, x)
     check_mask_equivalence(model.eval(), pruned.eval(), history, x)
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_a_head_of_training_alone_is_found_where_the_model_will_be_distilled():
+    settings = {"constraints": {"units": 0.5}, "ignored_layers": ["other"], "calibration": [X]}
+    with pytest.raises(SimMIMError, match="does not run in training mode: 'other' fails"):
+        compress(WithAnother().eval(), config=CompressConfig(epochs=1), **settings)
+    compress(WithAnother().eval(), config=CompressConfig(epochs=0), **settings)
 
 
 def test_shapes_of_all_that_is_returned_are_compared():
