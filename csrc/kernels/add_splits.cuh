@@ -32,8 +32,8 @@ int add_splits(const float* partial, int64_t splits, const Stored* bias, Stored*
                int64_t out_features, void* stream) {
   const int64_t outputs = batch * out_features;
   const dim3 blocks(static_cast<unsigned>(ceil_div(outputs, kSplitThreads)));
-  return launch_early(add_splits_kernel<Stored>, blocks, dim3(kSplitThreads), 0, stream, partial, splits,
-                bias, y, outputs, out_features);
+  return launch_early(add_splits_kernel<Stored>, blocks, dim3(kSplitThreads), 0, stream, partial,
+                      splits, bias, y, outputs, out_features);
 }
 
 }  // namespace simmim

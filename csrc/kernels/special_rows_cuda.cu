@@ -66,7 +66,7 @@ int special_rows_cuda(const SpecialRowsArgs<Stored>& args, void* stream) {
   if (args.batch == 0 || args.outputs == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(std::min(args.batch, kMaxBlocks)));
   return launch_early(special_rows_kernel<Stored>, grid, dim3(kThreads),
-                kThreads / kWarpLanes * sizeof(int), stream, args);
+                      kThreads / kWarpLanes * sizeof(int), stream, args);
 }
 
 #define SIMMIM_INSTANTIATE(Stored) \
