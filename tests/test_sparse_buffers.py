@@ -10,6 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel
 
 from simmim_ext.nn import SparseLinear
+from simmim_ext.nn.pattern import Pattern, recognise
 
 MASKS = ("uneven", "half", "rows/columns", "block", "n:m")
 BATCHES = (1, 40)
@@ -52,6 +53,22 @@ def test_kernels_follow_buffers_that_change(batch, mask, memory) -> None:
     layer.values = layer.values[:0]
     close(layer(x), layer.bias.expand(batch, -1))
     assert layer.choice.density == 0
+
+
+def test_buffers_that_change_while_kernels_are_made(monkeypatch) -> None:
+    """As by another thread: the next call makes them anew."""
+    layer, x = make(259, 131), torch.randn(40, 131)
+    factors = [3.0]
+
+    def recognise_late(mask: torch.Tensor) -> Pattern:
+        while factors:
+            layer.values.mul_(factors.pop())
+        return recognise(mask)
+
+    monkeypatch.setattr("simmim_ext.nn.packing.recognise", recognise_late)
+    layer.values.mul_(2)
+    layer(x)
+    close(layer(x), dense(layer, x))
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -55,6 +55,8 @@ def make_kernels(
         raise ValueError(
             f"SparseLinear: values must be on bitmap's device {bitmap.device}, got {values.device}"
         )
+    # Now: what another thread changes from here on, the kernels need not be made of.
+    versions = bitmap._version, values._version
     device = bitmap.device.type
     if device != "cpu" and not (device == "cuda" and has_cuda_kernels()):
         return make_none(bitmap, values, shape, f"there are no kernels for {device}")
@@ -77,7 +79,7 @@ def make_kernels(
         made[name]._replace(limit=math.inf if limit is None else limit)
         for limit, name in choice.kernels
     )
-    return Made(bitmap, values, bitmap._version, values._version, choice, limited)
+    return Made(bitmap, values, *versions, choice, limited)
 
 
 def make_none(bitmap: Tensor, values: Tensor, shape: tuple[int, int], reason: str) -> Made:
