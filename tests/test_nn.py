@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from simmim_ext import CompressionResult
 from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, masked_linear, strip
 
 
@@ -302,6 +303,12 @@ def test_from_linear_rejects_other_layers() -> None:
             "accelerate: model must be a torch.nn.Module, got str",
         ),
         (lambda: strip(None), TypeError, "strip: model must be a torch.nn.Module, got NoneType"),
+        (
+            lambda: accelerate(CompressionResult(torch.nn.ReLU(), {})),
+            TypeError,
+            "accelerate: model must be a torch.nn.Module, got CompressionResult; give its attribute"
+            " model",
+        ),
     ],
 )
 def test_bad_arguments(call, error, text) -> None:

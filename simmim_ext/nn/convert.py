@@ -195,7 +195,11 @@ def _replaced(
 
 def _check_model(caller: str, model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
+        holds_one = isinstance(getattr(model, "model", None), nn.Module)  # as a result does
+        raise TypeError(
+            f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
+            + ("; give its attribute model" if holds_one else "")
+        )
 
 
 def _check_loses_nothing(
