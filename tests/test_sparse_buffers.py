@@ -163,6 +163,23 @@ def test_a_load_that_fails_changes_nothing(name, strict, assign) -> None:
     assert layer.choice == choice
 
 
+def test_a_load_is_seen_as_a_whole(monkeypatch) -> None:
+    """By other threads that call meanwhile."""
+    layer, x = make(64, 300, "uneven"), torch.randn(40, 300)
+    other, before, seen = make(64, 300, "half"), layer(x), []
+    load = torch.nn.Module._load_from_state_dict
+
+    def load_late(module, *args) -> None:
+        seen.append(layer(x))
+        load(module, *args)
+        seen.append(layer(x))
+
+    monkeypatch.setattr(torch.nn.Module, "_load_from_state_dict", load_late)
+    layer.load_state_dict(other.state_dict())
+    assert all(torch.equal(y, before) for y in seen)
+    assert torch.equal(layer(x), other(x))
+
+
 def test_a_bias_can_be_loaded_alone() -> None:
     layer, x = make(259, 131, "half"), torch.randn(20, 131)
     y = layer(x) - layer.bias

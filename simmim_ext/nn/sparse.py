@@ -280,24 +280,24 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # All or nothing: bitmap and values belong together.
+        # All or nothing, and at once for threads that call: bitmap and values belong together.
         given = [name for name in ("bitmap", "values") if prefix + name in state_dict]
-        errors, before, made = args[-1], dict(self._buffers), self._made
+        errors = args[-1]
         known = len(errors)
         if len(given) == 1:
             text = f"{prefix}bitmap and {prefix}values belong together, got {given[0]} alone"
             errors.append(text)
             return
-        self._buffers.update({k: None if v is None else v.clone() for k, v in before.items()})
+        buffers = {k: None if v is None else v.clone() for k, v in self._buffers.items()}
         values = state_dict.get(prefix + "values")
         if isinstance(values, Tensor):  # as many as its own bitmap keeps, whatever ours does
-            self._buffers["values"] = self.values.new_empty(values.shape)
+            buffers["values"] = self.values.new_empty(values.shape)
+        loaded = type(self).__new__(type(self))
+        vars(loaded).update(vars(self), _buffers=buffers)
         try:
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            super(SparseLinear, loaded)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
             if len(errors) == known:
-                self._pack()
-                return
+                loaded._pack()
+                vars(self).update(vars(loaded))
         except (RuntimeError, TypeError, ValueError) as error:
             errors.append(f"{prefix}values and {prefix}bitmap do not fit: {error}")
-        self._buffers.update(before)
-        self._made = made
