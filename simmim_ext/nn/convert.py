@@ -132,7 +132,8 @@ def strip(model: nn.Module) -> nn.Module:
     """A new model in which every masked or sparse layer is a plain ``nn.Linear`` with zeros.
 
     It needs nothing of this library: to export it, or to train all of its weights again. Parameters
-    that masked layers share stay shared.
+    that masked layers share stay shared. A layer of half precision, as ``accelerate`` makes with
+    ``dtype``, stays so, and as an ``nn.Linear`` no longer takes float32.
 
     Args:
         model: any model; it stays as it is, and the rest of the new one is a deep copy.
