@@ -58,21 +58,24 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
   return launch_with({}, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
-// Launches a small kernel that ends what the one before it in the stream began. Where it is
-// compiled for devices that know of it (sm_90), its launch is over by the time it may begin; so it
-// must wait_for_previous() before it reads or writes anything.
+// Launches a small kernel that ends what the one before it in the stream began. On Hopper its
+// launch is over by the time it may begin; so it must wait_for_previous() before it reads or writes
+// anything. Graphs record such launches since CUDA 12.3.
 template <typename... Parameters>
 int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                  void* stream, Parameters... arguments) {
   cudaFuncAttributes compiled = {};
-  const cudaError_t error = cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel));
+  int driver = 0;
+  cudaError_t error = cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel));
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.attrs = &early;
-  config.numAttrs = compiled.ptxVersion >= 90 ? 1 : 0;
+  const bool waits = compiled.ptxVersion >= 90 && compiled.binaryVersion / 10 == 9;
+  config.numAttrs = waits && driver >= 12030 ? 1 : 0;
   return launch_with(config, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 

@@ -60,10 +60,14 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 struct cudaFuncAttributes {
-  int ptxVersion;
+  int ptxVersion, binaryVersion;
 };
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  attributes->ptxVersion = simt::capability_major * 10;
+  attributes->ptxVersion = attributes->binaryVersion = simt::capability_major * 10;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
   return cudaSuccess;
 }
 using cudaStream_t = struct CUstream_st*;
