@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .arguments import (
     check_device,
@@ -19,11 +18,11 @@ from .arguments import (
     watched,
 )
 from .config import CompressConfig
-from .data import Batch, batches, check_reiterable, labels_of, samples_of
+from .data import Batch, batches, check_reiterable, samples_of
 from .errors import SimMIMError
 from .forward import ForwardFn, forward
 from .inputs import inputs_kept
-from .labels import NO_LABEL, class_labels, value_labels
+from .label_loss import label_loss
 from .modes import device_of, evaluating, in_mode, seeded
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
@@ -262,43 +261,12 @@ class Distillation:
         else:
             loss = kl_per_sample(teacher, student, noise=self._noise).mean()
         if config.label_weight > 0:
-            loss = loss + config.label_weight * self._label_loss(student, batch)
+            loss = loss + config.label_weight * label_loss(
+                student, batch, self._noise, config.label_weight
+            )
         if compared:
             loss = loss + config.gram_weight * gram_loss(told, learnt)
         return loss, len(student)
-
-    def _label_loss(self, student: Tensor, batch: Batch) -> Tensor:
-        if self._noise is not None:
-            values = value_labels(batch, student)
-            if values is None:
-                raise self._label_error(batch, f"labels of the outputs' shape {[*student.shape]}")
-            return kl_per_sample(values, student, noise=self._noise).mean()
-        labels = class_labels(batch, len(student))
-        if labels is None:
-            shares = value_labels(batch, student)
-            if shares is None:
-                each = (
-                    f"one label for each of the {len(student)} samples of a batch, a whole number"
-                )
-                raise self._label_error(batch, each)
-            return functional.cross_entropy(student, shares)
-        if labels.max() >= student.shape[1]:
-            raise SimMIMError(
-                f"distill: labels must be below the {student.shape[1]} classes of the outputs "
-                f"(or negative, none), got {labels.max().item()}; correct the data, or set "
-                "label_weight=0"
-            )
-        # The mean over no label at all would be NaN.
-        total = functional.cross_entropy(student, labels, reduction="sum", ignore_index=NO_LABEL)
-        return total / (labels >= 0).sum().clamp(min=1)
-
-    def _label_error(self, batch: Batch, wanted: str) -> SimMIMError:
-        labels = labels_of(batch)
-        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
-        return SimMIMError(
-            f"distill: label_weight={self._config.label_weight} needs {wanted}, got {got}; set "
-            "label_weight=0 or give (inputs, labels)"
-        )
 
 
 def _count_batches(data: Iterable[Batch]) -> int:

@@ -1,11 +1,9 @@
 """Prunes a scored model; nothing is trained."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .arguments import check_device, check_example, check_model, check_options, watched
@@ -16,23 +14,20 @@ from .conversion import prepared, restored
 from .data import Batch, gather, split, take
 from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError, in_own_name
+from .fitting import fitting
 from .forward import ForwardFn
-from .graph import trace_units
 from .inputs import inputs_kept
-from .layers import axis_size, place_of
 from .measure import count_bytes, count_flops, count_params
 from .modes import seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .plan import Plan, make_plan
-from .ranking import by_score
 from .reconstruction import reconstruct
 from .removal import History, remove_units
 from .result import CompressionResult
 from .scoring import Scores
 from .storage import signature_of
 from .trials import measured
-from .units import UnitGroup
 
 # What they were scored on is not known here.
 _HELD_OUT = "calibration samples that reconstruction did not see"
@@ -97,7 +92,7 @@ def prune(
         ignored = names_of(model, ignored_layers)
         original = watched("prune", model)
         model, converted = prepared(original, ignored)
-        scores = _fitting(model, scores, example_inputs, ignored, config, forward_fn)
+        scores = fitting(model, scores, example_inputs, ignored, config, forward_fn)
         fit: list[Batch] = []
         held_out: list[Batch] = []
         noise: float | None = None
@@ -204,97 +199,6 @@ def _astray(
             check(model, student, history)
         except SimMIMError:
             yield group.name
-
-
-def _fitting(
-    model: nn.Module,
-    scores: Scores | Mapping[str, Tensor],
-    example: Batch | None,
-    ignored: frozenset[str],
-    config: CompressConfig,
-    forward_fn: ForwardFn | None,
-) -> Scores:
-    """The scores as Scores, without ignored layers, checked against the groups."""
-    if not isinstance(scores, Scores):
-        scores = _from_mapping(model, scores, example, ignored, config, forward_fn)
-    elif example is not None:
-        scores = dataclasses.replace(scores, example=example)
-    groups = tuple(
-        group
-        for group in scores.groups
-        if not any(m.module in ignored for m in group.members if m.axis == "out")
-    )
-    for group in groups:
-        values = scores.get(group.name)
-        if values is None or values.shape != (group.units,) or not torch.isfinite(values).all():
-            given = "none" if values is None else f"a tensor of shape {list(values.shape)}"
-            raise _no_scores(group.name, group.units, given)
-        _check_sizes(model, group)
-    if not groups:
-        raise SimMIMError("prune: the model has no units that can be removed")
-    return dataclasses.replace(scores, groups=groups)
-
-
-def _no_scores(name: str, units: int, given: str) -> SimMIMError:
-    return SimMIMError(
-        f"prune: scores must hold {units} finite values for {name!r}, got {given}; score this "
-        "model, or put the layer in ignored_layers"
-    )
-
-
-def _check_sizes(model: nn.Module, group: UnitGroup) -> None:
-    """Raises unless the group's layers have the channels with which they were scored."""
-    for member in group.members:
-        try:
-            found = str(axis_size(place_of(model, member.module, member.axis), member.axis))
-        except (AttributeError, IndexError, TypeError):
-            found = "none"
-        if found != str(member.size):
-            raise SimMIMError(
-                f"prune: scores are of another model, whose {member.module!r} has {member.size} "
-                f"channels on axis {member.axis!r}, and this one's has {found}; score this model"
-            )
-
-
-def _from_mapping(
-    model: nn.Module,
-    scores: Mapping[str, Tensor],
-    example: Batch | None,
-    ignored: frozenset[str],
-    config: CompressConfig,
-    forward_fn: ForwardFn | None,
-) -> Scores:
-    if example is None:
-        raise ValueError("prune: scores that are not from score() need example_inputs")
-    if config.allocation == "information":
-        raise ValueError(
-            "prune: allocation='information' needs scores from score(); set "
-            "config=CompressConfig(allocation='score') or 'uniform'"
-        )
-    groups = trace_units(
-        model, take(example, slice(0, 1)), ignored_layers=ignored, forward_fn=forward_fn
-    )
-    units = {group.name: group.units for group in groups}
-    # A group that an ignored layer keeps whole can have the name of another layer.
-    known = {name for name, _ in model.named_modules()} if ignored else set(units)
-    unknown = sorted(set(scores) - known)
-    if unknown:
-        raise SimMIMError(
-            f"prune: scores hold {unknown[0]!r}, which is no layer of units; those are "
-            f"{', '.join(units) or 'none'}"
-        )
-    values = {}
-    for name, value in scores.items():
-        if name not in units:
-            continue
-        try:
-            values[name] = (
-                value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
-            )
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _no_scores(name, units[name], repr(value)) from error
-    order = {name: by_score(value).order for name, value in values.items()}
-    return Scores(values, order, {}, "custom", groups, example)
 
 
 def _costs(model: nn.Module, example: Batch, forward_fn: ForwardFn | None) -> dict[str, Any]:
