@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 
 Batch = Any
 
@@ -137,10 +137,8 @@ def batches(
     check_reiterable(data, name)
     seen = 0
     for batch in data:
-        try:
+        with about(name):
             samples = samples_of(batch)
-        except SimMIMError as error:
-            raise SimMIMError(f"{name}: {error}") from error
         if samples == 0:
             continue
         if limit is not None and seen + samples > limit:

@@ -19,7 +19,7 @@ from .arguments import (
 )
 from .config import CompressConfig
 from .data import Batch, batches, check_reiterable, samples_of
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .inputs import inputs_kept
 from .label_loss import label_loss
@@ -242,7 +242,8 @@ class Distillation:
         """The loss of a batch, a scalar, and the number of its samples."""
         config = self._config
         compared = config.gram_weight > 0
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
+        amp = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp)
+        with amp, about(self._name):
             with torch.no_grad(), last_input(self._teacher, compared) as told:
                 teacher = forward(self._teacher, batch, self._forward_fn)
             with last_input(self.student, compared) as learnt:

@@ -3,7 +3,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -27,6 +28,16 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+@contextmanager
+def about(argument: str) -> Iterator[None]:
+    """A block whose errors begin with the argument that they are about."""
+    try:
+        yield
+    except SimMIMError as error:
+        error.args = (f"{argument}: {error}",)
+        raise
 
 
 def in_own_name(function: Callable[P, R]) -> Callable[P, R]:

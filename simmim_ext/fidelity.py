@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, batches
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .intervals import bootstrap_mean, clopper_pearson, proportion_at_least, spearman
 from .labels import class_labels
@@ -68,8 +68,9 @@ def compare(
     meter = _Classes() if noise is None else _Vectors(noise)
     with evaluating(teacher, student), torch.no_grad():
         for batch in batches(data, device=device, name=name):
-            t = forward(teacher, batch, forward_fn).double()
-            s = forward(student, batch, forward_fn).double()
+            with about(name):
+                t = forward(teacher, batch, forward_fn).double()
+                s = forward(student, batch, forward_fn).double()
             if t.shape != s.shape:
                 raise SimMIMError(
                     f"{name}: the teacher's outputs are {list(t.shape)} and the student's "

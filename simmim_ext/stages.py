@@ -13,7 +13,7 @@ from torch import nn
 from .budget import PER_LAYER
 from .checkpoint import Checkpoint
 from .config import CompressConfig
-from .data import Batch, take
+from .data import Batch, Shuffled, take
 from .distillation import Distillation
 from .errors import warn
 from .forward import ForwardFn
@@ -94,6 +94,7 @@ class Run:
                 noise=self.noise,
                 forward_fn=self.forward_fn,
                 state=None if kept is None else (kept[0], kept[1]["distillation"]),
+                name="calibration" if isinstance(self.train, Shuffled) else "train",
             )
             kept = None
             self._distil(distillation, epochs[step], checkpoint, state)

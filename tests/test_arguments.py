@@ -320,6 +320,27 @@ def test_batches_that_the_model_cannot_take(data, forward_fn, text) -> None:
     assert all(torch.equal(MODEL.state_dict()[name], value) for name, value in before.items())
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("argument", ["train", "evaluate"])
+def test_data_that_the_model_cannot_take_are_named(argument) -> None:
+    text = f"{argument}: the model failed on a batch, tensor of shape [40, 4] (RuntimeError: mat1"
+    with pytest.raises(SimMIMError, match="^" + re.escape(text)):
+        compress(**{argument: [X, X[:, :4]]}, config=CompressConfig(epochs=1))
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_calibration_data_that_the_model_cannot_be_trained_on_are_named() -> None:
+    class OnlyInTests(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and len(x) > 2:
+                raise ZeroDivisionError("no way")
+            return super().forward(x)
+
+    model = nn.Sequential(OnlyInTests(network()), nn.Linear(3, 3))
+    with pytest.raises(SimMIMError, match=r"^calibration: the model failed on a batch, a tuple"):
+        compress(model, config=CompressConfig(epochs=1))
+
+
 def test_students_outputs_must_be_the_teachers() -> None:
     text = "distill: student must have as many outputs as teacher, got [40, 2] and [40, 3]"
     with pytest.raises(SimMIMError, match=re.escape(text)):
