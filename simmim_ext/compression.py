@@ -68,10 +68,11 @@ def compress(
             then no stage sees, provided that ``train`` does not repeat them.
         example_inputs: batch to trace with and to measure latency on; None: calibration's first.
         constraints: "units", "params", "flops", "bytes" or "latency", each a fraction kept in
-            (0, 1] or, for counts, an integer > 1; all of them are ceilings. For weights it is
-            "sparsity", the fraction of them that is removed. "per_layer" maps names or patterns of
-            names to what these layers keep themselves (for weights: to their sparsity), whatever
-            the others must then do for the ceilings; alone, all others stay whole.
+            (0, 1], of which 1 is all, or an integer > 1, a count (of latency there is none); all
+            of them are ceilings. For weights it is "sparsity", the fraction of them that is
+            removed. "per_layer" maps names or patterns of names to what these layers keep
+            themselves (for weights: to their sparsity), whatever the others must then do for the
+            ceilings; alone, all others stay whole.
         granularity: "unit" removes neurons and channels. The others zero weights of Linear layers,
             which become ``simmim_ext.nn.MaskedLinear``: "weight" single ones; "2:4" (any n:m) all
             but 2 of every 4 neighbours in a row, whose number must divide the inputs; "block:16x1"

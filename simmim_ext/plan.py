@@ -17,7 +17,15 @@ from .names import matching
 from .scoring import Scores
 from .unit_costs import costs_of
 from .units import UnitGroup
-from .widths import Widths, allocate, allocate_by_loss, is_count, rounded, unreachable
+from .widths import (
+    Widths,
+    allocate,
+    allocate_by_loss,
+    is_count,
+    rounded,
+    unreachable,
+    warn_of_counts,
+)
 
 T = TypeVar("T")
 
@@ -73,6 +81,7 @@ def make_plan(
     order, needed = guarded(scores)
     scores = replace(scores, order=order)
     costs = Costs(model, scores, example_inputs, forward_fn)
+    warn_of_counts(limits, costs.original)
     ceilings = {
         name: value if is_count(value) else value * costs.original(name)
         for name, value in limits.items()

@@ -55,7 +55,8 @@ def prune(
             longer, for which ``example_inputs`` must be given and ``config.allocation`` must be
             "score" or "uniform".
         constraints: "units", "params", "flops", "bytes" or "latency" to a fraction kept in
-            (0, 1] or, for counts, an integer > 1. Each is a ceiling.
+            (0, 1], of which 1 is all, or to an integer > 1, a count (of latency there is none).
+            Each is a ceiling.
         calibration: batches on which the layers behind removed units are refitted (unless
             ``config.reconstruct`` is False), on which it is measured what each layer's units are
             worth and, on a fifth that this leaves out, the models are compared; without it none of

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import SimMIMError
-from .widths import Count, is_count
+from .widths import Count, is_count, warn_of_counts
 
 Constraints = Mapping[str, Any]
 
@@ -38,6 +38,7 @@ def budgets(
         )
     if steps > 1:
         _check_not_none(constraints, originals)
+        warn_of_counts(constraints, originals.__getitem__)
     return [
         {
             name: _budget(value, originals[name], schedule, step / steps)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import SimMIMError
+from .errors import SimMIMError, warn
 
 Widths = dict[str, int]
 
@@ -50,6 +50,16 @@ def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
                 f"constraints: {name} must be a fraction kept in (0, 1]{counts}, got {value!r}"
             )
     return dict(constraints)
+
+
+def warn_of_counts(constraints: Mapping[str, Any], original: Callable[[str], float | int]) -> None:
+    """Warns of counts above what the original has, by name: they are no ceilings."""
+    for name, value in constraints.items():
+        if is_count(value) and not isinstance(value, Count) and value > original(name):
+            warn(
+                f"constraints: {name}={value:,} limits nothing: the model has {original(name):,}; "
+                "give less than that, or a fraction kept in (0, 1]"
+            )
 
 
 def allocate(

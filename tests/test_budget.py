@@ -150,6 +150,22 @@ def test_widths_that_cannot_be(per_layer, error, text):
         compress(network(), calibration=[X], constraints={"per_layer": per_layer}, config=CONFIG)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "original"), [("units", 60), ("params", 1424), ("flops", 2720), ("bytes", 5696)]
+)
+def test_counts_above_the_originals_are_warned_of(name, original, steps):
+    schedule = "one-shot" if steps == 1 else "iterative"
+    config = CompressConfig(epochs=0, schedule=schedule, steps=steps)
+    settings = {"calibration": [X], "config": config}
+    text = f"^constraints: {name}=20,000 limits nothing: the model has {original:,}; give less than"
+    with pytest.warns(UserWarning, match=text) as warned:
+        result = compress(network(), constraints={name: 20_000}, **settings)
+    assert [str(warning.message)[:11] for warning in warned].count("constraints") == 1
+    assert widths(result) == {"0": 40, "2": 20}
+    compress(network(), constraints={name: original}, **settings)
+
+
 @pytest.mark.parametrize("round_to", [0, 1.5, True, "8"])
 def test_round_to_is_checked_first(round_to):
     with pytest.raises(ValueError, match=r"round_to must be an integer of at least 1, got"):
