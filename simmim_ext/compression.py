@@ -23,6 +23,7 @@ from .config import CompressConfig
 from .conversion import prepared, restored
 from .data import Batch, Shuffled, check_reiterable, gather, split, take
 from .errors import in_own_name
+from .fidelity import check_comparable
 from .forward import ForwardFn
 from .granularity import Granularity
 from .inputs import inputs_kept
@@ -62,7 +63,8 @@ def compress(
     Args:
         model: the trained network.
         calibration: re-iterable of batches; the first ``config.calibration_samples`` are kept in
-            memory. Labels, where they come, serve accuracy only.
+            memory. Labels, where they come, serve accuracy only. A classifier's must be classes,
+            negative for none, or shares of them; with ``forward_fn`` others are passed over.
         train: batches to distil on; None: the calibration samples.
         evaluate: batches to compare the models on; None: a fifth of the calibration samples, which
             then no stage sees, provided that ``train`` does not repeat them.
@@ -109,9 +111,9 @@ def compress(
     constraints = plain_numbers(constraints)
     check_budget(parsed, constraints, config, round_to)
     check_output(output)
-    for name, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):
+    for argument, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):
         if data is not None:
-            check_reiterable(data, name)
+            check_reiterable(data, argument)
     device = device_of(model) if config.device is None else torch.device(config.device)
     ignored = names_of(model, ignored_layers)
     check_dense("compress", model, () if parsed.name == "unit" else ignored)
@@ -124,6 +126,9 @@ def compress(
         resolved = resolve_output(output, teacher, samples[0], forward_fn)
         few = take(samples[0], slice(0, 2))
         check_gradients("compress", teacher, few, config.epochs, forward_fn)
+        noise = None if resolved == "classes" else noise_variance(teacher, fit, forward_fn)
+        name = _HELD_OUT if evaluate is None else "evaluate"
+        check_comparable(teacher, seen_last, noise=noise, forward_fn=forward_fn, name=name)
         run = Run(
             teacher=worked_on,
             fit=fit,
@@ -133,7 +138,7 @@ def compress(
             granularity=parsed,
             ignored=ignored,
             round_to=round_to,
-            noise=None if resolved == "classes" else noise_variance(teacher, fit, forward_fn),
+            noise=noise,
             forward_fn=forward_fn,
             config=config,
             progress=progress,
@@ -159,8 +164,8 @@ def compress(
                 student,
                 seen_last,
                 example,
-                name=_HELD_OUT if evaluate is None else "evaluate",
-                noise=run.noise,
+                name=name,
+                noise=noise,
                 forward_fn=forward_fn,
                 seed=config.seed,
             )

@@ -12,8 +12,8 @@ from .data import Batch, batches
 from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .intervals import bootstrap_mean, clopper_pearson, proportion_at_least, spearman
-from .labels import class_labels
-from .modes import device_of, evaluating
+from .labels import true_classes
+from .modes import device_of, evaluating, seeded
 from .outputs import kl_per_sample
 
 _WORST = 5
@@ -52,8 +52,7 @@ def compare(
     """Compares the models' predictions on the data, both in eval mode.
 
     Intervals are at 95%: a percentile bootstrap over samples for the KL and the cosine,
-    Clopper-Pearson for the agreement. Labels that ``class_labels`` makes sense of serve accuracy
-    and calibration.
+    Clopper-Pearson for the agreement. Classes that are labels serve accuracy and calibration.
 
     Args:
         teacher: the original.
@@ -63,6 +62,10 @@ def compare(
         forward_fn: as in ``compress``.
         seed: the bootstrap's.
         name: how errors name the data.
+
+    Raises:
+        SimMIMError: data that a model cannot take, labels that are no classes of its outputs, or
+            outputs that cannot be compared.
     """
     device = device_of(teacher)
     meter = _Classes() if noise is None else _Vectors(noise)
@@ -81,8 +84,24 @@ def compare(
                 raise SimMIMError(
                     f"{name}: the {whose}'s outputs are not finite; check the data for NaN"
                 )
-            meter.update(t, s, class_labels(batch, len(t)))
+            with about(name):
+                labels = true_classes(batch, t, forward_fn) if noise is None else None
+            meter.update(t, s, labels)
     return meter.result(seed)
+
+
+def check_comparable(
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    noise: float | None,
+    forward_fn: ForwardFn | None,
+    name: str,
+) -> None:
+    """Raises what ``compare`` would for the first of the batches, before long work is done."""
+    with seeded(0):  # leaves the random state to what follows
+        first = next(batches(data, device=device_of(model), name=name))
+        compare(model, model, [first], noise=noise, forward_fn=forward_fn, name=name)
 
 
 class _Classes:

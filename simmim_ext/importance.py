@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .collect import GroupStatistics
 from .data import Batch, batches, samples_of, take
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import forward
-from .labels import NO_LABEL, class_labels
+from .labels import NO_LABEL, true_classes
 from .modes import device_of, evaluating
 from .ranking import Ranking, Setting, by_score
 from .units import UnitGroup
@@ -134,11 +134,12 @@ def _backward(model: nn.Module, batch: Batch, setting: Setting, generator: torch
     """
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         outputs = forward(model, batch, setting.forward_fn).float()
-        labels = class_labels(batch, len(outputs))
         if setting.predictions.noise is not None:
             drawn = torch.randn(outputs.shape, generator=generator, device=outputs.device)
             loss = (outputs - outputs.detach() - drawn).square().sum()
         else:
+            with about("calibration"):
+                labels = true_classes(batch, outputs, setting.forward_fn)
             target = outputs.argmax(1) if labels is None else labels
             loss = F.cross_entropy(outputs, target, reduction="sum", ignore_index=NO_LABEL)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .data import Batch, inputs_of, labels_of, samples_of, token_mask
+from .errors import SimMIMError
+from .forward import ForwardFn
 
 # The class of a sample without a label, as in torch's cross_entropy.
 NO_LABEL = -100
@@ -33,6 +35,34 @@ def class_labels(batch: Batch, rows: int) -> Tensor | None:
         return None
     whole = whole.where(whole >= 0, NO_LABEL)
     return _in_shape(_next_tokens(batch, whole), batch, (rows,))
+
+
+def true_classes(
+    batch: Batch, outputs: Tensor, forward_fn: ForwardFn | None = None
+) -> Tensor | None:
+    """The ``class_labels`` of outputs [rows, classes], all of them classes of theirs.
+
+    Returns:
+        None where the batch has no labels, or shares of classes. With ``forward_fn`` also where
+        they do not fit the outputs, since any item of a batch may be an input of it.
+
+    Raises:
+        SimMIMError: the labels do not fit the outputs.
+    """
+    labels, found = labels_of(batch), class_labels(batch, len(outputs))
+    if labels is None or (found is None and value_labels(batch, outputs) is not None):
+        return None
+    rows, classes = outputs.shape
+    if found is not None and (found < classes).all():
+        return found
+    if forward_fn is not None:
+        return None
+    got = f"{labels.dtype} {list(labels.shape)}" if found is None else f"class {int(found.max())}"
+    raise SimMIMError(
+        "labels, the second item of a tuple or 'labels' of a dict, must be a class below "
+        f"{classes} (or negative, for none) for each of {rows} outputs, or shares of classes "
+        f"[{rows}, {classes}], got {got}; correct them, or leave them out of the batches"
+    )
 
 
 def value_labels(batch: Batch, outputs: Tensor) -> Tensor | None:

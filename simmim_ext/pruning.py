@@ -14,6 +14,7 @@ from .conversion import prepared, restored
 from .data import Batch, gather, split, take
 from .equivalence import RemovalError, caused_by, check_mask_equivalence
 from .errors import SimMIMError, in_own_name
+from .fidelity import check_comparable
 from .fitting import fitting
 from .forward import ForwardFn
 from .inputs import inputs_kept
@@ -101,6 +102,7 @@ def prune(
             fit, held_out = split(gather(calibration, config.calibration_samples))
             resolved = resolve_output(output, model, fit[0], forward_fn)
             noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
+            check_comparable(model, held_out, noise=noise, forward_fn=forward_fn, name=_HELD_OUT)
             if config.allocation == "information" and set(constraints) - {PER_LAYER}:
                 scores = measured(
                     scores,

@@ -354,6 +354,22 @@ def test_labels_beyond_the_classes() -> None:
         simmim_ext.distill(MODEL, MODEL, [(X, DATA[0][1] + 3)], config=config, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("held_out", [False, True])
+def test_labels_that_do_not_fit_are_told_before_any_work(held_out, monkeypatch) -> None:
+    data = [(X, DATA[0][1] + 1)]
+    name = "held-out calibration samples" if held_out else "evaluate"
+    scores = simmim_ext.score(MODEL, [X])
+    for stage in ("stages.score_groups", "pruning.prune_units"):
+        monkeypatch.setattr(f"simmim_ext.{stage}", None)
+    with pytest.raises(SimMIMError, match=f"^{name}: labels, .* class below 3 .*, got class 3;"):
+        compress(**{"data" if held_out else "evaluate": data})
+    with pytest.raises(SimMIMError, match=r"^calibration samples .*: labels, .*, got class 3;"):
+        simmim_ext.prune(MODEL, scores, constraints=HALF, calibration=data)
+    with pytest.raises(SimMIMError, match=r"^calibration: labels, .*, got class 3; correct"):
+        simmim_ext.score(MODEL, data, criterion="taylor")
+
+
 def test_a_model_that_cannot_be_copied() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     model.last = model(torch.rand(2, 4))

@@ -144,7 +144,35 @@ def test_labels_of_tokens_are_masked_as_the_outputs_are():
     mask[:15, 5:] = 0
     labels = torch.where(mask.bool(), (tokens + 1) % 16, 0)
     assert accuracy({"input_ids": tokens, "attention_mask": mask, "labels": labels}) == 1
-    assert accuracy({"input_ids": tokens, "attention_mask": mask, "labels": labels[:, :5]}) is None
+    text = r"^evaluate: labels, .* for each of 180 outputs, .* got torch.int64 \[30, 5\]; correct"
+    with pytest.raises(SimMIMError, match=text):
+        accuracy({"input_ids": tokens, "attention_mask": mask, "labels": labels[:, :5]})
+
+
+UNUSABLE = {
+    "beyond": (torch.arange(60) % 4 + 1, "class 4"),
+    "more": (torch.arange(61) % 4, r"torch.int64 \[61\]"),
+    "two each": (torch.zeros(60, 2), r"torch.float32 \[60, 2\]"),
+    "fractions": (torch.full((60,), 0.5), r"torch.float32 \[60\]"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_labels_that_are_no_classes_of_the_outputs(kind):
+    labels, got = UNUSABLE[kind]
+    data = [(torch.cat([logits(1, 1), logits(1, 2)], dim=1), labels)]
+    text = r"^evaluate: labels, .* class below 4 \(or negative, for none\) for each of 60 outputs"
+    with pytest.raises(SimMIMError, match=f"{text}, .*, got {got}; correct them, or leave"):
+        compare(Column(0), Column(4), data)
+    found = compare(Column(0), Column(4), data, forward_fn=lambda model, batch: model(batch[0]))
+    assert found.teacher["accuracy"] is None  # any item may be an input of it
+    assert compare(Column(0), Column(4), data, noise=1.0).teacher["accuracy"] is None
+
+
+def test_shares_of_classes_are_labels_without_an_accuracy():
+    x = torch.cat([logits(1, 1), logits(1, 2)], dim=1)
+    data = [(x, x[:, :4].softmax(1))]
+    assert compare(Column(0), Column(4), data).teacher["accuracy"] is None
 
 
 def test_calibration_error_of_a_hand_made_case():
