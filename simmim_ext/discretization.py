@@ -15,12 +15,12 @@ from .ops.discretize import discretize as _discretize
 from .ops.discretize import quantile_edges
 from .ops.entropy import marginal_entropy
 from .ops.histogram import histogram
+from .values import check_dense, checked_values
 
 DEFAULT_BINS = 16
 
 Range = tuple[float, float] | tuple[Tensor, Tensor]
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = {
     "binning": ("uniform", "quantile"),
     "nan_policy": ("raise", "omit"),
@@ -128,18 +128,18 @@ def _checked_bins(caller: str, bins: object) -> int:
     return count
 
 
-def check_dense(caller: str, argument: str, x: Tensor) -> None:
-    """Raises TypeError unless x is laid out as plain tensors are."""
-    if x.layout != torch.strided or x.is_nested:
-        found = "a nested tensor" if x.layout == torch.strided else x.layout
-        raise TypeError(f"{caller}: {argument} must be a dense tensor, got {found}")
-
-
 def _as_tensor(end: float | Tensor, device: torch.device) -> Tensor:
     """An end of a range in float64; a number reaches a GPU without a copy that waits for it."""
     if isinstance(end, Tensor):
         return end.detach().to(device, torch.float64)
     return torch.full((), end, dtype=torch.float64, device=device)
+
+
+def _shown(range: object) -> str:
+    """What was given for a range; the kinds of its ends, which can be arrays of any length."""
+    if isinstance(range, _PAIR):
+        return f"({', '.join(type(end).__name__ for end in range)})"
+    return f"{range!r}" if isinstance(range, Real | str) else type(range).__name__
 
 
 def _is_huge(end: float) -> bool:
@@ -207,7 +207,7 @@ class Binning:
         if not isinstance(low, Tensor) or not isinstance(high, Tensor):
             raise TypeError(
                 f"{self.caller}: range must be (low, high), two floats or two tensors, or None, "
-                f"got {range!r}"
+                f"got {_shown(range)}"
             )
         for end in (low, high):
             check_dense(self.caller, "range", end)
@@ -247,7 +247,7 @@ class Binning:
         if isinstance(x, Discretized):
             self._check_discretized(argument)
             return x
-        x = self._values(x, argument)
+        x = checked_values(self.caller, argument, x)
         codes, edges = _discretize(x, *self._bins_of(x, argument), self.caller, argument)
         return Discretized(codes, self.count, edges)
 
@@ -263,7 +263,7 @@ class Binning:
             # As they are: to make tensors of them would take longer than a small call.
             low, high = self.range
             return marginal_entropy(
-                self._values(x, "x"), self.count, None, None, None, low, high,
+                checked_values(self.caller, "x", x), self.count, None, None, None, low, high,
                 self.nan_policy, self.outliers, *options,
             )  # fmt: skip
         values, (count, lows, highs, edges, nan_policy, outliers) = self.operand(x)
@@ -276,7 +276,7 @@ class Binning:
         if isinstance(x, Discretized):
             self._check_discretized("x")
             return x.codes.t(), (x.bins, None, None, None, "raise", "raise")
-        x = self._values(x, "x")
+        x = checked_values(self.caller, "x", x)
         return x, self._bins_of(x, "x")
 
     def _check_discretized(self, argument: str) -> None:
@@ -286,26 +286,6 @@ class Binning:
                     f"{self.caller}: {name} must be None where {argument} is a Discretized, which "
                     f"brings its own bins, got {getattr(self, name)!r}"
                 )
-
-    def _values(self, x: object, argument: str) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{self.caller}: {argument} must be a tensor or a Discretized, "
-                f"got {type(x).__name__}"
-            )
-        if x.layout != torch.strided or x.is_nested:  # no call of it where all is well
-            check_dense(self.caller, argument, x)
-        if x.dtype not in _DTYPES:
-            raise TypeError(
-                f"{self.caller}: {argument} must be float16, bfloat16, float32 or float64, "
-                f"got {x.dtype}; wrap integer codes as Discretized(codes, bins)"
-            )
-        if x.dim() != 2:
-            raise ValueError(
-                f"{self.caller}: {argument} must have shape [samples, features], "
-                f"got {list(x.shape)}"
-            )
-        return x.detach() if x.requires_grad else x
 
     def _bins_of(self, x: Tensor, argument: str) -> _OperatorBins:
         """Arguments of the operators: bins, low, high, edges, nan_policy, outliers."""

@@ -32,11 +32,12 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-from .discretization import Binning, Discretized, Range, check_dense
+from .discretization import Binning, Discretized, Range
 from .ops.conditional import conditional_mutual_information as _conditional_mutual_information
 from .ops.joint import pairwise_information
 from .ops.label import label_information, soft_label_information
 from .ops.predictive import predictive_information as _predictive_information
+from .values import check_dense, not_a_tensor
 
 
 def entropy(
@@ -157,9 +158,7 @@ def mutual_information(
             f"{caller}: estimator must be 'plugin' where probabilities are given, got {estimator!r}"
         )
     if not isinstance(probabilities, Tensor):
-        raise TypeError(
-            f"{caller}: probabilities must be a tensor, got {type(probabilities).__name__}"
-        )
+        raise not_a_tensor(caller, "probabilities", probabilities)
     check_dense(caller, "probabilities", probabilities)
     codes = binned.discretize(x)
     return soft_label_information(
@@ -218,9 +217,7 @@ def predictive_information(logits: Tensor, *, base: float | None = None) -> Tens
         a float32 scalar.
     """
     if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"predictive_information: logits must be a tensor, got {type(logits).__name__}"
-        )
+        raise not_a_tensor("predictive_information", "logits", logits)
     check_dense("predictive_information", "logits", logits)
     return _predictive_information(logits.detach(), base)
 

@@ -10,11 +10,12 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .discretization import Binning, Discretized, Range, check_dense
+from .discretization import Binning, Discretized, Range
 from .information import is_labels
 from .ops.histogram import histogram
 from .ops.joint import joint_histogram, pairwise_information
 from .ops.label import label_information
+from .values import check_dense
 
 _CALLER = "independence_test"
 _BYTES = 32 * 2**20  # of permuted samples, or of joint counts, at a time

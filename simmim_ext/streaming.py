@@ -139,6 +139,8 @@ class Histogram(_Streaming):
 
     def update(self, x: Tensor) -> None:
         """Counts a batch: x [samples, features] floating point."""
+        if isinstance(x, Discretized):
+            raise TypeError("Histogram: x must be a floating-point tensor, got a Discretized")
         self._check_batch(x, "x", self.counts.shape[0])
         self.counts += self._binning.histogram(x).to(self.counts.device)
 

@@ -190,7 +190,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mutual_information(X, LABELS[:, None]), ValueError,
      "mutual_information: y must have shape [samples] where it holds class labels, got [9, 1]"),
     (lambda: mutual_information(X, X[:, 0]), ValueError,
-     "mutual_information: y must have shape [samples, features], got [9]"),
+     "mutual_information: y must have shape [samples, features], got [9]; one feature is "
+     "y[:, None], and class labels are y.long()"),
     (lambda: mutual_information(X, "labels"), TypeError,
      "mutual_information: y must be a tensor or a Discretized, got str"),
     (lambda: mutual_information(X, normalized="mean"), ValueError,
@@ -203,7 +204,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mutual_information(X, probabilities=X), ValueError,
      "mutual_information: probabilities must be at least 0 and sum to 1 in every sample, got sum "),
     (lambda: mutual_information(X, probabilities=[0.5]), TypeError,
-     "mutual_information: probabilities must be a tensor, got list"),
+     "mutual_information: probabilities must be a tensor, got list; give "
+     "torch.from_numpy(numpy.asarray(probabilities))"),
     (lambda: conditional_mutual_information(X, X, X), ValueError,
      "conditional_mutual_information: z must be one feature [samples, 1], got 2 features"),
     (lambda: conditional_mutual_information(X, X, LABELS[:5]), ValueError,

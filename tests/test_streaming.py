@@ -143,6 +143,8 @@ BAD = [
      "Histogram: bins must be between 2 and 256, got 1"),
     (lambda: Histogram(2, 4, RANGE).update(normal(9, 3)), ValueError,
      "Histogram: x must have shape [samples, 2], got [9, 3]"),
+    (lambda: Histogram(2, 4, RANGE).update(discretize(normal(9, 2), bins=4)), TypeError,
+     "Histogram: x must be a floating-point tensor, got a Discretized"),
     (lambda: Histogram(2, 4, (0.0, 1.0)).update(normal(9, 2)), ValueError,
      "Histogram: x must lie in range [0, 1], got "),
     (lambda: Histogram(2, 4, RANGE).entropy(), ValueError,
