@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Inputs whose variance is less, as a share of their mean square, do not vary.
+_ROUNDING = 1e-13
+
 
 @dataclass
 class _Sums:
@@ -50,9 +53,12 @@ class Moments(_Sums):
     """
 
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cov(x, x), Cov(x, z) and Cov(z, z)."""
+        """Cov(x, x), Cov(x, z) and Cov(z, z); all 0 where x varies by rounding alone."""
         n = self.samples
-        return (*self.products(centred=True), self.zz / n - torch.outer(self.z, self.z) / n**2)
+        xx, xz = self.products(centred=True)
+        zz = self.zz / n - torch.outer(self.z, self.z) / n**2
+        varies = xx.trace() > _ROUNDING * self.xx.trace() / n
+        return xx * varies, xz * varies, zz * varies
 
 
 @dataclass

@@ -86,6 +86,20 @@ def test_only_one_of_two_copies_is_wanted(criterion):
     assert max(order.index(2), order.index(7)) >= 7
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_units_that_never_vary_say_nothing(value):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        scores = score(mlp(), [torch.full((300, 12), value)])
+        assert not scores["0"].any()
+        assert scores.order["0"] == tuple(range(10))
+
+
+def test_a_single_sample_is_refused():
+    with pytest.raises(SimMIMError, match=r"^calibration: at least 2 samples are needed, got 1;"):
+        score(mlp(), [torch.rand(1, 12)])
+
+
 def test_relevance_and_entropy_are_the_public_functions():
     model = mlp()
     x = torch.cat(data("mlp"))
