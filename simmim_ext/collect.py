@@ -92,6 +92,7 @@ def collect(
     moments: bool = True,
     noise: float | None = None,
     forward_fn: ForwardFn | None = None,
+    name: str = "calibration",
 ) -> tuple[Predictions, Iterator[GroupStatistics]]:
     """Statistics of every group, in as few passes over the data as memory allows.
 
@@ -104,24 +105,32 @@ def collect(
         moments: whether to gather the readers' statistics too, which takes a backward pass.
         noise: None for a classifier; for values the variance of the outputs' Gaussian noise.
         forward_fn: as in ``score``.
+        name: how errors name the data.
 
     Returns:
         The predictions, and the groups' statistics one by one.
+
+    Raises:
+        SimMIMError: the data is a single sample, or outputs of it are not finite.
     """
     with torch.inference_mode(False):
         network = deepcopy(model)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    few = next(iter(batches(data, device=device_of(network), limit=2, name="calibration")))
+    few = next(iter(batches(data, device=device_of(network), limit=2, name=name)))
     if device_of(network).type == "cpu":
         network = fastest_format(network, few, forward_fn)
     axes = sample_axes(network, few, forward_fn)
     passes = list(_passes(network, groups, samples, moments))
 
     def run(part: Sequence[UnitGroup]) -> tuple[Predictions, Iterator[GroupStatistics]]:
-        return _collect_pass(network, part, data, samples, seed, moments, noise, forward_fn, axes)
+        return _collect_pass(
+            network, part, data, samples, seed, moments, noise, forward_fn, axes, name
+        )
 
     predictions, first = run(passes[0] if passes else ())
+    if len(predictions.rows) < 2:
+        raise SimMIMError(f"{name}: at least 2 samples are needed, got 1; give more")
 
     def statistics() -> Iterator[GroupStatistics]:
         yield from first
@@ -141,6 +150,7 @@ def _collect_pass(
     noise: float | None,
     forward_fn: ForwardFn | None,
     axes: Mapping[str, int],
+    name: str,
 ) -> tuple[Predictions, Iterator[GroupStatistics]]:
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
@@ -151,7 +161,7 @@ def _collect_pass(
     activations: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     directions: dict[str, Tensor] = {}
     rows = []
-    for batch in batches(data, device=device, limit=samples, name="calibration"):
+    for batch in batches(data, device=device, limit=samples, name=name):
         batch = map_tensors(batch, torch.Tensor.detach)
         graded = moments and seen_samples < FISHER_SAMPLES
         seen_samples += samples_of(batch)
@@ -159,8 +169,7 @@ def _collect_pass(
             outputs = forward(model, batch, forward_fn).float()
             if not torch.isfinite(outputs).all():
                 raise SimMIMError(
-                    "calibration: the model's outputs are not finite; check the data and the "
-                    "weights"
+                    f"{name}: the model's outputs are not finite; check the data and the weights"
                 )
             if graded:
                 gatherer.backward(_log_likelihood(outputs, noise, generator))

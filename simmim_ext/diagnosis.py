@@ -193,6 +193,7 @@ def diagnose(
             moments=False,
             noise=noise,
             forward_fn=forward_fn,
+            name="data",
         )
         layers = {}
         for stats in statistics:

@@ -57,6 +57,10 @@ def test_samples_are_limited_and_layers_left_out(network, x):
         diagnose(network, [x], ignored_layers=["0"])
     with pytest.raises(SimMIMError, match=r"data: no sample came out of an empty list"):
         diagnose(network, [])
+    with pytest.raises(SimMIMError, match=r"^data: at least 2 samples are needed, got 1; give"):
+        diagnose(network, [x[:1]])
+    with pytest.raises(SimMIMError, match=r"^data: the model's outputs are not finite; check"):
+        diagnose(network, [x * torch.nan])
 
 
 def test_what_is_not_finite_inside_is_named(x):
