@@ -16,6 +16,7 @@ from .errors import SimMIMError
 from .forward import ForwardFn, forward
 from .modes import device_of, evaluating, in_mode
 from .nn import MaskedLinear, SparseLinear
+from .nn.convert import check_is_module
 
 
 def check_model(caller: str, model: Any, argument: str = "model") -> None:
@@ -31,12 +32,7 @@ def check_model(caller: str, model: Any, argument: str = "model") -> None:
 
 def check_module(caller: str, model: Any, argument: str = "model") -> None:
     """Raises unless ``model`` is a module of known shapes, whose code can be run and changed."""
-    if not isinstance(model, nn.Module):
-        holds_one = isinstance(getattr(model, "model", None), nn.Module)  # as a result does
-        raise TypeError(
-            f"{caller}: {argument} must be a torch.nn.Module, got {type(model).__name__}"
-            + ("; give its attribute model" if holds_one else "")
-        )
+    check_is_module(caller, model, argument)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"{caller}: {argument} must be an eager model, got {type(model).__name__}; give the "

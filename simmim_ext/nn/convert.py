@@ -90,7 +90,7 @@ def accelerate(
             or is on the meta device; or the model has an ``acceleration`` of its own, or holds what
             cannot be copied.
     """
-    _check_model("accelerate", model)
+    check_is_module("accelerate", model)
     own = getattr(model, "acceleration", Acceleration({}))
     if not isinstance(own, Acceleration):  # one of ours is replaced
         raise ValueError(
@@ -143,7 +143,7 @@ def strip(model: nn.Module) -> nn.Module:
             would lose, or shares a weight in which not all that it masks is 0; or the model holds
             what cannot be copied.
     """
-    _check_model("strip", model)
+    check_is_module("strip", model)
     places = _places(model)
     shared: dict[int, Tensor] = {}  # a parameter's id -> what it is in the new model
 
@@ -194,11 +194,12 @@ def _replaced(
     return copy.deepcopy(model, {**converted, **(shared or {})})
 
 
-def _check_model(caller: str, model: nn.Module) -> None:
+def check_is_module(caller: str, model: Any, argument: str = "model") -> None:
+    """Raises TypeError unless ``model`` is a module."""
     if not isinstance(model, nn.Module):
         holds_one = isinstance(getattr(model, "model", None), nn.Module)  # as a result does
         raise TypeError(
-            f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}"
+            f"{caller}: {argument} must be a torch.nn.Module, got {type(model).__name__}"
             + ("; give its attribute model" if holds_one else "")
         )
 
