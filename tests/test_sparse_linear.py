@@ -164,6 +164,13 @@ def test_batches_in_chunks(layout, dtype, threads) -> None:
         torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=1e-3)
 
 
+@pytest.mark.parametrize("layout", ["element", "pair", "block"])
+def test_threads_share_what_has_no_outputs(layout, threads) -> None:
+    packed = pack_sparse_weight(torch.zeros(0, 20), torch.zeros(0, 20, dtype=torch.bool), layout)
+    threads(3)
+    assert sparse_linear(torch.zeros(200_000, 20), packed, None, 0).shape == (200_000, 0)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (65, 9001), (1100, 1001)])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_compressed_form_does_not_depend_on_threads(shape, mode, threads) -> None:

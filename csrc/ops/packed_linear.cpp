@@ -18,72 +18,84 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kPackWork = 8;  // operations in whose time an element of x is packed
 
-// Calls run(begin, end) for chunks of a batch, whole tiles of `lanes`: as many samples as leave
-// room in the L2 cache. Threads take as many tiles each, in chunks of their own, and share the
-// rest. bytes: of a sample's packed x; work: operations for a sample.
+// Calls run(begin, end, first, past) for all of a batch's samples [begin, end), in whole tiles of
+// `lanes`, by all of the row blocks [first, past). Threads take as many tiles each, as many at a
+// time as leave room in the L2 cache, and share each tile that is left by its row blocks. What a
+// thread packs it reads alone: lines of another core's cache may come from another die.
+// bytes: of a sample's packed x; work: operations for a sample.
 template <typename Run>
-void for_each_chunk(int64_t batch, int64_t lanes, int64_t bytes, int64_t work, const Run& run) {
+void for_each_part(int64_t batch, int64_t lanes, int64_t row_blocks, int64_t bytes, int64_t work,
+                   const Run& run) {
   constexpr int64_t kChunkBytes = 1 << 18;
   const int64_t tiles = divide_up(batch, lanes);
-  const int64_t threads = threads_for(std::min(tiles, work * batch / kThreadWork));
+  const int64_t threads = threads_for(work * batch / kThreadWork);
   const int64_t own = tiles / threads * threads;
   const int64_t most = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, bytes * lanes));
   const int64_t chunks = divide_up(divide_up(own, most), threads) * threads;
   parallel_tasks(chunks, [&](int64_t chunk) {
     const int64_t begin = own * chunk / chunks * lanes;
-    run(begin, std::min(own * (chunk + 1) / chunks * lanes, batch));
+    run(begin, std::min(own * (chunk + 1) / chunks * lanes, batch), 0, row_blocks);
   });
-  if (own < tiles) run(own * lanes, batch);
+  const int64_t left = (tiles - own) * row_blocks;
+  if (left == 0) return;
+  parallel_ranges(left, work * (batch - own * lanes), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin / row_blocks; tile * row_blocks < end; ++tile) {
+      const int64_t sample = (own + tile) * lanes, block = tile * row_blocks;
+      run(sample, std::min(sample + lanes, batch), std::max<int64_t>(begin - block, 0),
+          std::min(end - block, row_blocks));
+    }
+  });
 }
 
-// Packs x into tiles of args.lanes samples by so many columns, and runs on them, chunk by chunk.
+// Packs x into tiles of args.lanes samples by so many columns, and calls run(args, tiles, first,
+// past) on them, part by part. sample_work: operations for each sample.
 template <typename Run>
 void run_on_tiles(const SparseLinearArgs& args, const PackedHeader& header, const Tensor& x,
-                  int64_t tile_columns, int64_t sample_work, const Run& run) {
+                  int64_t tile_columns, int64_t tile_rows, int64_t sample_work, const Run& run) {
   const int64_t column_tiles = divide_up(header.in_features, tile_columns);
   const int64_t tile_items = packed_tile_items(tile_columns, args.lanes);
-  const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(float));
-  const auto run_chunk = [&](int64_t begin, int64_t end) {
-    const int64_t tiles = divide_up(end - begin, args.lanes) * column_tiles;
-    const Tensor packed = at::empty({tiles * tile_items}, x.options());
+  const auto pack_and_run = [&](int64_t begin, int64_t end, int64_t first, int64_t past) {
+    const int64_t tiles = divide_up(end - begin, args.lanes);
+    const Tensor packed = at::empty({tiles * column_tiles * tile_items}, x.options());
     const PackInputArgs pack{args.x + begin * header.in_features,
                              packed.mutable_data_ptr<float>(),
                              end - begin,
                              header.in_features,
                              args.lanes,
                              tile_columns};
-    parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
-                    [&](int64_t first, int64_t past) { pack_input_cpu(pack, first, past); });
-    SparseLinearArgs chunk = args;
-    chunk.x = pack.packed;
-    chunk.y += begin * header.out_features;
-    chunk.batch = end - begin;
-    run(chunk);
+    pack_input_cpu(pack, 0, tiles * column_tiles);
+    SparseLinearArgs part = args;
+    part.x = pack.packed;
+    part.y += begin * header.out_features;
+    part.batch = end - begin;
+    run(part, tiles, first, past);
   };
-  for_each_chunk(args.batch, args.lanes, sample_bytes, sample_work, run_chunk);
+  for_each_part(args.batch, args.lanes, divide_up(header.out_features, tile_rows),
+                header.in_features * static_cast<int64_t>(sizeof(float)), sample_work,
+                pack_and_run);
 }
 
-// sample_work: operations for each sample.
 void run_element(SparseLinearArgs args, const PackedHeader& header, const Tensor& x,
                  int64_t sample_work) {
   args.lanes = element_lanes_cpu(args.batch);
-  run_on_tiles(args, header, x, kTileColumns, sample_work, [&](const SparseLinearArgs& args) {
-    const int64_t tasks =
-        divide_up(args.batch, args.lanes) * divide_up(header.out_features, kTileRows);
-    parallel_ranges(tasks, sample_work * args.batch,
-                    [&](int64_t begin, int64_t end) { element_linear_cpu(args, begin, end); });
-  });
+  const int64_t row_blocks = divide_up(header.out_features, kTileRows);
+  run_on_tiles(args, header, x, kTileColumns, kTileRows, sample_work,
+               [&](const SparseLinearArgs& args, int64_t tiles, int64_t first, int64_t past) {
+                 element_linear_cpu(args, first, (tiles - 1) * row_blocks + past);
+               });
 }
 
 void run_block(SparseLinearArgs args, const PackedHeader& header, const Tensor& x,
                int64_t sample_work) {
   args.lanes = block_lanes_cpu(args.batch);
-  const auto run = [&](const SparseLinearArgs& args) {
-    parallel_ranges(divide_up(header.out_features, kBlockRows), sample_work * args.batch,
-                    [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
-  };
-  if (args.lanes == 1) return run(args);
-  run_on_tiles(args, header, x, std::max<int64_t>(header.in_features, 1), sample_work, run);
+  if (args.lanes == 1) {
+    return parallel_ranges(divide_up(header.out_features, kBlockRows), sample_work,
+                           [&](int64_t begin, int64_t end) { block_linear_cpu(args, begin, end); });
+  }
+  run_on_tiles(args, header, x, std::max<int64_t>(header.in_features, 1), kBlockRows, sample_work,
+               [&](const SparseLinearArgs& args, int64_t, int64_t first, int64_t past) {
+                 block_linear_cpu(args, first, past);
+               });
 }
 
 void run_window(SparseLinearArgs args, const PackedHeader& header, const Tensor& x, int64_t work) {
@@ -127,25 +139,23 @@ void run_pair(const TileLinearArgs& args, const PackedHeader& header, const Tens
   const int64_t column_tiles = divide_up(header.in_features, kPairColumns);
   const int64_t row_blocks = divide_up(header.out_features, kTileRows);
   const auto* inputs = static_cast<const char*>(x.const_data_ptr());
-  const int64_t sample_bytes = header.in_features * static_cast<int64_t>(sizeof(uint16_t));
-  const int64_t sample_work = header.bytes / kPairBytes;
-  for_each_chunk(
-      args.batch, kPairLanes, sample_bytes, sample_work, [&](int64_t begin, int64_t end) {
-        const int64_t batch_tiles = divide_up(end - begin, kPairLanes);
-        const int64_t tiles = batch_tiles * column_tiles;
-        const Tensor packed = at::empty({tiles * kTileItems}, x.options().dtype(at::kBFloat16));
-        const PackTilesArgs pack{
-            inputs + begin * header.in_features * x.element_size(), args.is_bfloat16,
-            static_cast<uint16_t*>(packed.mutable_data_ptr()), end - begin, header.in_features};
-        parallel_ranges(tiles, kPackWork * (end - begin) * header.in_features,
-                        [&](int64_t first, int64_t past) { pack_pairs_cpu(pack, first, past); });
-        TileLinearArgs chunk = args;
-        chunk.x = pack.tiles;
-        chunk.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
-        chunk.batch = end - begin;
-        parallel_ranges(batch_tiles * row_blocks, sample_work * chunk.batch,
-                        [&](int64_t first, int64_t past) { pair_linear_cpu(chunk, first, past); });
-      });
+  const auto pack_and_run = [&](int64_t begin, int64_t end, int64_t first, int64_t past) {
+    const int64_t tiles = divide_up(end - begin, kPairLanes);
+    const Tensor packed =
+        at::empty({tiles * column_tiles * kTileItems}, x.options().dtype(at::kBFloat16));
+    const PackTilesArgs pack{inputs + begin * header.in_features * x.element_size(),
+                             args.is_bfloat16, static_cast<uint16_t*>(packed.mutable_data_ptr()),
+                             end - begin, header.in_features};
+    pack_pairs_cpu(pack, 0, tiles * column_tiles);
+    TileLinearArgs part = args;
+    part.x = pack.tiles;
+    part.y = static_cast<char*>(args.y) + begin * header.out_features * x.element_size();
+    part.batch = end - begin;
+    pair_linear_cpu(part, first, (tiles - 1) * row_blocks + past);
+  };
+  for_each_part(args.batch, kPairLanes, row_blocks,
+                header.in_features * static_cast<int64_t>(sizeof(uint16_t)),
+                header.bytes / kPairBytes, pack_and_run);
 }
 
 }  // namespace
