@@ -80,7 +80,7 @@ def joint_entropy(
 
     Args:
         x: [samples, features], or a Discretized.
-        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+        y: [samples, y_features], a Discretized, or class labels [samples]: bool or 0..65,535;
             None: all pairs within x, whose diagonal is H(X).
         bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
 
@@ -107,7 +107,7 @@ def conditional_entropy(
 
     Args:
         x: [samples, features], or a Discretized.
-        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+        y: [samples, y_features], a Discretized, or class labels [samples]: bool or 0..65,535;
             None: all pairs within x, whose diagonal is 0.
         bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
 
@@ -136,7 +136,7 @@ def mutual_information(
 
     Args:
         x: [samples, features], or a Discretized.
-        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+        y: [samples, y_features], a Discretized, or class labels [samples]: bool or 0..65,535;
             None: all pairs within x, symmetric bit for bit, whose diagonal is H(X).
         bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
         probabilities: [samples, classes] floating point in place of y: soft labels, such as a
@@ -183,9 +183,9 @@ def conditional_mutual_information(
 
     Args:
         x: [samples, features], or a Discretized.
-        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+        y: [samples, y_features], a Discretized, or class labels [samples]: bool or 0..65,535;
             None: all pairs within x, whose diagonal is H(X|Z).
-        z: class labels, integer [samples], 0..65,535; or one feature [samples, 1], binned as the
+        z: class labels [samples], bool or 0..65,535; or one feature [samples, 1], binned as the
             others or a Discretized. A sample without z counts nowhere.
         bins, range, binning, estimator, base, nan_policy, outliers: as the module says.
 

@@ -117,6 +117,17 @@ def test_labels_of_every_dtype(dtype: torch.dtype) -> None:
         assert torch.equal(result, call(x, labels))
 
 
+def test_labels_that_are_true_or_false() -> None:
+    x = normal(200, 3)
+    labels = x[:, 0] > 0
+    for call in (mutual_information, joint_entropy, conditional_entropy):
+        assert torch.equal(call(x, labels), call(x, labels.long()))
+    assert torch.equal(
+        conditional_mutual_information(x, labels, labels),
+        conditional_mutual_information(x, labels.long(), labels.long()),
+    )
+
+
 X = torch.linspace(0, 1, 18).view(9, 2)
 LABELS = torch.arange(9)
 CODES = codes([[0, 1, 2] * 3], 3)

@@ -177,7 +177,7 @@ CodeMarginals marginals_of(const at::Tensor& codes, int64_t bins, const EntropyT
 
 void check_labels(const at::Tensor& labels, int64_t samples, const std::string& caller,
                   const std::string& argument) {
-  TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), caller, ": ",
+  TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/true), caller, ": ",
                    argument, " must hold integer class labels, got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1, caller, ": ", argument,
                     " must have shape [samples] where it holds class labels, got ", labels.sizes());

@@ -30,8 +30,8 @@ def label_information(
     Args:
         x: [samples, features] float16/bfloat16/float32/float64 of any strides, or uint8 codes
             below bins, of which 255 is no sample.
-        labels: [samples] integer, 0..65,535. Their alphabet, which the shrinkage estimator needs,
-            is the largest label + 1.
+        labels: [samples] bool or integer, 0..65,535. Their alphabet, which the shrinkage estimator
+            needs, is the largest label + 1.
         bins: 2..256 (255 where samples may be left out).
         low, high, edges, nan_policy, outliers: how values are binned, as for histogram.
         quantity: "joint_entropy", "conditional_entropy" (of x given the label) or
