@@ -4,7 +4,7 @@
     python benchmarks/summary.py                        # the committed figures, drawn anew
 
 writes benchmarks/results/<machine>.json, which is committed, beside it the chart of the crossover
-and the tables, and between the README's markers the highlights of the most capable machine and the
+and the tables, and between the README's markers the highlights of what was measured last and the
 comparisons of criteria (contests.py). Only ratios of medians taken in turn are kept: absolute times
 say little of a shared machine.
 """
@@ -24,7 +24,6 @@ from timing import LOOP
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 MARKERS = ("<!-- figures -->", "<!-- end of figures -->")
 
 Figures = dict[str, dict[str, Any]]
@@ -92,6 +91,7 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
             "capability": _library.cpu_capability(),
             "threads": 1,
             "torch": torch.__version__,
+            "measured": run["datetime"][:10],
         },
         "figures": {one["name"].removeprefix("test_"): one["extra_info"]
                     for one in run["benchmarks"]},
@@ -116,8 +116,8 @@ def tables(results: dict[str, Any], folder: str = "", *, highlights: bool = Fals
         where = f"[its page]({folder}{_path(results, 'md').name})"
     return "\n".join(
         [
-            f"One thread of {device}; medians of runs in turn, from `make bench`. Every figure is"
-            f" {'on' if highlights else 'in'} {where}.",
+            f"One thread of {device}, {results['machine']['measured']}; medians of runs in turn,"
+            f" from `make bench`. Every figure is {'on' if highlights else 'in'} {where}.",
             "",
             "| information | times as fast as | of one read of x |",
             "|---|---|---|",
@@ -214,9 +214,9 @@ def _cells(figures: Figures, key: tuple[str, ...]) -> Iterator[tuple[str, float,
 
 
 def committed() -> list[dict[str, Any]]:
-    """The results of all machines, the most capable first."""
+    """The results of all machines, the newest first."""
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*.json"))]
-    return sorted(every, key=lambda one: -CAPABILITIES.index(one["machine"]["capability"]))
+    return sorted(every, key=lambda one: one["machine"]["measured"], reverse=True)
 
 
 def _path(results: dict[str, Any], kind: str = "json") -> Path:
@@ -238,7 +238,8 @@ def write_readme(text: str, every: list[dict[str, Any]]) -> str:
     shown = tables(every[0], "benchmarks/results/", highlights=True)
     for other in every[1:]:
         where = f"benchmarks/results/{_path(other, 'md').name}"
-        shown += f"\n\nThe same on [{crossover.device(other['machine'])}]({where})."
+        machine = other["machine"]
+        shown += f"\n\nThe same on [{crossover.device(machine)}]({where}), {machine['measured']}."
     return contests.write_readme(f"{before}{begin}\n{shown}\n{end}{rest.split(end)[1]}")
 
 
