@@ -27,24 +27,26 @@ template <typename Run>
 void for_each_part(int64_t batch, int64_t lanes, int64_t row_blocks, int64_t bytes, int64_t work,
                    const Run& run) {
   constexpr int64_t kChunkBytes = 1 << 18;
-  const int64_t tiles = divide_up(batch, lanes);
-  const int64_t threads = threads_for(work * batch / kThreadWork);
+  const int64_t tiles = divide_up(batch, lanes), tile_bytes = std::max<int64_t>(1, bytes * lanes);
+  const int64_t scratch = std::max(kChunkBytes, tile_bytes);
+  const int64_t threads = threads_for(work * batch / kThreadWork, scratch);
   const int64_t own = tiles / threads * threads;
-  const int64_t most = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, bytes * lanes));
-  const int64_t chunks = divide_up(divide_up(own, most), threads) * threads;
-  parallel_tasks(chunks, [&](int64_t chunk) {
+  const int64_t chunks = divide_up(divide_up(own, scratch / tile_bytes), threads) * threads;
+  const auto run_own = [&](int64_t chunk) {
     const int64_t begin = own * chunk / chunks * lanes;
     run(begin, std::min(own * (chunk + 1) / chunks * lanes, batch), 0, row_blocks);
-  });
+  };
+  parallel_tasks(chunks, run_own, scratch);
   const int64_t left = (tiles - own) * row_blocks;
   if (left == 0) return;
-  parallel_ranges(left, work * (batch - own * lanes), [&](int64_t begin, int64_t end) {
+  const auto run_left = [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin / row_blocks; tile * row_blocks < end; ++tile) {
       const int64_t sample = (own + tile) * lanes, block = tile * row_blocks;
       run(sample, std::min(sample + lanes, batch), std::max<int64_t>(begin - block, 0),
           std::min(end - block, row_blocks));
     }
-  });
+  };
+  parallel_ranges(left, work * (batch - own * lanes), run_left, tile_bytes);
 }
 
 // Packs x into tiles of args.lanes samples by so many columns, and calls run(args, tiles, first,

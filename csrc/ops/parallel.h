@@ -55,10 +55,11 @@ constexpr int64_t kThreadWork = int64_t{1} << 19;
 // Calls range(begin, end) over a partition of [0, count), in as many parts as there are threads and
 // as `work`, the operations that all of it takes, is worth.
 template <typename Range>
-void parallel_ranges(int64_t count, int64_t work, const Range& range) {
-  const int64_t parts = threads_for(std::min(count, work / kThreadWork));
-  parallel_tasks(parts,
-                 [&](int64_t part) { range(count * part / parts, count * (part + 1) / parts); });
+void parallel_ranges(int64_t count, int64_t work, const Range& range, int64_t scratch = 0) {
+  const int64_t parts = threads_for(std::min(count, work / kThreadWork), scratch);
+  parallel_tasks(
+      parts, [&](int64_t part) { range(count * part / parts, count * (part + 1) / parts); },
+      scratch);
 }
 
 // The parts in which threads share a matrix [samples, features]: chunks of samples, read as they
