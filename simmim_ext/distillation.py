@@ -191,6 +191,8 @@ class Distillation:
                 self._optimizer.step()
                 total += value * rows
                 samples += rows
+        # Left to the caller, these gradients would go into the first step of any further training.
+        self._optimizer.zero_grad(set_to_none=True)
         if samples == 0:
             raise SimMIMError(
                 f"distill: every batch of epoch {self.epoch + 1} has one sample, on which the "

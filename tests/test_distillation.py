@@ -62,6 +62,7 @@ def test_it_learns_and_changes_nothing_of_the_callers(teacher, x):
     assert same(original, weights(student))
     assert [m.training for m in trained.modules()] == [m.training for m in student.modules()]
     assert teacher.training
+    assert all(p.grad is None for p in trained.parameters())
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["lr"] < 0.05 * CONFIG.lr
