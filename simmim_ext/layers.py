@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -155,12 +156,15 @@ def shrink(module: nn.Module, axis: Axis, kept: Sequence[int]) -> None:
     torch-pruning's function for the kind of layer does it, but for norms over channels, which
     it leaves in the order of a Python set or does not know, and for layers with groups of
     channels, which lose whole groups here.
-    ``requires_grad`` stays as it was; gradients do not.
+    ``requires_grad`` and channels last stay as they were; gradients do not.
     """
     from torch_pruning.ops import module2type
     from torch_pruning.pruner.function import PrunerBox
 
-    flags = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
+    own = dict(module.named_parameters(recurse=False))
+    flags = {name: p.requires_grad for name, p in own.items()}
+    ordered = {name: p for name, p in own.items() if not p.is_contiguous()}
+    last = {n for n, p in ordered.items() if p.is_contiguous(memory_format=torch.channels_last)}
     size = axis_size(module, axis)
     if is_channel_norm(module) or is_grouped(module) or isinstance(module, nn.GroupNorm):
         if isinstance(module, nn.GroupNorm):
@@ -182,6 +186,8 @@ def shrink(module: nn.Module, axis: Axis, kept: Sequence[int]) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         parameter.grad = None
         parameter.requires_grad_(flags[name])
+        if name in last:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def parameter_axis(parameter_name: str, axis: Axis, layer: nn.Module) -> int | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_ext import score
+from simmim_ext import CompressConfig, compress, load, score
 from simmim_ext.memory_format import fastest_format
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -67,3 +67,18 @@ def test_scores_are_those_of_the_other_order(network, monkeypatch):
     for name, values in plain.items():
         torch.testing.assert_close(fast[name], values, rtol=1e-4, atol=1e-6)
         assert fast.order[name] == plain.order[name]
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_a_model_with_channels_last_stays_so(tmp_path):
+    model = Network().to(memory_format=torch.channels_last)
+    data = torch.randn(200, 3, 6, 6, generator=torch.Generator().manual_seed(1)).split(50)
+    config = CompressConfig(epochs=1)
+    result = compress(model, calibration=data, constraints={"units": 0.5}, config=config)
+    result.save(tmp_path)
+    loaded = load(tmp_path, Network().to(memory_format=torch.channels_last))
+    for small in (result.model, loaded):
+        assert small.conv.weight.shape[0] == small.next.weight.shape[1] < 8
+        for layer in (small.conv, small.next):
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+            assert not layer.weight.is_contiguous()
