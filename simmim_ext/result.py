@@ -11,6 +11,7 @@ from ._version import __version__
 from .arguments import as_path, check_module
 from .errors import SimMIMError, in_own_name
 from .folders import read_folder, write_folder
+from .nn import SparseLinear
 from .shown import listed, result_lines
 from .storage import check_signature, restore_tensors, tensors_of
 
@@ -44,7 +45,8 @@ class CompressionResult:
         """Saves model and report into a new or an empty folder, without pickle.
 
         Raises:
-            SimMIMError: the folder is not empty or can't be written.
+            SimMIMError: the folder is not empty or can't be written, or the model was accelerated,
+                which ``load`` could not make again.
         """
         path = as_path("save", folder)
         try:
@@ -53,6 +55,7 @@ class CompressionResult:
             raise SimMIMError(f"save: cannot look into {path}: {error}") from error
         if occupied:
             raise SimMIMError(f"save: {path} is not an empty folder; give a new or an empty one")
+        self._check_can_be_loaded()
         tensors, description = tensors_of(self.model)
         body = {
             "format": FORMAT,
@@ -64,6 +67,16 @@ class CompressionResult:
         }
         report = json.dumps(self.report, indent=2) + "\n"
         write_folder(path, tensors, body, {"report.json": report})
+
+    def _check_can_be_loaded(self) -> None:
+        for name, module in self.model.named_modules():
+            # Those of the original are made with it.
+            if isinstance(module, SparseLinear) and f"{name}.bitmap" not in self.original:
+                raise SimMIMError(
+                    "save: model must not have been accelerated, for load could not make its "
+                    f"SparseLinear {name!r}; save it as it was before, and accelerate what load "
+                    "gives"
+                )
 
 
 @in_own_name

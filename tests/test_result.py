@@ -1,11 +1,14 @@
 """A saved result: what reads it, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import ROWS, mlp
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load
 from simmim_ext.folders import read_folder, write_folder
+from simmim_ext.nn import accelerate, strip
 from simmim_ext.report import read_report
 from simmim_ext.result import FORMAT
 
@@ -66,3 +69,19 @@ def test_a_history_without_all_that_it_needs_is_refused(saved):
     write_folder(folder, tensors, body)
     with pytest.raises(SimMIMError, match=r"^load: {'module': '0', .* is no step of a hist"):
         load(folder, mlp())
+
+
+def test_an_accelerated_model_is_not_saved_as_a_result(tmp_path):
+    model = mlp()
+    data = torch.randn(200, 12).split(50)
+    config = CompressConfig(epochs=0)
+    result = compress(
+        model, calibration=data, granularity="weight", constraints={"sparsity": 0.5}, config=config
+    )
+    with pytest.raises(SimMIMError, match=r"^save: model must not .* SparseLinear '0'; save it as"):
+        replace(result, model=accelerate(result.model)).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    for i, kept in enumerate((result.model, strip(result.model))):
+        replace(result, model=kept).save(tmp_path / str(i))
+        loaded = load(tmp_path / str(i), model)
+        assert torch.equal(loaded(ROWS), kept(ROWS))
