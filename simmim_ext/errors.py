@@ -15,7 +15,7 @@ R = TypeVar("R")
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 # Steps whose errors begin with their own names, which callers of the package do not know.
-_STEPS = ("trace_units", "collect", "remove_units", "apply_history")
+_STEPS = ("trace_units", "collect", "remove_units", "prune_weights", "apply_history")
 
 
 class SimMIMError(ValueError):

@@ -350,10 +350,12 @@ def test_budgets_that_cannot_be_meant(granularity, constraints, text):
 
 
 def test_refusals():
+    settings = {"calibration": DATA, "constraints": {"sparsity": 0.5}, "granularity": "2:4"}
+    with pytest.raises(SimMIMError, match=r"^compress: the model must not be a Linear layer"):
+        compress(nn.Linear(12, 4), **settings)
     text = "granularity='2:4': the 10 inputs of '2' are no multiple of 4; put it in ignored_layers"
     with pytest.raises(SimMIMError, match=re.escape(text)):
         pruned(mlp(), "2:4")
-    settings = {"calibration": DATA, "constraints": {"sparsity": 0.5}, "granularity": "2:4"}
     with pytest.raises(ValueError, match=r"round_to is for units, and granularity='2:4' has none"):
         compress(mlp(), **settings, round_to=8)
 
