@@ -32,7 +32,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def about(argument: str) -> Iterator[None]:
-    """A block whose errors begin with the argument that they are about."""
+    """A block whose errors begin with the argument, or the function, that they are about."""
     try:
         yield
     except SimMIMError as error:

@@ -111,7 +111,8 @@ def read_manifest(folder: Path, form: str) -> Json:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SimMIMError(
-            f"{folder} holds no manifest.json: nothing was saved there, or saving was interrupted"
+            f"{folder} holds no manifest.json: nothing was saved there, or saving was interrupted; "
+            "give the folder of a result that was saved"
         ) from None
     except (OSError, ValueError) as error:
         raise SimMIMError(f"{path} cannot be read: {error}; restore it or save again") from error

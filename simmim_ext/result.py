@@ -9,7 +9,7 @@ from torch import nn
 
 from ._version import __version__
 from .arguments import as_path, check_module
-from .errors import SimMIMError, in_own_name
+from .errors import SimMIMError, about, in_own_name
 from .folders import read_folder, write_folder
 from .nn import SparseLinear
 from .shown import listed, result_lines
@@ -66,7 +66,8 @@ class CompressionResult:
             "state": description,
         }
         report = json.dumps(self.report, indent=2) + "\n"
-        write_folder(path, tensors, body, {"report.json": report})
+        with about("save"):
+            write_folder(path, tensors, body, {"report.json": report})
 
     def _check_can_be_loaded(self) -> None:
         for name, module in self.model.named_modules():
@@ -98,7 +99,8 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
     """
     check_module("load", model)
     path = as_path("load", folder)
-    tensors, body = read_folder(path, FORMAT)
+    with about("load"):
+        tensors, body = read_folder(path, FORMAT)
     version = body.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SimMIMError(

@@ -85,3 +85,13 @@ def test_an_accelerated_model_is_not_saved_as_a_result(tmp_path):
         replace(result, model=kept).save(tmp_path / str(i))
         loaded = load(tmp_path / str(i), model)
         assert torch.equal(loaded(ROWS), kept(ROWS))
+
+
+def test_errors_of_reading_and_writing_folders_begin_with_the_function(saved, tmp_path):
+    with pytest.raises(SimMIMError, match=r"^load: .*nowhere holds no manifest.* give the folder"):
+        load(tmp_path / "nowhere", mlp())
+    write_folder(tmp_path / "other", {}, {"format": "another"})
+    with pytest.raises(SimMIMError, match=r"^load: .* its format is 'another'"):
+        load(tmp_path / "other", mlp())
+    with pytest.raises(SimMIMError, match=r"^save: cannot write to /sys/simmim_ext: "):
+        saved[1].save("/sys/simmim_ext")
