@@ -154,7 +154,7 @@ def _degrees(x: Discretized, y: Discretized | Tensor) -> tuple[Tensor, Tensor]:
     j = 0
     for some in torch.split(y.codes, many):
         i = 0
-        for few in torch.split(x.codes, max(1, many // len(some))):
+        for few in torch.split(x.codes, max(1, many // max(1, len(some)))):
             counts = joint_histogram(few, some, x.bins, y.bins, _CALLER)
             rows, columns = (_occupied(counts.sum(axis)) for axis in (3, 2))
             samples[i : i + len(few), j : j + len(some)] = counts.sum((2, 3))
@@ -193,7 +193,7 @@ def _count_reached(
         for order in _orders(x.codes, permutations, seed):
             reached += _of_labels(x, y[order])[:, None] >= information
         return reached
-    width = max(1, _BYTES // (x.samples + 4 * x.features))  # features of y at a time
+    width = max(1, _BYTES // max(1, x.samples + 4 * x.features))  # features of y at a time
     for first in range(0, y.features, width):
         columns = slice(first, first + width)
         codes, found = y.codes[columns], information[:, None, columns]

@@ -170,3 +170,8 @@ def test_no_features(method: str) -> None:
         result = independence_test(x, other, method=method, permutations=3)
         assert result.p_value.shape == shape
     assert independence_test(y, x, method=method, permutations=3).p_value.shape == (3, 0)
+    x[0] = y[0] = torch.nan
+    partly = independence_test(y, x, method=method, permutations=3, nan_policy="omit")
+    assert partly.p_value.shape == (3, 0)
+    none = independence_test(x[:0], method=method, permutations=3, range=(0.0, 1.0))
+    assert none.p_value.shape == (0, 0)
