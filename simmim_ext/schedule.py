@@ -1,9 +1,10 @@
 """How a budget and the epochs are spread over the pruning steps."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from .errors import SimMIMError
+from .storage import Json
 from .widths import Count, is_count, warn_of_counts
 
 Constraints = Mapping[str, Any]
@@ -67,6 +68,33 @@ def sparsities(
         {name: _sparsity(value, schedule, step / steps) for name, value in asked.items()}
         for step in range(1, steps + 1)
     ]
+
+
+def without_singles(
+    constraints: Constraints, layers: list[Json], groups: Container[str]
+) -> Constraints:
+    """A step's constraints for the groups that are left: a layer down to one unit is none."""
+    singles = sum(layer["after"] for layer in layers if layer["name"] not in groups)
+    if singles == 0 or "units" not in constraints:
+        return constraints
+    return {**constraints, "units": Count(constraints["units"] - singles)}
+
+
+def composed(earlier: list[Json], layers: list[Json]) -> list[Json]:
+    """A step's layers as seen from the original model, with those that are down to one unit."""
+    before = {layer["name"]: layer for layer in earlier}
+    after = {
+        layer["name"]: {
+            **before[layer["name"]],
+            "after": layer["after"],
+            "information": before[layer["name"]]["information"] * layer["information"],
+            "kept": [before[layer["name"]]["kept"][unit] for unit in layer["kept"]],
+        }
+        if layer["name"] in before
+        else layer
+        for layer in layers
+    }
+    return list((before | after).values())
 
 
 def epochs_of_steps(epochs: int, steps: int) -> list[int]:

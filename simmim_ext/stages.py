@@ -27,12 +27,13 @@ from .progress import bar
 from .pruning import prune_units
 from .reconstruction import reconstruct
 from .removal import apply_history
-from .schedule import budgets, epochs_of_steps, sparsities
+from .schedule import budgets, composed, epochs_of_steps, sparsities, without_singles
 from .scoring import score_groups
 from .storage import Json, set_submodule
 from .trials import measured
 from .units import UnitGroup
 from .weights import prune_weights
+from .widths import unreachable
 
 Constraints = Mapping[str, Any]
 
@@ -169,11 +170,15 @@ class Run:
         self, model: nn.Module, constraints: Constraints, state: State, untrained: bool
     ) -> nn.Module:
         """Removes units down to the constraints and refits what is left."""
-        config = self.config
+        config, groups = self.config, self._groups(model)
+        constraints = without_singles(constraints, state.layers, {group.name for group in groups})
+        if state.layers and not groups:
+            self._check_met(model, constraints)
+            return model
         with stage(state.stages, "score", self.progress):
             scores = score_groups(
                 model,
-                self._groups(model),
+                groups,
                 self.fit,
                 criterion=config.criterion,
                 config=config,
@@ -225,7 +230,7 @@ class Run:
             }
             for layer in plan.layers
         ]
-        state.layers = _composed(state.layers, layers)
+        state.layers = composed(state.layers, layers)
         return student
 
     def _budgets(self) -> list[dict[str, Any]]:
@@ -243,14 +248,25 @@ class Run:
         """Costs of the teacher, which the steps of a schedule refer to."""
         if self.config.steps == 1:
             return {}
-        costs: dict[str, Callable[[], Any]] = {
-            "params": lambda: count_params(self.teacher),
-            "flops": lambda: count_flops(self.teacher, self.example, self.forward_fn),
-            "bytes": lambda: count_bytes(self.teacher),
-            "units": lambda: sum(group.units for group in self._groups(self.teacher)),
-            PER_LAYER: lambda: {group.name: group.units for group in self._groups(self.teacher)},
-        }
+        costs = self._costs(self.teacher)
         return {name: costs[name]() for name in self.constraints if name in costs}
+
+    def _costs(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
+        """Name of a budget -> what counts the model's own; all but latency."""
+        return {
+            "params": lambda: count_params(model),
+            "flops": lambda: count_flops(model, self.example, self.forward_fn),
+            "bytes": lambda: count_bytes(model),
+            "units": lambda: sum(group.units for group in self._groups(model)),
+            PER_LAYER: lambda: {group.name: group.units for group in self._groups(model)},
+        }
+
+    def _check_met(self, model: nn.Module, constraints: Constraints) -> None:
+        """Raises SimMIMError unless a model with nothing left to remove is within them."""
+        costs, originals = self._costs(model), self._originals()
+        for name, limit in constraints.items():
+            if (cost := costs[name]()) > limit:
+                raise unreachable(name, limit, cost, originals[name])
 
     def _groups(self, model: nn.Module) -> tuple[UnitGroup, ...]:
         return trace_units(
@@ -272,22 +288,6 @@ def _unmasked(model: nn.Module, layers: list[Json]) -> nn.Module:
         assert isinstance(layer, MaskedLinear)
         set_submodule(model, name, layer.to_dense())
     return model
-
-
-def _composed(earlier: list[Json], layers: list[Json]) -> list[Json]:
-    """A step's layers as seen from the original model."""
-    before = {layer["name"]: layer for layer in earlier}
-    return [
-        {
-            **before[layer["name"]],
-            "after": layer["after"],
-            "information": before[layer["name"]]["information"] * layer["information"],
-            "kept": [before[layer["name"]]["kept"][unit] for unit in layer["kept"]],
-        }
-        if layer["name"] in before
-        else layer
-        for layer in layers
-    ]
 
 
 @contextmanager

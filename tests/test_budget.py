@@ -104,6 +104,22 @@ def test_schedules_lead_down_to_a_single_unit(constraints, schedule):
     assert widths(result) == {"0": 1}
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4])
+@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
+def test_layers_down_to_one_unit_still_count(schedule, steps):
+    """Of four steps the last finds no units left to remove."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    config = CompressConfig(epochs=0, schedule=schedule, steps=steps)
+    settings = {"calibration": [X], "config": config}
+    result = compress(nn.Sequential(*layers), constraints={"units": 0.25}, **settings)
+    assert [result.model[i].out_features for i in (0, 2)] == [1, 1]
+    assert widths(result) == {"0": 1, "2": 1}
+    assert [layer["before"] for layer in result.report["layers"]] == [3, 5]
+    with pytest.raises(SimMIMError, match=r"params=2\d cannot be met: .* has 23 of "):
+        compress(nn.Sequential(*layers), constraints={"params": 20}, **settings)
+
+
 def test_a_schedule_goes_no_further_than_one_step_would():
     per_layer = {"a": 0.01, "b": 2, "c": 1}
     originals = {"units": 96, "per_layer": {"a": 32, "b": 32, "c": 32}}
