@@ -1,11 +1,11 @@
 """How a budget and the epochs are spread over the pruning steps."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .errors import SimMIMError
 from .storage import Json
-from .widths import Count, is_count, warn_of_counts
+from .widths import Count, is_count, unreachable, warn_of_counts
 
 Constraints = Mapping[str, Any]
 
@@ -71,13 +71,20 @@ def sparsities(
 
 
 def without_singles(
-    constraints: Constraints, layers: list[Json], groups: Container[str]
+    constraints: Constraints, layers: list[Json], groups: Collection[str]
 ) -> Constraints:
-    """A step's constraints for the groups that are left: a layer down to one unit is none."""
+    """A step's constraints for the groups that are left: a layer down to one unit is none.
+
+    Raises:
+        SimMIMError: fewer units than all of them keep.
+    """
     singles = sum(layer["after"] for layer in layers if layer["name"] not in groups)
     if singles == 0 or "units" not in constraints:
         return constraints
-    return {**constraints, "units": Count(constraints["units"] - singles)}
+    units, least = constraints["units"], singles + len(groups)
+    if units < least:
+        raise unreachable("units", units, least, sum(layer["before"] for layer in layers))
+    return {**constraints, "units": Count(units - singles)}
 
 
 def composed(earlier: list[Json], layers: list[Json]) -> list[Json]:

@@ -170,7 +170,9 @@ class Run:
         self, model: nn.Module, constraints: Constraints, state: State, untrained: bool
     ) -> nn.Module:
         """Removes units down to the constraints and refits what is left."""
-        config, groups = self.config, self._groups(model)
+        config, after = self.config, {layer["name"]: layer["after"] for layer in state.layers}
+        # The last unit of a layer, where it is several channels, would come apart into them.
+        groups = tuple(g for g in self._groups(model) if after.get(g.name, g.units) == g.units)
         constraints = without_singles(constraints, state.layers, {group.name for group in groups})
         if state.layers and not groups:
             self._check_met(model, constraints)

@@ -120,6 +120,32 @@ def test_layers_down_to_one_unit_still_count(schedule, steps):
         compress(nn.Sequential(*layers), constraints={"params": 20}, **settings)
 
 
+def test_least_widths_of_a_schedule_are_those_of_all_layers():
+    torch.manual_seed(0)
+    sizes = ((12, 3), (3, 5), (5, 4), (4, 4))
+    model = nn.Sequential(*(layer for size in sizes for layer in (nn.Linear(*size), nn.ReLU())))
+    config = CompressConfig(epochs=0, schedule="cubic", steps=3)
+    with pytest.raises(SimMIMError, match=r"units=2 cannot be met: .* has 3 of 12 \(0.25\)"):
+        compress(model[:-1], calibration=[X], constraints={"units": 2}, config=config)
+
+
+@pytest.mark.parametrize("split", ["norm", "convolution"])
+def test_the_last_unit_of_several_channels_stays_one(split):
+    """With one group of a GroupNorm or convolution left, its channels could be removed singly."""
+    torch.manual_seed(0)
+    groups = 2 if split == "convolution" else 1
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8) if split == "norm" else nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(128, 6), nn.ReLU(), nn.Linear(6, 3)),
+    )
+    images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    config = CompressConfig(epochs=0, schedule="iterative", steps=4)
+    result = compress(model, calibration=[images], constraints={"units": 3}, config=config)
+    assert set(widths(result).values()) == {1}
+    assert result.model[0].out_channels == 4
+
+
 def test_a_schedule_goes_no_further_than_one_step_would():
     per_layer = {"a": 0.01, "b": 2, "c": 1}
     originals = {"units": 96, "per_layer": {"a": 32, "b": 32, "c": 32}}
