@@ -115,8 +115,8 @@ def score(
     check_example("score", example_inputs)
     config = config or CompressConfig()
     check_device("score", model, config)
-    criterion = criterion or config.criterion
-    if criterion not in CRITERIA:
+    criterion = config.criterion if criterion is None else criterion
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ValueError(
             f"score: criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}"
         )

@@ -196,6 +196,9 @@ def test_a_shuffling_loader_is_read_once_and_alike_each_time(monkeypatch):
 def test_bad_arguments_and_models_are_refused():
     with pytest.raises(ValueError, match="criterion must be one of simmim, entropy, .* got 'l3'"):
         score(mlp(), data("mlp"), criterion="l3")
+    for criterion in ("", ["simmim"], torch.zeros(2)):
+        with pytest.raises(ValueError, match="score: criterion must be one of simmim, entropy, "):
+            score(mlp(), data("mlp"), criterion=criterion)
     with pytest.raises(SimMIMError, match="no units that can be removed"):
         score(nn.Linear(12, 3), data("mlp"))
     with pytest.raises(SimMIMError, match="no sample came out"):
