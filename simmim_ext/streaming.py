@@ -48,6 +48,13 @@ class _Streaming:
         self._binning.discretize(
             torch.empty(0, next(iter(features.values())), dtype=torch.double, device="cpu")
         )
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{name}: device must be None or a torch device that can be used here, "
+                f"got {device!r} ({str(error).splitlines()[0]})"
+            ) from error
         shape = (*features.values(), *(self.bins for _ in features))
         with torch.inference_mode(False):  # counted on outside of it too
             self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -82,7 +89,9 @@ class _Streaming:
             self.counts = state["counts"].to(self.counts.device).clone()
 
     def _check_batch(self, x: object, argument: str, features: int) -> None:
-        if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] != features:
+        if not isinstance(x, Tensor) or x.is_nested:  # told of by what bins it
+            return
+        if x.dim() == 2 and x.shape[1] != features:
             raise ValueError(
                 f"{type(self).__name__}: {argument} must have shape [samples, {features}], "
                 f"got {list(x.shape)}"

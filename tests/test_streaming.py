@@ -141,6 +141,10 @@ BAD = [
     (lambda: Histogram(2, torch.tensor([0.0, 2.0, 1.0])), ValueError, "Histogram: "),
     (lambda: Histogram(2, 1, RANGE), ValueError,
      "Histogram: bins must be between 2 and 256, got 1"),
+    (lambda: Histogram(2, 4, RANGE, device="gpu"), ValueError,
+     "Histogram: device must be None or a torch device that can be used here, got 'gpu' (Exp"),
+    (lambda: Histogram(2, 4, RANGE).update(torch.nested.nested_tensor([torch.ones(2)])), TypeError,
+     "Histogram: x must be a dense tensor, got a nested tensor"),
     (lambda: Histogram(2, 4, RANGE).update(normal(9, 3)), ValueError,
      "Histogram: x must have shape [samples, 2], got [9, 3]"),
     (lambda: Histogram(2, 4, RANGE).update(discretize(normal(9, 2), bins=4)), TypeError,
@@ -172,6 +176,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(("call", "error", "text"), BAD, ids=[text for _, _, text in BAD])
 def test_bad_input(call, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match="^" + re.escape(text)):
