@@ -37,16 +37,15 @@ def budgets(
             f'compress: a latency budget needs schedule="one-shot", got {schedule!r}: how much '
             "faster a step before the last should be is not known; give flops as well"
         )
-    if steps > 1:
-        _check_not_none(constraints, originals)
-        warn_of_counts(constraints, originals.__getitem__)
+    if steps == 1 or originals.get("units") == 0:  # which score will say of the model
+        return [dict(constraints)] * steps
+    _check_not_none(constraints, originals)
+    warn_of_counts(constraints, originals.__getitem__)
     return [
         {
             name: _budget(value, originals[name], schedule, step / steps)
             for name, value in constraints.items()
         }
-        if steps > 1
-        else dict(constraints)
         for step in range(1, steps + 1)
     ]
 

@@ -129,6 +129,13 @@ def test_least_widths_of_a_schedule_are_those_of_all_layers():
         compress(model[:-1], calibration=[X], constraints={"units": 2}, config=config)
 
 
+@pytest.mark.parametrize("units", [0.5, 5])
+def test_a_schedule_for_a_model_without_units_is_refused_as_one_step_is(units):
+    config = CompressConfig(epochs=0, schedule="cubic", steps=2)
+    with pytest.raises(SimMIMError, match=r"^score: the model has no units that can be removed"):
+        compress(mlp()[2:], calibration=[X[:, :10]], constraints={"units": units}, config=config)
+
+
 @pytest.mark.parametrize("split", ["norm", "convolution"])
 def test_the_last_unit_of_several_channels_stays_one(split):
     """With one group of a GroupNorm or convolution left, its channels could be removed singly."""
