@@ -136,8 +136,9 @@ def test_a_schedule_for_a_model_without_units_is_refused_as_one_step_is(units):
         compress(mlp()[2:], calibration=[X[:, :10]], constraints={"units": units}, config=config)
 
 
+@pytest.mark.parametrize("steps", [4, 12])
 @pytest.mark.parametrize("split", ["norm", "convolution"])
-def test_the_last_unit_of_several_channels_stays_one(split):
+def test_the_last_unit_of_several_channels_stays_one(split, steps):
     """With one group of a GroupNorm or convolution left, its channels could be removed singly."""
     torch.manual_seed(0)
     groups = 2 if split == "convolution" else 1
@@ -147,7 +148,7 @@ def test_the_last_unit_of_several_channels_stays_one(split):
         *(nn.Flatten(), nn.Linear(128, 6), nn.ReLU(), nn.Linear(6, 3)),
     )
     images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    config = CompressConfig(epochs=0, schedule="iterative", steps=4)
+    config = CompressConfig(epochs=0, schedule="iterative", steps=steps)
     result = compress(model, calibration=[images], constraints={"units": 3}, config=config)
     assert set(widths(result).values()) == {1}
     assert result.model[0].out_channels == 4
