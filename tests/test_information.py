@@ -178,6 +178,14 @@ def test_constant_features_have_exactly_nothing() -> None:
         assert mutual_information(x, y, normalized=normalized)[1].eq(0).all()
 
 
+@pytest.mark.parametrize("normalized", ["min", "max", "arithmetic", "geometric"])
+def test_what_rounding_leaves_of_no_entropy_divides_nothing(normalized) -> None:
+    generator = torch.Generator().manual_seed(119)
+    x = torch.rand(550, 4, generator=generator)[50:] * 2 - 1
+    options = {"range": (-0.5, 0.5), "outliers": "drop", "normalized": normalized}
+    assert mutual_information(x, probabilities=torch.ones(500, 1), **options).eq(0).all()
+
+
 def test_order_of_samples_does_not_matter() -> None:
     x, y = normal(500, 4), normal(500, 3, 1)
     labels = torch.randint(0, 9, (500,), generator=torch.Generator().manual_seed(0))
