@@ -241,3 +241,24 @@ def test_sizes_whose_product_is_no_int64() -> None:
     text = "decompress_weight: out_features * in_features must be below 2^63, got 4294967296 and"
     with pytest.raises(ValueError, match=re.escape(text)):
         decompress_weight(torch.empty(0).byte(), torch.empty(0), 2**32, 2**32)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: MaskedLinear(4, 2, device="meta")(X),
+         "masked_linear: weight must be on x's device cpu, got meta"),
+        (lambda: MaskedLinear(4, 2)(X.to("meta")),
+         "masked_linear: weight must be on x's device meta, got cpu"),
+        (lambda: masked_linear(X, WEIGHT, MASK, WEIGHT[:, 0].to("meta")),
+         "masked_linear: bias must be on x's device cpu, got meta"),
+        (lambda: SparseLinear(4, 2, device="meta")(X),
+         "compressed_linear: bitmap must be on x's device cpu, got meta"),
+        (lambda: sparse_linear(X, torch.empty(9, dtype=torch.uint8, device="meta"), None, 2),
+         "sparse_linear: packed must be on x's device cpu, got meta"),
+    ],
+)  # fmt: skip
+def test_what_is_on_the_meta_device_gives_no_values(call: Callable[[], Tensor], text: str) -> None:
+    """A layer whose weights were not loaded, above all: nobody would have written its result."""
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        call()

@@ -78,12 +78,12 @@ def _check_types(name: str, args: tuple[Any, ...]) -> None:
                 raise ValueError(f"{caller}: {argument.name} must be less than 1.8e308") from None
 
 
-def check_same_device(x: Tensor, other: Tensor, caller: str, name: str) -> None:
-    """Raises where the other argument is not where x is, as the compiled operators do.
+def check_same_device(x: Tensor, other: Tensor | None, caller: str, name: str) -> None:
+    """Raises where another argument, if given, is not where x is, as the compiled operators do.
 
     For operators' fakes, which also serve a call that has one argument on the meta device.
     """
-    if other.device != x.device:
+    if other is not None and other.device != x.device:
         raise ValueError(f"{caller}: {name} must be on x's device {x.device}, got {other.device}")
 
 

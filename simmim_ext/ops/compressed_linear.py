@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from ._library import operator
+from ._library import check_same_device, operator
 
 _compress_weight = operator("compress_weight")
 _decompress_weight = operator("decompress_weight")
@@ -115,6 +115,8 @@ def _(bitmap, values, out_features, in_features):  # type: ignore[no-untyped-def
 
 @register_fake("simmim_ext::compressed_linear")
 def _(x, bitmap, values, weight, bias, out_features, in_features, packed=None):  # type: ignore[no-untyped-def]
+    for name, other in (("bitmap", bitmap), ("values", values), ("weight", weight), ("bias", bias)):
+        check_same_device(x, other, "compressed_linear", name)
     return x.new_empty((*x.shape[:-1], out_features))
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.library import register_fake
 
-from ._library import operator
+from ._library import check_same_device, operator
 
 _masked_linear = operator("masked_linear")
 _input_grad = operator("masked_linear_input_grad")
@@ -52,6 +52,8 @@ def masked_linear_weight_grad(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 @register_fake("simmim_ext::masked_linear")
 def _(x, weight, mask, bias=None):  # type: ignore[no-untyped-def]
+    for name, other in (("weight", weight), ("mask", mask), ("bias", bias)):
+        check_same_device(x, other, "masked_linear", name)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.library import get_ctx, register_fake
 
 from .. import _C
-from ._library import operator
+from ._library import check_same_device, operator
 
 _pack_sparse_weight = operator("pack_sparse_weight")
 _sparse_linear = operator("sparse_linear")
@@ -79,4 +79,6 @@ def _(weight, mask, layout):  # type: ignore[no-untyped-def]
 
 @register_fake("simmim_ext::sparse_linear")
 def _(x, packed, bias, out_features):  # type: ignore[no-untyped-def]
+    for name, other in (("packed", packed), ("bias", bias)):
+        check_same_device(x, other, "sparse_linear", name)
     return x.new_empty((*x.shape[:-1], out_features))
