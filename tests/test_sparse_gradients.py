@@ -4,6 +4,7 @@ import pytest
 import torch
 from sparse_layers import make, patterns_have_their_kernels  # noqa: F401
 from torch import Tensor
+from torch.func import functional_call, grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simmim_ext.nn import SparseLinear
@@ -92,6 +93,26 @@ def test_a_held_weight_is_saved_and_no_other() -> None:
     assert [t.data_ptr() for t in found if t.dim() == 2] == [held.data_ptr()]
     (grad,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(grad, held.sum(0).expand(20, -1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["fast", "small"])
+@pytest.mark.parametrize("mask", ["half", "random", "block", "rows/columns"])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_a_bias_is_differentiated_by_without_x(batch, mask, memory) -> None:
+    """Whatever kernel serves, as biases alone may be tuned, and by transforms of torch.func."""
+    layer, x = make(300, 260, mask, memory=memory), torch.randn(batch, 260)
+
+    def total(bias: Tensor) -> Tensor:
+        return functional_call(layer, {"bias": bias}, (x,)).sum()
+
+    expected = torch.full((300,), float(batch))
+    assert torch.equal(grad(total)(layer.bias), expected)
+    layer.bias.requires_grad_()
+    layer(x).sum().backward()
+    assert torch.equal(layer.bias.grad, expected)
+    with torch.no_grad():
+        y = layer(x)
+    torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf])

@@ -71,9 +71,9 @@ class Packed(Product):
         self.dtype, self.out_features = weight.dtype, weight.shape[0]
         self.packed = (pack_sparse_weight(weight, mask, layout),)
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether it takes x, and nothing asks for a derivative of it."""
-        if torch.is_grad_enabled() and _is_tracked(x):
+    def serves(self, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether it takes x, and nothing asks for a derivative of it or of bias."""
+        if torch.is_grad_enabled() and (_is_tracked(x) or (bias is not None and _is_tracked(bias))):
             return False
         # The usual dtype first: each Python call is felt.
         return (x.dtype == self.dtype or takes(self.dtype, x)) and forward_ad._current_level < 0
@@ -96,7 +96,7 @@ class Compact(Product):
         """The bytes of the indices and the weight, autocast's copy of it included."""
         return super().nbytes + self.dense.nbytes
 
-    def serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor, bias: Tensor | None) -> bool:
         """Whether it takes x's dtype and shape."""
         fits = x.dim() > 0 and x.shape[-1] == self.in_features
         return fits and takes(self.dense.weight.dtype, x)

@@ -27,10 +27,10 @@ class Product(ABC):
         return sum(tensor.nbytes for tensor in self.packed)
 
     @abstractmethod
-    def serves(self, x: Tensor) -> bool:
-        """Whether x [..., in_features] is what it is made for.
+    def serves(self, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether x [..., in_features] and bias are what it is made for.
 
-        Where it is not, compressed_linear takes it, or says what is wrong with it.
+        Where they are not, compressed_linear takes them, or says what is wrong with them.
         """
 
     @abstractmethod

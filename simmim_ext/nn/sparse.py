@@ -29,10 +29,10 @@ class SparseLinear(nn.Module):
     """``y = x W^T + b`` with few weights kept, for inference; made by `from_linear`.
 
     Kept weights behave as in ``nn.Linear``, NaN and infinity included; a masked weight contributes
-    nothing, whatever x holds. Differentiable in x. Sparse kernels multiply and add in float32
-    whatever ``torch.set_float32_matmul_precision`` permits; where a dense kernel serves, torch
-    honours the setting as in ``nn.Linear``. A bfloat16 layer may round x to bfloat16 (its dense,
-    "tile" and "pair" kernels do), and adds in float32 all the same. Under autocast a float32
+    nothing, whatever x holds. Differentiable in x and bias. Sparse kernels multiply and add in
+    float32 whatever ``torch.set_float32_matmul_precision`` permits; where a dense kernel serves,
+    torch honours the setting as in ``nn.Linear``. A bfloat16 layer may round x to bfloat16 (its
+    dense, "tile" and "pair" kernels do), and adds in float32 all the same. Under autocast a float32
     layer's sparse kernels stay in float32, and y is of autocast's dtype; where a dense bfloat16
     product is faster, a layer of ``dtype=torch.bfloat16`` takes that.
 
@@ -166,7 +166,7 @@ class SparseLinear(nn.Module):
                     if batch <= kernel.limit:
                         break
         _, _, product, dense, packed = kernel
-        if product is not None and product.serves(x):
+        if product is not None and product.serves(x, bias):
             return product(x, bias)
         weight = None
         if dense is not None:

@@ -69,7 +69,7 @@ class Structured(Product):
     def __init__(self, weight: Tensor) -> None:
         self.shape, self.dtype, self.device = weight.shape, weight.dtype, weight.device
 
-    def serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor, bias: Tensor | None) -> bool:
         """Whether x [..., in_features] is plain data for the kernel.
 
         compressed_linear alone has gradients, and torch.compile and torch.func can look into it.
@@ -84,6 +84,7 @@ class Structured(Product):
             and x.shape[-1] == in_features
             and x.numel() // in_features * max(self.shape) < LARGEST
             and not (x.requires_grad and torch.is_grad_enabled())
+            and not (bias is not None and bias.requires_grad and torch.is_grad_enabled())
             and forward_ad._current_level < 0
             and torch._C._functorch.maybe_current_level() is None
         )
