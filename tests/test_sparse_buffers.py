@@ -187,6 +187,20 @@ def test_a_bias_can_be_loaded_alone() -> None:
     close(layer(x), y + 1)
 
 
+@pytest.mark.parametrize("name", ["bitmap", "values", "bias"])
+def test_buffers_stay_buffers(name) -> None:
+    layer, x = make(259, 131, "half"), torch.randn(20, 131)
+    y, buffer = layer(x), getattr(layer, name)
+    parameter = torch.nn.Parameter(buffer, requires_grad=False)
+    with pytest.raises(TypeError, match=f"SparseLinear: {name} must be a tensor that is no Param"):
+        setattr(layer, name, parameter)
+    with pytest.raises(RuntimeError, match="no Parameter"):
+        layer.load_state_dict({**layer.state_dict(), name: parameter}, assign=True)
+    assert torch.equal(layer(x), y)
+    setattr(layer, name, parameter.data)
+    assert torch.equal(layer(x), y)
+
+
 DTYPES = "SparseLinear: values must be of one of .*, and bitmap of torch.uint8, got "
 
 

@@ -265,6 +265,11 @@ class SparseLinear(nn.Module):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Parameter) and name in self._buffers:  # which it would leave
+            raise TypeError(
+                f"SparseLinear: {name} must be a tensor that is no Parameter; assign its .data, or"
+                " train a MaskedLinear"
+            )
         super().__setattr__(name, value)
         if name in ("bitmap", "values"):
             self._follow()
