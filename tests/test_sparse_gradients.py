@@ -4,7 +4,6 @@ import pytest
 import torch
 from sparse_layers import make, patterns_have_their_kernels  # noqa: F401
 from torch import Tensor
-from torch.func import functional_call, grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simmim_ext.nn import SparseLinear
@@ -103,10 +102,10 @@ def test_a_bias_is_differentiated_by_without_x(batch, mask, memory) -> None:
     layer, x = make(300, 260, mask, memory=memory), torch.randn(batch, 260)
 
     def total(bias: Tensor) -> Tensor:
-        return functional_call(layer, {"bias": bias}, (x,)).sum()
+        return torch.func.functional_call(layer, {"bias": bias}, (x,)).sum()
 
     expected = torch.full((300,), float(batch))
-    assert torch.equal(grad(total)(layer.bias), expected)
+    assert torch.equal(torch.func.grad(total)(layer.bias), expected)
     layer.bias.requires_grad_()
     layer(x).sum().backward()
     assert torch.equal(layer.bias.grad, expected)
@@ -206,3 +205,12 @@ def test_compiled_layers_have_gradients(mask) -> None:
     torch.testing.assert_close(y, layer(x))
     (actual,) = torch.autograd.grad(y, x, grad)
     torch.testing.assert_close(actual, grad @ layer.weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "element"])
+def test_transforms_are_compiled_whole_with_the_layer(kernel) -> None:
+    layer, x = layer_of(kernel), torch.randn(20, 130 if kernel == "dense" else 260)
+    gradient = torch.func.grad(lambda x: layer(x).square().sum())
+    torch._dynamo.reset()
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), gradient(x), rtol=1e-4, atol=1e-3)

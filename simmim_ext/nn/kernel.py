@@ -116,8 +116,9 @@ class Compact(Product):
 
 def _is_tracked(x: Tensor) -> bool:
     """Whether x may be differentiated by, by autograd or in a transform of torch.func."""
-    # Which torch.compile cannot look into.
-    while not is_compiling() and _functorch.is_functorch_wrapped_tensor(x):
+    if is_compiling():  # which cannot look into wrappers, but sees it in what is made of them
+        return x.view_as(x).requires_grad
+    while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_gradtrackingtensor(x):
             return True
         x = _functorch.get_unwrapped(x)
