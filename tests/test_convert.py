@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import pickle
 import re
 
 import pytest
@@ -85,6 +86,13 @@ def test_strip_undoes_accelerate() -> None:
     assert {type(layer) for layer in stripped.modules()} <= {
         Network, nn.Sequential, nn.ReLU, nn.Linear
     }  # fmt: skip
+
+
+def test_what_strip_returns_is_unpickled_without_this_library() -> None:
+    masked = MaskedLinear.from_linear(nn.Linear(21, 9), uneven_mask(9, 21))
+    for model in (accelerate(masked), nn.Sequential(accelerate(nn.Sequential(masked)))):
+        assert b"simmim_ext" in pickle.dumps(model)
+        assert b"simmim_ext" not in pickle.dumps(strip(model))
 
 
 def test_a_masked_layer_is_a_model() -> None:

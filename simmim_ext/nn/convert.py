@@ -162,7 +162,11 @@ def strip(model: nn.Module) -> nn.Module:
             setattr(dense, key, shared.setdefault(id(parameter), getattr(dense, key)))
         return dense
 
-    return _replaced(model, (MaskedLinear, SparseLinear), convert, "strip", shared)
+    result = _replaced(model, (MaskedLinear, SparseLinear), convert, "strip", shared)
+    for module in result.modules():
+        if isinstance(vars(module).get("acceleration"), Acceleration):  # of layers that are gone
+            del module.acceleration
+    return result
 
 
 def hooks_of(layer: nn.Module) -> list[str]:
