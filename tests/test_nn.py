@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,6 +200,13 @@ def test_fresh_layer_is_a_linear() -> None:
     torch.testing.assert_close(layer(x), linear(x))
     assert "in_features=6, out_features=4, bias=True, density=1" in repr(layer)
     linear.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "mask"})
+
+
+@pytest.mark.parametrize("kind", [MaskedLinear, SparseLinear])
+def test_sizes_may_be_numpys(kind) -> None:
+    layer = kind(np.prod([2, 3]), np.int32(4))
+    assert layer(torch.randn(5, 6)).shape == (5, 4)
+    assert {type(layer.in_features), type(layer.out_features)} == {int}
 
 
 def test_export_and_compile() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -54,8 +55,8 @@ class MaskedLinear(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("MaskedLinear", in_features=in_features, out_features=out_features)
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = int(in_features)  # which may be numpy's
+        self.out_features = int(out_features)
         shape = (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_parameter(
@@ -139,7 +140,7 @@ class MaskedLinear(nn.Module):
 def check_sizes(caller: str, **sizes: object) -> None:
     """Raises ValueError unless every size is an int of at least 0."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, Integral) or size < 0:
             raise ValueError(f"{caller}: {name} must be an int of at least 0, got {size!r}")
 
 

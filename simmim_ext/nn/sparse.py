@@ -80,8 +80,8 @@ class SparseLinear(nn.Module):
             raise TypeError(f"SparseLinear: dtype must be one of {DTYPES}, got {dtype}")
         if memory not in MEMORY:
             raise ValueError(f"SparseLinear: memory must be 'fast' or 'small', got {memory!r}")
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = int(in_features)  # which may be numpy's
+        self.out_features = int(out_features)
         self.memory = memory
         bytes_ = (in_features * out_features + 7) // 8
         self.register_buffer("bitmap", torch.zeros(bytes_, dtype=torch.uint8, device=device))
