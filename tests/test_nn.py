@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from simmim_ext import CompressionResult
 from simmim_ext.nn import MaskedLinear, SparseLinear, accelerate, masked_linear, strip
@@ -221,6 +222,18 @@ def test_export_and_compile() -> None:
     layer.zero_grad()
     layer(x).sum().backward()
     assert torch.equal(grad, layer.weight.grad)
+
+
+def test_compiles_once_for_batches_of_any_size() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    layer = make_layer()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (5, 6, 7):
+        x = torch.randn(batch, 21, requires_grad=True)
+        compiled(x).sum().backward()
+        assert layer.bias.grad.eq(batch).all()
+        layer.zero_grad()
+    assert counter.frame_count == 1
 
 
 def test_fx_traces_the_layer() -> None:

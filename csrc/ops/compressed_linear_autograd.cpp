@@ -70,7 +70,7 @@ struct Linear : Function<Linear> {
                       .to(grad.scalar_type());
     }
     if (bias_edge >= 0 && context->needs_input_grad(bias_edge)) {
-      result[4] = grad.reshape({batch_of(grad), saved.out_features}).sum(0).to(dtype);
+      result[4] = rows_of(grad).sum(0).to(dtype);
     }
     return result;
   }

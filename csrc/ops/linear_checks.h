@@ -18,6 +18,12 @@ inline int64_t batch_of(const at::Tensor& x) {
   return c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
 }
 
+// x [..., features] as [samples, features]. Looks at no size, which torch.compile would take for a
+// constant.
+inline at::Tensor rows_of(const at::Tensor& x) {
+  return x.dim() > 1 ? x.flatten(0, -2) : x.unsqueeze(0);
+}
+
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
   TORCH_CHECK_TYPE(

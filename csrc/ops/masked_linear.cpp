@@ -183,7 +183,7 @@ struct Forward : Function<Forward> {
     if (context->needs_input_grad(0)) result[0] = masked_linear_input_grad(grad, weight, mask);
     if (context->needs_input_grad(1)) result[1] = masked_linear_weight_grad(grad, x, mask);
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(3)) {
-      result[3] = grad.reshape({batch_of(grad), grad.size(-1)}).sum(0);
+      result[3] = rows_of(grad).sum(0);
     }
     return result;
   }
@@ -256,8 +256,7 @@ Tensor input_grad_autograd(const Tensor& grad, const Tensor& weight, const Tenso
 }
 
 Tensor weight_grad_composed(const Tensor& grad, const Tensor& x, const Tensor& mask) {
-  const Tensor grad_rows = grad.reshape({batch_of(grad), mask.size(0)});
-  return at::where(mask, at::mm(grad_rows.t(), x.reshape({batch_of(x), mask.size(1)})), 0);
+  return at::where(mask, at::mm(rows_of(grad).t(), rows_of(x)), 0);
 }
 
 Tensor weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& mask) {
