@@ -126,7 +126,8 @@ def _trace(
         for name, attention in heads.items()
         if any(f"{name}.{layer}" in ignored for layer in attention.kind.projections)
     ]
-    groups = []
+    groups: list[UnitGroup] = []
+    untying: dict[str, list[str]] = {}  # names of a tie's parameters -> of groups that would untie
     # Into the products of strangers torch-pruning may follow embeddings without end.
     of_embeddings = () if strangers else follow_embeddings(graph, kept)
     for found in chain(_followed(graph, kept, ignored), of_embeddings):
@@ -135,13 +136,22 @@ def _trace(
             if channels is None:
                 continue
             group = in_own_layers(channels, heads, together)
-            _check_untied(group, tied)
         except SimMIMError:
             if isinstance(found[0].dep.target.module, nn.Embedding):
                 continue  # see ``embeddings``
             raise
-        if group.units > 1:
-            groups.append(group)
+        tie = _untied_by(group, tied)
+        if tie is None:
+            if group.units > 1:
+                groups.append(group)
+        elif not isinstance(found[0].dep.target.module, nn.Embedding):
+            untying.setdefault(" and ".join(map(repr, tie)), []).append(group.name)
+    for shared, names in untying.items():
+        those = " and ".join(map(repr, sorted(names)))
+        raise SimMIMError(
+            f"trace_units: {shared} are one parameter, and removing units of {those} would untie "
+            f"them; untie them, or put {those} in ignored_layers"
+        )
     return groups
 
 
@@ -276,8 +286,8 @@ def _tied(model: nn.Module) -> list[_Tie]:
     ]
 
 
-def _check_untied(group: UnitGroup, tied: list[_Tie]) -> None:
-    """Raises where the group's units are not the same slice of a parameter to all its layers."""
+def _untied_by(group: UnitGroup, tied: list[_Tie]) -> _Tie | None:
+    """A parameter of several layers to which the group's units are not the same slice of it."""
     for tie in tied:
         slices = []
         for name, layer in tie.items():
@@ -289,8 +299,5 @@ def _check_untied(group: UnitGroup, tied: list[_Tie]) -> None:
             }
             slices.append({part for part in cut if part[0] is not None})
         if any(part != slices[0] for part in slices):
-            shared = " and ".join(repr(name) for name in tie)
-            raise SimMIMError(
-                f"trace_units: {shared} are one parameter, and removing units of {group.name!r} "
-                f"would untie them; untie them, or put {group.name!r} in ignored_layers"
-            )
+            return tie
+    return None

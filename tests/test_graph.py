@@ -275,6 +275,10 @@ def untraceable():
 
     tied = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 2))
     tied[2].weight = tied[0].weight
+    decoder = nn.Sequential(
+        nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12)
+    )
+    decoder[4].weight = decoder[0].weight
     normed = mlp()
     nn.utils.parametrizations.weight_norm(normed[0])
     adapted = mlp()
@@ -283,6 +287,11 @@ def untraceable():
         "unused": (Detached(), ROWS, "layer 'a' is not reached from the outputs"),
         "parameter": (Scaled(), ROWS, r"'gamma' of shape \[4, 2\] belongs to no"),
         "tied": (tied, ROWS, "'0.weight' and '2.weight' are one parameter"),
+        "tied decoder": (
+            decoder,
+            ROWS,
+            "removing units of '0' and '2' would untie them; .* put '0' and '2' in ignored_layers",
+        ),
         "parametrized": (normed, ROWS, "layer '0' is parametrized"),
         "adapter": (
             adapted,

@@ -1,5 +1,6 @@
 """simmim tune: the speed table that kernels are chosen from, on disk and in force."""
 
+import itertools
 import json
 import os
 import re
@@ -257,6 +258,16 @@ def test_measured_speeds_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in KERNELS[cpu_capability()]:
         assert found.speeds[kernel] == (((2.0, 2.0), (2.0, 2.0)),)
     assert all(difference.abs().max() < 0.5 for difference in called)
+
+
+def test_dense_times_that_something_disturbed_are_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    monkeypatch.setattr(
+        "simmim_ext.nn.tuning._in_turn",
+        lambda dense, layer, seconds: (300.0 if next(calls) == 1 else 3.0, 1.5),
+    )
+    found = measure_speeds(sizes=(256,), batches=(1, 40), densities=(0.1,), seconds=0.0, runs=1)
+    assert all(row == (((2.0,), (2.0,)),) for row in found.speeds.values())
 
 
 def test_speeds_are_timed() -> None:

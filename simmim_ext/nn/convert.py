@@ -131,8 +131,9 @@ def accelerate(
 def strip(model: nn.Module) -> nn.Module:
     """A new model in which every masked or sparse layer is a plain ``nn.Linear`` with zeros.
 
-    It needs nothing of this library: to export it, or to train all of its weights again. Parameters
-    that masked layers share stay shared. A layer of half precision, as ``accelerate`` makes with
+    It needs nothing of this library: to export, script or quantize it (torch's ``quantize_dynamic``
+    passes masked and sparse layers over), or to train all of its weights again. Parameters that
+    masked layers share stay shared. A layer of half precision, as ``accelerate`` makes with
     ``dtype``, stays so, and as an ``nn.Linear`` no longer takes float32.
 
     Args:
