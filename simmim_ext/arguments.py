@@ -14,7 +14,7 @@ from .config import CompressConfig
 from .data import Batch, samples_of, to_device
 from .errors import SimMIMError
 from .forward import ForwardFn, forward
-from .modes import device_of, evaluating, in_mode
+from .modes import device_of, evaluating, in_mode, why_unusable
 from .nn import MaskedLinear, SparseLinear
 from .nn.convert import check_is_module
 
@@ -108,19 +108,12 @@ def check_options(
             f"got {ignored_layers!r}"
         )
     if config is not None and config.device is not None:
-        _check_usable(caller, torch.device(config.device))
-
-
-def _check_usable(caller: str, device: torch.device) -> None:
-    """Raises SimMIMError unless tensors can be made on the device, and have values there."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SimMIMError(
-            f"{caller}: config.device is {str(device)!r}, which cannot be used here ({reason}); "
-            "choose another, or None for the model's own"
-        ) from error
+        reason = why_unusable(config.device)
+        if reason is not None:
+            raise SimMIMError(
+                f"{caller}: config.device is {str(config.device)!r}, which cannot be used here "
+                f"({reason}); choose another, or None for the model's own"
+            )
 
 
 def check_device(caller: str, model: nn.Module, config: CompressConfig) -> None:

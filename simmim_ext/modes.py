@@ -43,6 +43,15 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def why_unusable(device: torch.device | str | int | None) -> str | None:
+    """Why tensors cannot be made on the device or have no values there; None where they can."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError, TypeError) as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 @contextmanager
 def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seeds torch's global generators for the block; the caller's random state comes back.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .discretization import Binning, Discretized, Range
+from .modes import why_unusable
 from .ops.entropy import entropy as _entropy
 from .ops.joint import joint_histogram, joint_information
 
@@ -48,13 +49,12 @@ class _Streaming:
         self._binning.discretize(
             torch.empty(0, next(iter(features.values())), dtype=torch.double, device="cpu")
         )
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, RuntimeError, TypeError) as error:
+        reason = why_unusable(device)
+        if reason is not None:
             raise ValueError(
                 f"{name}: device must be None or a torch device that can be used here, "
-                f"got {device!r} ({str(error).splitlines()[0]})"
-            ) from error
+                f"got {device!r} ({reason})"
+            )
         shape = (*features.values(), *(self.bins for _ in features))
         with torch.inference_mode(False):  # counted on outside of it too
             self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
