@@ -3,29 +3,18 @@
 import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from emulated import KERNELS, TESTS, build_extension, compiled, copy_sources, run, run_tests
 
-SIMT = Path(__file__).parent / "simt"
-KERNELS = SIMT.parent.parent / "csrc" / "kernels"
+SIMT = TESTS / "simt"
 PROGRAMS = sorted({path.stem for path in SIMT.glob("*.cpp")} - {"simt", "planted"})
 SEEDS = (0, 1, 2)
-COMPILE = [
-    *("g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra"),
-    *("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"),
-    *("-Wno-unknown-pragmas", "-Wno-psabi", "-I", str(SIMT)),
-]
+INCLUDE = ("-I", str(SIMT))
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-
-
-def compiled(*arguments: str) -> None:
-    done = subprocess.run([*COMPILE, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +26,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for source, out in zip(sources, objects, strict=True):
-            made.append(pool.submit(compiled, "-x", "c++", "-c", str(source), "-o", str(out)))
+            command = (*INCLUDE, "-x", "c++", "-c", str(source), "-o", str(out))
+            made.append(pool.submit(compiled, *command))
     for one in made:
         one.result()
     archive = folder / "kernels.a"
@@ -48,15 +38,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(library: Path, program: str) -> Path:
     """Links tests/simt/<program>.cpp with the kernels."""
     out = library.parent / program
-    compiled(str(SIMT / f"{program}.cpp"), str(library), "-o", str(out))
+    compiled(*INCLUDE, str(SIMT / f"{program}.cpp"), str(library), "-o", str(out))
     return out
-
-
-def run(program: Path, *arguments: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SIMT_SEED": str(seed), "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run(
-        [str(program), *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
 
 
 def test_every_cuda_kernel_has_a_program() -> None:
@@ -103,41 +86,23 @@ def test_planted_bug_is_caught(planted: Path, bug: str, sign: str) -> None:
     assert sign in done.stdout + done.stderr
 
 
-def build_emulated(folder: Path) -> Path:
-    """Builds the whole extension with its CUDA code emulated, serving the CPU's tensors."""
-    root = SIMT.parent.parent
-    for name in ("csrc", "simmim_ext", "tests"):
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(root / name, folder / name, ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, folder)
-    for kernel in (folder / "csrc/kernels").glob("*.cu"):
+@pytest.mark.slow
+def test_emulated_operators_agree_with_references(tmp_path: Path) -> None:
+    """Every operator with a CUDA kernel, its checks, allocation and launches included.
+
+    The whole extension is built with its CUDA code emulated, serving the CPU's tensors.
+    """
+    copy_sources(tmp_path)
+    for kernel in (tmp_path / "csrc/kernels").glob("*.cu"):
         kernel.with_name(f"{kernel.stem}_emulated.cpp").write_text(f'#include "{kernel.name}"\n')
-    shutil.copy(SIMT / "simt.cpp", folder / "csrc")
+    shutil.copy(SIMT / "simt.cpp", tmp_path / "csrc")
     macros = ["WITH_CUDA", "EMULATED_CUDA", """CUDA_VERSION='"emulated"'"""]
     macros.append("""CUDA_ARCHITECTURES='"none"'""")
     flags = [f"-DSIMMIM_{macro}" for macro in macros]
-    flags += [f"-I{folder / 'tests/simt'}", "-Wno-unknown-pragmas"]
-    environment = {**os.environ, "SIMMIM_CUDA": "0", "CFLAGS": " ".join(flags)}
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return folder
-
-
-@pytest.mark.slow
-def test_emulated_operators_agree_with_references(tmp_path: Path) -> None:
-    """Every operator with a CUDA kernel, its checks, allocation and launches included."""
-    folder = build_emulated(tmp_path)
+    build_extension(tmp_path, *flags, f"-I{tmp_path / 'tests/simt'}", "-Wno-unknown-pragmas")
     chosen = ("-k", "test_agrees_with_reference or test_bad_input or test_cuda_linear")
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_ops.py", *chosen]
-    command.append("tests/test_cuda_linear.py")
     # What stands for cuBLAS is the CPU's product, which on AMX lets NaN into other rows.
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_tests(
+        *(tmp_path, "tests/test_ops.py", "tests/test_cuda_linear.py", *chosen),
+        ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16",
+    )
