@@ -262,3 +262,39 @@ def test_what_is_on_the_meta_device_gives_no_values(call: Callable[[], Tensor], 
     """A layer whose weights were not loaded, above all: nobody would have written its result."""
     with pytest.raises(ValueError, match=f"^{text}$"):
         call()
+
+
+def sparse_layer(kernels: int) -> SparseLinear:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(300, 300)
+    memory = "small" if kernels == 1 else "fast"
+    layer = SparseLinear.from_linear(linear, torch.rand(300, 300) < 0.1, memory=memory)
+    assert (len(layer.choice.kernels) == 1) == (kernels == 1)
+    return layer
+
+
+@pytest.mark.parametrize("kernels", [1, 2])
+@pytest.mark.parametrize("x", [None, 1.0, [[0.0] * 300]], ids=["None", "float", "list"])
+def test_sparse_layers_take_tensors(kernels: int, x: object) -> None:
+    text = f"SparseLinear: x must be a tensor, got {type(x).__name__}"
+    with pytest.raises(TypeError, match=text):
+        sparse_layer(kernels)(x)
+
+
+@pytest.mark.parametrize("kernels", [1, 2])
+@pytest.mark.parametrize("batch", [1, 16])
+def test_sparse_layers_are_not_trained(kernels: int, batch: int) -> None:
+    layer = sparse_layer(kernels)
+    layer.values.requires_grad_()
+    text = "values and weight must not require a gradient; train a MaskedLinear"
+    with pytest.raises(NotImplementedError, match=text):
+        layer(torch.randn(batch, 300))
+
+
+@pytest.mark.parametrize("kernels", [1, 2])
+def test_fx_traces_sparse_layers(kernels: int) -> None:
+    model = torch.nn.Sequential(sparse_layer(kernels), torch.nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    for batch in (1, 16):
+        x = torch.randn(batch, 300)
+        torch.testing.assert_close(traced(x), model(x))

@@ -42,7 +42,8 @@ class SparseLinear(nn.Module):
     device or dtype, or its buffers are assigned or changed in place (but through ``.data``, and in
     code that torch.compile has compiled, where nobody notices). Buffers lent for a call, as
     ``torch.func.functional_call`` lends them, are decompressed in it. ``torch.export`` exports an
-    equivalent of standard operators on the compressed form.
+    equivalent of standard operators on the compressed form; ``torch.fx`` traces a product with
+    that form, which decompresses it in each call.
 
     Args:
         in_features: size of each input sample.
@@ -144,6 +145,8 @@ class SparseLinear(nn.Module):
 
         x is of the layer's dtype, or float32 where that is float16 or bfloat16.
         """
+        if not isinstance(x, Tensor):
+            return self._forward_traced(x)
         compiling = is_compiling()
         if compiling and is_exporting():
             return self._forward_exported(x)
@@ -151,8 +154,9 @@ class SparseLinear(nn.Module):
         buffers: Any = self._buffers
         bitmap, values, bias = buffers["bitmap"], buffers["values"], buffers["bias"]
         made = self._made
-        if bitmap is not made.bitmap or values is not made.values:
-            kernel = COMPRESSED  # they are lent for this call, as by torch.func.functional_call
+        if bitmap is not made.bitmap or values is not made.values or values.requires_grad:
+            # They are lent for this call, as by torch.func.functional_call; or it is refused.
+            kernel = COMPRESSED
         else:
             if not compiling and (  # which cannot tell
                 bitmap._version != made.bitmap_version or values._version != made.values_version
@@ -227,6 +231,14 @@ class SparseLinear(nn.Module):
         """The same in standard operators, for runtimes that lack this library's."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def _forward_traced(self, x: Any) -> Tensor:
+        """The same for torch.fx, whose values have no size by which to choose a kernel."""
+        if not isinstance(x, torch.fx.Proxy):
+            raise TypeError(f"SparseLinear: x must be a tensor, got {type(x).__name__}")
+        return _compressed_linear(  # type: ignore[no-any-return]
+            x, self.bitmap, self.values, None, self.bias, self.out_features, self.in_features, None
+        )
 
     def _pack(self, choice: Choice | None = None) -> Made:
         """Makes the kernels of the buffers, chosen unless told."""
