@@ -23,6 +23,7 @@ from .widths import (
     allocate_by_loss,
     is_count,
     rounded,
+    share_of,
     unreachable,
     warn_of_counts,
 )
@@ -82,10 +83,7 @@ def make_plan(
     scores = replace(scores, order=order)
     costs = Costs(model, scores, example_inputs, forward_fn)
     warn_of_counts(limits, costs.original)
-    ceilings = {
-        name: value if is_count(value) else value * costs.original(name)
-        for name, value in limits.items()
-    }
+    ceilings = _ceilings(limits, costs)
     own = own_widths(scores.groups, per_layer, round_to)
     priorities = _priorities(scores, allocation)
     free = {name: values for name, values in priorities.items() if name not in own}
@@ -113,10 +111,8 @@ def make_plan(
             widths = allocate(free, fits, **options)
         if widths is not None:
             return complete(widths)
-        name = next(n for n, limit in ceilings.items() if costs.of(n, least) > limit)
-        if name == "latency":
-            raise costs.latency_unmet(limits[name], costs.of(name, least))
-        raise unreachable(name, limits[name], costs.of(name, least), costs.original(name), round_to)
+        _check_least(costs, limits, least, round_to)
+        raise AssertionError("the least widths fit, yet none were found")
 
     widths = widest()
     if "latency" in limits:
@@ -134,6 +130,32 @@ def make_plan(
     return Plan(kept, [_layer(scores, name, units) for name, units in kept.items()])
 
 
+def check_reachable(
+    model: nn.Module,
+    groups: tuple[UnitGroup, ...],
+    constraints: Mapping[str, Any],
+    example_inputs: Batch,
+    *,
+    round_to: int = 1,
+    forward_fn: ForwardFn | None = None,
+) -> None:
+    """Raises the errors of ``make_plan`` that need no scores; those of a latency do.
+
+    Args:
+        groups: the model's units.
+        model, constraints, example_inputs, round_to, forward_fn: as in ``make_plan``.
+    """
+    limits, per_layer = split_budget(constraints)
+    counted = {name: value for name, value in limits.items() if name != "latency"}
+    own = own_widths(groups, per_layer, round_to)
+    order = {group.name: tuple(range(group.units)) for group in groups}
+    scores = Scores({}, order, {}, "none", groups, example_inputs)
+    order, needed = guarded(scores)  # of whichever units: they cost the same
+    scores = replace(scores, order=order)
+    least = {g.name: max(own.get(g.name, min(round_to, g.units)), needed[g.name]) for g in groups}
+    _check_least(Costs(model, scores, example_inputs, forward_fn), counted, least, round_to)
+
+
 def own_values(groups: Iterable[UnitGroup], per_layer: Mapping[str, T]) -> dict[str, T]:
     """Group -> the value that ``per_layer`` has for one of the layers that make its units."""
     names = {g.name: [m.module for m in g.members if m.axis == "out"] for g in groups}
@@ -148,7 +170,7 @@ def own_widths(
     units = {group.name: group.units for group in groups}
     widths = {}
     for name, value in own_values(groups, per_layer).items():
-        count = int(value) if is_count(value) else int(value * units[name] + 1e-9)
+        count = int(value) if is_count(value) else share_of(value, units[name])
         if count > units[name]:
             raise SimMIMError(
                 f"constraints: per_layer asks for {count} units of {name!r}, which has "
@@ -156,6 +178,28 @@ def own_widths(
             )
         widths[name] = rounded(count, units[name], round_to)
     return widths
+
+
+def _ceilings(limits: Mapping[str, float | int], costs: Costs) -> dict[str, float]:
+    return {
+        name: value
+        if is_count(value) or name == "latency"
+        else share_of(value, costs.original(name))
+        for name, value in limits.items()
+    }
+
+
+def _check_least(
+    costs: Costs, limits: Mapping[str, float | int], least: Widths, round_to: int
+) -> None:
+    """Raises SimMIMError where the least widths exceed a limit."""
+    for name, ceiling in _ceilings(limits, costs).items():
+        reached = costs.of(name, least)
+        if reached <= ceiling:
+            continue
+        if name == "latency":
+            raise costs.latency_unmet(limits[name], reached)
+        raise unreachable(name, limits[name], reached, costs.original(name), round_to)
 
 
 def _prices(

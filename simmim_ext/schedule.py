@@ -3,14 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .errors import SimMIMError
 from .storage import Json
-from .widths import Count, is_count, unreachable, warn_of_counts
+from .widths import Count, is_count, share_of, warn_of_counts
 
 Constraints = Mapping[str, Any]
-
-# A fraction of a count may be a whole number but for rounding.
-_EPSILON = 1e-9
 
 
 def budgets(
@@ -30,16 +26,14 @@ def budgets(
 
     Raises:
         ValueError: several steps to a latency.
-        SimMIMError: several steps to a fraction of the whole that is less than one.
     """
     if steps > 1 and "latency" in constraints:
         raise ValueError(
             f'compress: a latency budget needs schedule="one-shot", got {schedule!r}: how much '
             "faster a step before the last should be is not known; give flops as well"
         )
-    if steps == 1 or originals.get("units") == 0:  # which score will say of the model
-        return [dict(constraints)] * steps
-    _check_not_none(constraints, originals)
+    if steps == 1:
+        return [dict(constraints)]
     warn_of_counts(constraints, originals.__getitem__)
     return [
         {
@@ -72,18 +66,11 @@ def sparsities(
 def without_singles(
     constraints: Constraints, layers: list[Json], groups: Collection[str]
 ) -> Constraints:
-    """A step's constraints for the groups that are left: a layer down to one unit is none.
-
-    Raises:
-        SimMIMError: fewer units than all of them keep.
-    """
+    """A step's constraints for the groups that are left: a layer down to one unit is none."""
     singles = sum(layer["after"] for layer in layers if layer["name"] not in groups)
     if singles == 0 or "units" not in constraints:
         return constraints
-    units, least = constraints["units"], singles + len(groups)
-    if units < least:
-        raise unreachable("units", units, least, sum(layer["before"] for layer in layers))
-    return {**constraints, "units": Count(units - singles)}
+    return {**constraints, "units": Count(constraints["units"] - singles)}
 
 
 def composed(earlier: list[Json], layers: list[Json]) -> list[Json]:
@@ -109,17 +96,6 @@ def epochs_of_steps(epochs: int, steps: int) -> list[int]:
     return [share] * (steps - 1) + [epochs - share * (steps - 1)]
 
 
-def _check_not_none(constraints: Constraints, originals: Mapping[str, Any]) -> None:
-    for name, value in constraints.items():
-        if isinstance(value, Mapping) or is_count(value):
-            continue
-        if value * originals[name] + _EPSILON < 1:
-            raise SimMIMError(
-                f"constraints: {name}={value} cannot be met: of {originals[name]:g} it leaves less "
-                "than 1; raise the budget"
-            )
-
-
 def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
     if isinstance(value, Mapping):
         return {
@@ -127,7 +103,7 @@ def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
         }
     kept = _kept(value / original if is_count(value) else float(value), schedule, done)
     # A layer keeps at least one unit, and two before the last step: a single one is no group.
-    return Count(max(int(kept * original + _EPSILON), 1 if done == 1 else 2))
+    return Count(max(share_of(kept, original), 1 if done == 1 else 2))
 
 
 def _sparsity(value: Any, schedule: str, done: float) -> Any:

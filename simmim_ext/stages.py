@@ -22,7 +22,7 @@ from .graph import trace_units
 from .measure import count_bytes, count_flops, count_params
 from .nn import MaskedLinear
 from .outputs import divergence
-from .plan import own_values
+from .plan import check_reachable, own_values
 from .progress import bar
 from .pruning import prune_units
 from .reconstruction import reconstruct
@@ -33,7 +33,6 @@ from .storage import Json, set_submodule
 from .trials import measured
 from .units import UnitGroup
 from .weights import prune_weights
-from .widths import unreachable
 
 Constraints = Mapping[str, Any]
 
@@ -174,8 +173,7 @@ class Run:
         # The last unit of a layer, where it is several channels, would come apart into them.
         groups = tuple(g for g in self._groups(model) if after.get(g.name, g.units) == g.units)
         constraints = without_singles(constraints, state.layers, {group.name for group in groups})
-        if state.layers and not groups:
-            self._check_met(model, constraints)
+        if state.layers and not groups:  # nothing is left to remove
             return model
         with stage(state.stages, "score", self.progress):
             scores = score_groups(
@@ -236,42 +234,36 @@ class Run:
         return student
 
     def _budgets(self) -> list[dict[str, Any]]:
-        """The constraints of every step."""
+        """The constraints of every step.
+
+        Raises SimMIMError where they can't be met, while nothing was spent on it.
+        """
         schedule, steps, constraints = self.config.schedule, self.config.steps, self.constraints
         if self.granularity.name != "unit":
             return sparsities(constraints, schedule, steps, self.granularity.sparsity)
-        originals, constraints = self._originals(), dict(constraints)
-        if PER_LAYER in originals:
-            groups = self._groups(self.teacher)
-            constraints[PER_LAYER] = own_values(groups, constraints[PER_LAYER])
-        return budgets(constraints, originals, schedule, steps)
-
-    def _originals(self) -> dict[str, Any]:
-        """Costs of the teacher, which the steps of a schedule refer to."""
-        if self.config.steps == 1:
-            return {}
-        costs = self._costs(self.teacher)
-        return {name: costs[name]() for name in self.constraints if name in costs}
-
-    def _costs(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
-        """Name of a budget -> what counts the model's own; all but latency."""
-        return {
-            "params": lambda: count_params(model),
-            "flops": lambda: count_flops(model, self.example, self.forward_fn),
-            "bytes": lambda: count_bytes(model),
-            "units": lambda: sum(group.units for group in self._groups(model)),
-            PER_LAYER: lambda: {group.name: group.units for group in self._groups(model)},
+        groups, constraints = self._groups(self.teacher), dict(constraints)
+        if not groups:
+            return [constraints] * steps  # which score will refuse
+        check_reachable(
+            self.teacher,
+            groups,
+            constraints,
+            self.example,
+            round_to=self.round_to,
+            forward_fn=self.forward_fn,
+        )
+        units = {group.name: group.units for group in groups}
+        count: dict[str, Callable[[], Any]] = {
+            "units": lambda: sum(units.values()),
+            "params": lambda: count_params(self.teacher),
+            "flops": lambda: count_flops(self.teacher, self.example, self.forward_fn),
+            "bytes": lambda: count_bytes(self.teacher),
+            PER_LAYER: lambda: units,
         }
-
-    def _check_met(self, model: nn.Module, constraints: Constraints) -> None:
-        """Raises SimMIMError unless a model with nothing left to remove is within them.
-
-        Its units are: ``without_singles`` would have raised.
-        """
-        costs, originals = self._costs(model), self._originals()
-        for name, limit in constraints.items():
-            if name != "units" and (cost := costs[name]()) > limit:
-                raise unreachable(name, limit, cost, originals[name])
+        if PER_LAYER in constraints:
+            constraints[PER_LAYER] = own_values(groups, constraints[PER_LAYER])
+        originals = {name: count[name]() for name in constraints if steps > 1 and name in count}
+        return budgets(constraints, originals, schedule, steps)
 
     def _groups(self, model: nn.Module) -> tuple[UnitGroup, ...]:
         return trace_units(

@@ -13,6 +13,8 @@ Widths = dict[str, int]
 BUDGETS = ("units", "params", "flops", "bytes", "latency")
 _FRACTIONS_ONLY = ("latency",)
 
+_ROUNDING = 1e-12
+
 # How often prices are set anew.
 _PRICE_ROUNDS = 12
 
@@ -25,6 +27,11 @@ def is_count(value: Any) -> bool:
     """Whether a constraint's value is a number of things, and not a fraction of them."""
     plain = isinstance(value, int) and not isinstance(value, bool) and value > 1
     return plain or isinstance(value, Count)
+
+
+def share_of(share: float, whole: float) -> int:
+    """So much of a number of things, rounded down; 1 / 49 of 49 is 1 whatever floats make of it."""
+    return int(share * whole * (1 + _ROUNDING))
 
 
 def check_constraints(constraints: Mapping[str, Any]) -> dict[str, float | int]:
