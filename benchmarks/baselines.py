@@ -44,7 +44,8 @@ def pairwise_by_one_hot(code: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
     one_hot = torch.zeros(samples, features * bins, dtype=dtype, device=code.device)
     one_hot.scatter_(1, code + torch.arange(features, device=code.device) * bins, 1)
     if dtype == torch.int8:
-        joint = torch._int_mm(one_hot.t().contiguous(), one_hot)
+        columns = one_hot.t().contiguous()
+        joint = torch._int_mm(columns, columns.t())  # the one layout that all of cuBLAS takes
     else:
         joint = one_hot.t() @ one_hot
     return information_of(joint.view(features, bins, features, bins).transpose(1, 2))

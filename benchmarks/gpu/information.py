@@ -54,19 +54,17 @@ def pairs(measures: dict[str, float], bins: int) -> Iterator[Figure]:
     torch.testing.assert_close(si.mutual_information(little)[:4], expected, rtol=0, atol=2e-5)
     taken = seconds_of(lambda: si.mutual_information(binned), rounds=5)
     per_pair = taken / 4096**2
-    rivals = {
-        f"torch {name} one-hot": seconds_of(
-            lambda d=dtype: baselines.pairwise_by_one_hot(code, bins, d), rounds=3
-        )
-        / few**2
-        / per_pair
-        for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16))
+    ways = {
+        "int8 one-hot": (few**2, lambda: baselines.pairwise_by_one_hot(code, bins, torch.int8)),
+        "bf16 one-hot": (few**2, lambda: baselines.pairwise_by_one_hot(code, bins, torch.bfloat16)),
+        "scatter_add": (4 * few, lambda: baselines.pairwise_by_scatter(code[:, :4], code, bins)),
     }
-    rivals["torch scatter_add"] = (
-        seconds_of(lambda: baselines.pairwise_by_scatter(code[:, :4], code, bins), 3)
-        / (4 * few)
-        / per_pair
-    )
+    rivals = {}
+    for name, (count, way) in ways.items():
+        try:
+            rivals[f"torch {name}"] = seconds_of(way, rounds=3) / count / per_pair
+        except RuntimeError as error:  # cuBLAS lacks some products; ours is a figure all the same
+            print(f"torch {name}: {error}", flush=True)
     yield (
         f"pairwise MI, 4096 x 16384, {bins} bins",
         {
