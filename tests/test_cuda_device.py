@@ -4,6 +4,7 @@ Where there is none, all of it is skipped; tests/test_simt.py has what can be pr
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -42,6 +43,17 @@ def test_same_as_on_the_cpu_and_in_every_run(case: Case) -> None:
             exact = not one.is_floating_point()
             atol = 0 if exact else max(1e-6, case.tolerance if case.differentiable else 0)
             torch.testing.assert_close(one, expected, rtol=0, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("width", [6.0, 1e-39, 1e-44])  # the last two leave no scale of float32
+@pytest.mark.parametrize("bins", [3, 10, 49, 255])  # none of which has an exact reciprocal
+def test_cuda_bins_are_the_cpus(bins: int, width: float) -> None:
+    here = values().cpu() * (width / 6)
+    for ends in (None, (-width / 2, width / 2)):
+        bin_it = partial(si.discretize, bins=bins, range=ends, outliers="clip")
+        expected, binned = bin_it(here), bin_it(here.cuda())
+        assert torch.equal(binned.codes.cpu(), expected.codes)
+        assert torch.equal(binned.edges.cpu(), expected.edges)
 
 
 def graph_calls(x: Tensor) -> dict[str, Callable[[], Tensor]]:

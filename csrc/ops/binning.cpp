@@ -4,6 +4,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/nextafter.h>
@@ -196,10 +197,15 @@ void raise_bad_range(double low, double high, int64_t feature, const at::Tensor&
                     beyond ? "; x is binned in float32, which ends at 3.4e38" : "");
 }
 
+at::Tensor bin_steps(int64_t bins, const at::TensorOptions& options) {
+  // By a tensor: on CUDA torch takes a number's reciprocal times, which rounds otherwise.
+  return at::arange(bins + 1, options) / at::full({}, bins, options);
+}
+
 at::Tensor edges_between(const at::Tensor& low, const at::Tensor& high, int64_t bins) {
   const auto wide = low.options().dtype(at::kDouble);
   const at::Tensor last = high.to(at::kDouble).unsqueeze(1);
-  const at::Tensor step = at::arange(bins + 1, wide) / bins;
+  const at::Tensor step = bin_steps(bins, wide);
   const at::Tensor edges = low.to(at::kDouble).unsqueeze(1) * (1 - step) + last * step;
   at::Tensor result = std::get<0>(at::minimum(edges, last).cummax(1)).contiguous();
   result.select(1, bins).copy_(high);

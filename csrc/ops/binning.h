@@ -83,6 +83,8 @@ void check_bounds(const at::Tensor& low, const at::Tensor& high, int64_t feature
 void check_edge_values(bool finite, bool ascend, const BinningRequest& request);
 [[noreturn]] void raise_bad_range(double low, double high, int64_t feature, const at::Tensor& x,
                                   const BinningRequest& request);
+// k / bins for k = 0, 1, ..., bins, of the options' device and dtype.
+at::Tensor bin_steps(int64_t bins, const at::TensorOptions& options);
 // The bins of ranges that are too narrow or too wide for x's own arithmetic, in double precision.
 at::Tensor edges_between(const at::Tensor& low, const at::Tensor& high, int64_t bins);
 

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
@@ -33,7 +32,7 @@ at::Tensor edges_of(const ResolvedBinning& binning, int64_t features) {
   if (binning.edges.defined()) return binning.edges.expand({features, binning.bins + 1}).clone();
   const at::Tensor low = binning.low.to(at::kDouble).unsqueeze(1);
   const at::Tensor high = binning.high.to(at::kDouble).unsqueeze(1);
-  const at::Tensor step = at::arange(binning.bins + 1, low.options()) / binning.bins;
+  const at::Tensor step = bin_steps(binning.bins, low.options());
   at::Tensor edges = low + (high - low) * step;
   edges.select(1, binning.bins).copy_(binning.high);
   return edges;
