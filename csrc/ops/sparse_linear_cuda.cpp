@@ -84,14 +84,17 @@ Tensor pack_on_cuda(const Tensor& weight, const Tensor& mask, c10::string_view l
   return is_list ? packed.unsqueeze(2).unsqueeze(3) : packed;
 }
 
+// What kernels read by vectors: a view may begin anywhere.
+Tensor aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kPackedUnit == 0 ? t : t.clone();
+}
+
 // x [..., in_features] -> [batch, columns]: whole tiles, aligned, of the packed weight's type.
 Tensor whole_tiles(const Tensor& x, const Tensor& packed, int64_t columns) {
   const int64_t in_features = x.size(-1);
-  Tensor rows = x.reshape({x.numel() / in_features, in_features}).to(packed.scalar_type());
+  const Tensor rows = x.reshape({x.numel() / in_features, in_features}).to(packed.scalar_type());
   if (columns > in_features) return at::constant_pad_nd(rows, {0, columns - in_features});
-  rows = rows.contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % kPackedUnit == 0;
-  return aligned ? rows : rows.clone();
+  return aligned(rows.contiguous());
 }
 
 Tensor scratch_of(const Tensor& like, int64_t floats) {
@@ -138,6 +141,7 @@ Tensor sparse_linear_on_cuda(const Tensor& x, const Tensor& packed, const Option
   sizes.back() = out_features;
   Tensor y = at::empty(sizes, packed.options());
   const Tensor rows = whole_tiles(x, packed, tiles.column_tiles() * kPackedColumns);
+  const Tensor units = aligned(packed);
   const OptionalTensor added =
       bias.has_value() ? OptionalTensor(bias->to(dtype).contiguous()) : std::nullopt;
   with_stored(packed, [&](auto stored) {
@@ -146,14 +150,14 @@ Tensor sparse_linear_on_cuda(const Tensor& x, const Tensor& packed, const Option
     const auto* bias_values = values_of<Stored>(added);
     auto* outputs = static_cast<Stored*>(y.mutable_data_ptr());
     if (by_rows) {
-      run<Stored>(RowLinearArgs<Stored>{packed.const_data_ptr(), values, bias_values, outputs,
+      run<Stored>(RowLinearArgs<Stored>{units.const_data_ptr(), values, bias_values, outputs,
                                         rows.size(0), rows.size(1), lists},
                   packed);
     } else {
-      run<Stored>(TileLinearArgs<Stored>{packed.const_data_ptr(), values, bias_values, outputs,
-                                         rows.size(0), tiles,
-                                         axes == kListAxes ? TileForm::list : TileForm::bits},
-                  packed);
+      run<Stored>(
+          TileLinearArgs<Stored>{units.const_data_ptr(), values, bias_values, outputs, rows.size(0),
+                                 tiles, axes == kListAxes ? TileForm::list : TileForm::bits},
+          packed);
     }
   });
   return y.to(x.scalar_type());
