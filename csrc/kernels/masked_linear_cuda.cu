@@ -11,9 +11,83 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpLanes;
 constexpr int kRows = 4;  // of the weight that a thread takes at once, so that x is read less often
 
+using Sums = float[kRows][kSkinnyBatch];
+
+// The weights of a lane's columns.
+template <typename Stored, int kVector>
+struct Weights {
+  Vector<Stored, kVector> values[kRows];
+  Vector<uint8_t, kVector> kept[kRows];
+
+  __device__ __forceinline__ void load_at(const MaskedLinearArgs<Stored>& args,
+                                          const int64_t (&rows)[kRows], int64_t column) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      values[r] = load<kVector>(args.weight + rows[r] * args.in_features + column);
+      kept[r] = load<kVector>(args.mask + rows[r] * args.in_features + column);
+    }
+  }
+};
+
+// Sums of a lane's products. Masked weights are 0, which makes NaN of an infinity or NaN of x.
+template <typename Stored, int kVector>
+__device__ __forceinline__ void add_products(const MaskedLinearArgs<Stored>& args,
+                                             const int64_t (&rows)[kRows], Sums& sums) {
+  constexpr int64_t kStep = kWarpLanes * kVector;
+  int64_t column = threadIdx.x % kWarpLanes * kVector;
+  Weights<Stored, kVector> next;
+  if (column < args.in_features) next.load_at(args, rows, column);
+  for (; column < args.in_features; column += kStep) {
+    float weights[kRows][kVector];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        weights[r][i] = next.kept[r][i] ? static_cast<float>(next.values[r][i]) : 0;
+      }
+    }
+    if (column + kStep < args.in_features) next.load_at(args, rows, column + kStep);
+#pragma unroll
+    for (int b = 0; b < kSkinnyBatch; ++b) {
+      if (b >= args.batch) break;
+      const auto x = load<kVector>(args.x + b * args.in_features + column);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const auto value = static_cast<float>(x[i]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) sums[r][b] += weights[r][i] * value;
+      }
+    }
+  }
+}
+
+// The same of kept weights alone, in the same order, and several times as slow.
+template <typename Stored, int kVector>
+__device__ __forceinline__ void add_kept(const MaskedLinearArgs<Stored>& args,
+                                         const int64_t (&rows)[kRows], Sums& sums) {
+  constexpr int64_t kStep = kWarpLanes * kVector;
+  for (int64_t first = threadIdx.x % kWarpLanes * kVector; first < args.in_features;
+       first += kStep) {
+#pragma unroll 1
+    for (int64_t column = first; column < first + kVector; ++column) {
+      Weights<Stored, 1> weights;
+      weights.load_at(args, rows, column);
+#pragma unroll
+      for (int b = 0; b < kSkinnyBatch; ++b) {
+        if (b >= args.batch) break;
+        const auto value = static_cast<float>(args.x[b * args.in_features + column]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (weights.kept[r][0]) sums[r][b] += static_cast<float>(weights.values[r][0]) * value;
+        }
+      }
+    }
+  }
+}
+
 // A warp makes all outputs of kRows rows, its lanes side by side along the rows.
 template <typename Stored, int kVector>
-__global__ void __launch_bounds__(kThreads) masked_linear_kernel(MaskedLinearArgs<Stored> args) {
+__global__ void __launch_bounds__(kThreads, 1) masked_linear_kernel(MaskedLinearArgs<Stored> args) {
   const int lane = threadIdx.x % kWarpLanes;
   const int64_t first = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes) * kRows;
   if (first >= args.out_features) return;
@@ -23,27 +97,21 @@ __global__ void __launch_bounds__(kThreads) masked_linear_kernel(MaskedLinearArg
   for (int r = 0; r < kRows; ++r) {
     rows[r] = first + r < args.out_features ? first + r : args.out_features - 1;
   }
-  float sums[kRows][kSkinnyBatch] = {};
-  for (int64_t column = lane * kVector; column < args.in_features; column += kWarpLanes * kVector) {
-    Vector<Stored, kVector> weights[kRows];
-    Vector<uint8_t, kVector> kept[kRows];
+  Sums sums = {};
+  add_products<Stored, kVector>(args, rows, sums);
+  bool special = false;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int b = 0; b < kSkinnyBatch; ++b) special |= !(sums[r][b] - sums[r][b] == 0);
+  }
+  if (__any_sync(~0u, special)) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      weights[r] = load<kVector>(args.weight + rows[r] * args.in_features + column);
-      kept[r] = load<kVector>(args.mask + rows[r] * args.in_features + column);
+#pragma unroll
+      for (int b = 0; b < kSkinnyBatch; ++b) sums[r][b] = 0;
     }
-#pragma unroll
-    for (int b = 0; b < kSkinnyBatch; ++b) {
-      if (b >= args.batch) break;
-      const auto x = load<kVector>(args.x + b * args.in_features + column);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-          if (kept[r][i]) sums[r][b] += static_cast<float>(weights[r][i]) * float(x[i]);
-        }
-      }
-    }
+    add_kept<Stored, kVector>(args, rows, sums);
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
