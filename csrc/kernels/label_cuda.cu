@@ -8,41 +8,38 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 1 << 20;  // blocks stride over the features beyond
 
-// The valid samples of one feature that have a label: by label, by code or by both.
+// The valid samples of one feature that have a label: rows by label, columns by code.
 struct LabelSamples {
   const uint8_t* x;
   const int32_t* labels;
   int64_t samples;
   int32_t bins;
-  bool by_label, by_code;
 
   template <typename Add>
   __device__ void each(Add&& add) const {
-    for (int64_t i = threadIdx.x; i < samples; i += kTableThreads) {
-      if (labels[i] >= 0 && x[i] < bins)
-        add(int64_t{by_label ? labels[i] : 0}, by_code ? int32_t{x[i]} : 0);
-    }
+    const auto one = [&](int32_t label, int32_t code) {
+      if (label >= 0 && code < bins) add(int64_t{label}, code);
+    };
+    each_sample(samples, one, labels, x);
   }
 };
 
-__global__ void __launch_bounds__(kTableThreads, 2)
+template <bool kHeld>
+__global__ void __launch_bounds__(kTableThreads, kHeld ? 3 : 2)
     label_kernel(LabelTableArgs args, int64_t capacity) {
   const int64_t classes = *args.classes;
   const double alphabet = *args.alphabet;
   for (int64_t feature = blockIdx.x; feature < args.features; feature += gridDim.x) {
-    LabelSamples samples{
-        args.x + feature * args.samples, args.labels, args.samples, args.bins, true, true};
-    const int64_t valid = BlockTable<LabelSamples>(samples, 1, 1, capacity).size();
+    const LabelSamples samples{args.x + feature * args.samples, args.labels, args.samples,
+                               args.bins};
+    const BlockTable<kHeld, LabelSamples> table(samples, classes, args.bins, capacity);
+    const int64_t valid = table.size();
     double x = 0, y = 0, joint = 0;
 #pragma unroll 1
     for (int of = 0; of < 3 && valid >= 2; ++of) {
-      samples.by_label = of > 0;
-      samples.by_code = of != 1;
-      BlockTable<LabelSamples> table(samples, samples.by_label ? classes : 1,
-                                     samples.by_code ? args.bins : 1, capacity);
-      const double cells =
-          (samples.by_label ? alphabet : 1) * (samples.by_code ? double(args.bins) : 1);
-      const double nats = table.entropy(args.terms, valid, cells);
+      const Axis axis = of == 0 ? Axis::columns : of == 1 ? Axis::rows : Axis::cells;
+      const double cells = (of == 0 ? 1 : alphabet) * (of == 1 ? 1 : args.bins);
+      const double nats = table.entropy(axis, args.terms, valid, cells);
       (of == 0 ? x : of == 1 ? y : joint) = nats;
     }
     if (threadIdx.x == 0) {
@@ -55,11 +52,12 @@ __global__ void __launch_bounds__(kTableThreads, 2)
 
 int label_information_cuda(const LabelTableArgs& args, void* stream) {
   if (args.features == 0) return cudaSuccess;
-  const int64_t capacity =
-      std::max(table_capacity(args.most_classes, args.bins), int64_t{args.bins});
+  const int64_t most_classes = std::max<int64_t>(args.most_classes, 1);
+  const int64_t capacity = table_capacity(most_classes, args.bins);
+  const auto kernel =
+      holds_table(most_classes, args.bins) ? label_kernel<true> : label_kernel<false>;
   const dim3 grid(static_cast<unsigned>(std::min(args.features, kMaxBlocks)));
-  return launch(label_kernel, grid, dim3(kTableThreads), table_bytes(capacity), stream, args,
-                capacity);
+  return launch(kernel, grid, dim3(kTableThreads), table_bytes(capacity), stream, args, capacity);
 }
 
 }  // namespace simmim

@@ -70,6 +70,7 @@ void check_labels(int64_t features, int64_t samples, int bins, int64_t classes,
 int main() {
   for (int estimator = 0; estimator < 5; ++estimator) {
     check_labels(3, 401, 9, 7, 7, 20, Estimator(estimator));
+    check_labels(2, 400, 9, 7, 30, 20, Estimator(estimator));  // read by vectors, in fewer copies
   }
   check_labels(1, 2, 2, 1, 1, 0, Estimator::plugin);
   check_labels(2, 4, 3, 2, 65536, 95, Estimator::plugin);       // features without samples
