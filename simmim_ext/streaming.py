@@ -12,6 +12,7 @@ from torch import Tensor
 from .discretization import Binning, Discretized, Range
 from .modes import why_unusable
 from .ops.entropy import entropy as _entropy
+from .ops.histogram import histogram
 from .ops.joint import joint_histogram, joint_information
 
 Self = TypeVar("Self", bound="_Streaming")
@@ -97,6 +98,13 @@ class _Streaming:
                 f"got {list(x.shape)}"
             )
 
+    def _check_codes(self, x: Discretized, argument: str, features: int) -> None:
+        if (x.features, x.bins) != (features, self.bins):
+            raise ValueError(
+                f"{type(self).__name__}: {argument} must have {features} features of {self.bins} "
+                f"bins, got {x.features} of {x.bins}"
+            )
+
     def _edges(self) -> Tensor:
         """What defines the bins: their edges, or their range."""
         if isinstance(self._binning.bins, Tensor):
@@ -146,12 +154,18 @@ class Histogram(_Streaming):
     ) -> None:
         super().__init__({"features": features}, bins, range, nan_policy, outliers, device)
 
-    def update(self, x: Tensor) -> None:
-        """Counts a batch: x [samples, features] floating point."""
+    def update(self, x: Tensor | Discretized) -> None:
+        """Counts a batch: x [samples, features] floating point.
+
+        It may be a Discretized with as many bins.
+        """
         if isinstance(x, Discretized):
-            raise TypeError("Histogram: x must be a floating-point tensor, got a Discretized")
-        self._check_batch(x, "x", self.counts.shape[0])
-        self.counts += self._binning.histogram(x).to(self.counts.device)
+            self._check_codes(x, "x", self.counts.shape[0])
+            counts = histogram(x.codes.t(), x.bins, caller="Histogram")
+        else:
+            self._check_batch(x, "x", self.counts.shape[0])
+            counts = self._binning.histogram(x)
+        self.counts += counts.to(self.counts.device)
 
     def entropy(self, *, estimator: str = "plugin", base: float | None = None) -> Tensor:
         """H(X) [features] float32 of what was counted, as :func:`simmim_ext.entropy`."""
@@ -225,9 +239,5 @@ class JointHistogram(_Streaming):
         if not isinstance(x, Discretized):
             self._check_batch(x, argument, features)
             return self._binning.discretize(x, argument).codes
-        if (x.features, x.bins) != (features, self.bins):
-            raise ValueError(
-                f"JointHistogram: {argument} must have {features} features of {self.bins} bins, "
-                f"got {x.features} of {x.bins}"
-            )
+        self._check_codes(x, argument, features)
         return x.codes

@@ -77,7 +77,10 @@ def test_edges_and_ranges_by_feature() -> None:
 
 def test_codes() -> None:
     x, y = discretize(normal(90, 3), bins=7), discretize(normal(90, 2, 1), bins=7)
-    joint = JointHistogram(3, 2, 7, RANGE)
+    one, joint = Histogram(3, 7, RANGE), JointHistogram(3, 2, 7, RANGE)
+    one.update(Discretized(x.codes[:, :50], 7))
+    one.update(Discretized(x.codes[:, 50:], 7))
+    assert torch.equal(one.entropy(), entropy(x))
     joint.update(Discretized(x.codes[:, :50], 7), Discretized(y.codes[:, :50], 7))
     joint.update(Discretized(x.codes[:, 50:], 7), Discretized(y.codes[:, 50:], 7))
     assert torch.equal(joint.mutual_information(), mutual_information(x, y))
@@ -147,8 +150,10 @@ BAD = [
      "Histogram: x must be a dense tensor, got a nested tensor"),
     (lambda: Histogram(2, 4, RANGE).update(normal(9, 3)), ValueError,
      "Histogram: x must have shape [samples, 2], got [9, 3]"),
-    (lambda: Histogram(2, 4, RANGE).update(discretize(normal(9, 2), bins=4)), TypeError,
-     "Histogram: x must be a floating-point tensor, got a Discretized"),
+    (lambda: Histogram(2, 4, RANGE).update(discretize(normal(9, 2), bins=5)), ValueError,
+     "Histogram: x must have 2 features of 4 bins, got 2 of 5"),
+    (lambda: Histogram(3, 4, RANGE).update(discretize(normal(9, 2), bins=4)), ValueError,
+     "Histogram: x must have 3 features of 4 bins, got 2 of 4"),
     (lambda: Histogram(2, 4, (0.0, 1.0)).update(normal(9, 2)), ValueError,
      "Histogram: x must lie in range [0, 1], got "),
     (lambda: Histogram(2, 4, RANGE).entropy(), ValueError,
