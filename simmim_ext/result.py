@@ -41,14 +41,14 @@ class CompressionResult:
     def __repr__(self) -> str:
         return listed("CompressionResult", list(result_lines(self.report)))
 
-    def save(self, folder: str | PathLike[str]) -> None:
+    def save(self, dir: str | PathLike[str]) -> None:
         """Saves model and report into a new or an empty folder, without pickle.
 
         Raises:
             SimMIMError: the folder is not empty or can't be written, or the model was accelerated,
                 which ``load`` could not make again.
         """
-        path = as_path("save", folder)
+        path = as_path("save", dir, "dir")
         try:
             occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
         except OSError as error:
@@ -81,11 +81,11 @@ class CompressionResult:
 
 
 @in_own_name
-def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
+def load(dir: str | PathLike[str], model: nn.Module) -> nn.Module:
     """Loads a saved compressed model.
 
     Args:
-        folder: where ``CompressionResult.save`` put it.
+        dir: the folder where ``CompressionResult.save`` put it.
         model: an instance of the original, uncompressed architecture with any weights; it is not
             changed, and the new model takes its device and modes. One on the meta device will do,
             which takes no memory; the new model is on the CPU then.
@@ -98,7 +98,7 @@ def load(folder: str | PathLike[str], model: nn.Module) -> nn.Module:
             architecture.
     """
     check_module("load", model)
-    path = as_path("load", folder)
+    path = as_path("load", dir, "dir")
     with about("load"):
         tensors, body = read_folder(path, FORMAT)
     version = body.get("format_version")

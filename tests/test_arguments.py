@@ -90,7 +90,7 @@ def test_device_that_is_not_there() -> None:
     ("call", "text"),
     [
         (lambda: compress(checkpoint_dir=3), "compress: checkpoint_dir must be a path, got int"),
-        (lambda: simmim_ext.load(3, MODEL), "load: folder must be a path, got int"),
+        (lambda: simmim_ext.load(3, MODEL), "load: dir must be a path, got int"),
         (
             lambda: simmim_ext.prune(MODEL, X, constraints=HALF),
             "prune: scores must be what score() returned, or a mapping of layer name to [units], "

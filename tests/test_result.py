@@ -95,3 +95,12 @@ def test_errors_of_reading_and_writing_folders_begin_with_the_function(saved, tm
         load(tmp_path / "other", mlp())
     with pytest.raises(SimMIMError, match=r"^save: cannot write to /sys/simmim_ext: "):
         saved[1].save("/sys/simmim_ext")
+
+
+def test_the_folder_is_called_dir_as_in_the_contract(saved, tmp_path):
+    _, result = saved
+    result.save(dir=tmp_path / "again")
+    assert torch.equal(load(dir=tmp_path / "again", model=mlp())(ROWS), result.model(ROWS))
+    for call in (lambda: load(3, mlp()), lambda: result.save(3)):
+        with pytest.raises(TypeError, match=r"^(load|save): dir must be a path, got int"):
+            call()
