@@ -15,7 +15,7 @@ _OF_UNITS = ("criterion", "allocation", "reconstruct")
 
 
 def plain_numbers(constraints: Any) -> Any:
-    """The constraints with Python's numbers for those of numpy and others, which are no JSON."""
+    """Constraints, or a number, with Python's for those of numpy and others, which are no JSON."""
     if isinstance(constraints, Mapping):
         return {name: plain_numbers(value) for name, value in constraints.items()}
     if isinstance(constraints, bool):

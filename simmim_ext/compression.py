@@ -108,7 +108,7 @@ def compress(
     if checkpoint_dir is not None:
         checkpoint_dir = as_path("compress", checkpoint_dir, "checkpoint_dir")
     parsed = Granularity.parse(granularity)
-    constraints = plain_numbers(constraints)
+    constraints, round_to = plain_numbers(constraints), plain_numbers(round_to)
     check_budget(parsed, constraints, config, round_to)
     check_output(output)
     for argument, data in (("calibration", calibration), ("train", train), ("evaluate", evaluate)):

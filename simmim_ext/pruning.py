@@ -89,7 +89,7 @@ def prune(
         )
     config = config or CompressConfig()
     check_device("prune", model, config)
-    constraints = plain_numbers(constraints)
+    constraints, round_to = plain_numbers(constraints), plain_numbers(round_to)
     with seeded(config.seed), inputs_kept():  # and independent of the caller's inference mode
         ignored = names_of(model, ignored_layers)
         original = watched("prune", model)

@@ -88,6 +88,16 @@ def test_numpys_numbers_serve_prune():
             prune(model, score(model, [X]), constraints={"units": value})
 
 
+def test_numpys_round_to_serves():
+    model = network()
+    scores, settings = score(model, [X]), {"constraints": {"units": 0.5}, "round_to": np.int64(8)}
+    found = prune(model, scores, **settings)
+    result = compress(model, calibration=[X], config=CONFIG, **settings)
+    for one in (found, result):
+        assert all(width % 8 == 0 for width in widths(one).values())
+    assert json.loads(json.dumps(result.report))["round_to"] == 8
+
+
 @pytest.mark.parametrize("schedule", ["iterative", "cubic"])
 def test_schedules_lead_to_the_layers_own_width(schedule):
     config = CompressConfig(epochs=3, schedule=schedule, steps=3)
