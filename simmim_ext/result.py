@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._version import __version__
@@ -114,7 +115,8 @@ def load(dir: str | PathLike[str], model: nn.Module) -> nn.Module:
                 f"{body.get(name)!r}; restore it or save again"
             )
     check_signature(model, body["original"], f"load: {path}")
-    return rebuild(model, body["history"], tensors, body["state"])
+    with torch.inference_mode(False):  # trained outside of it too
+        return rebuild(model, body["history"], tensors, body["state"])
 
 
 def rebuild(

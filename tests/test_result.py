@@ -104,3 +104,18 @@ def test_the_folder_is_called_dir_as_in_the_contract(saved, tmp_path):
     for call in (lambda: load(3, mlp()), lambda: result.save(3)):
         with pytest.raises(TypeError, match=r"^(load|save): dir must be a path, got int"):
             call()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("made_outside", [True, False])
+def test_what_is_loaded_in_inference_mode_can_be_trained(saved, device, made_outside):
+    folder, result = saved
+    with torch.device(device):
+        outside = mlp()
+    with torch.inference_mode():
+        with torch.device(device):
+            inside = mlp()
+        loaded = load(folder, outside if made_outside else inside)
+    assert torch.equal(loaded(ROWS), result.model(ROWS))
+    loaded(ROWS).sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
