@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,13 +46,13 @@ def compress(
     train: Iterable[Batch] | None = None,
     evaluate: Iterable[Batch] | None = None,
     example_inputs: Batch | None = None,
-    constraints: Mapping[str, float | int],
+    constraints: Mapping[str, Any],
     granularity: str = "unit",
     output: str = "auto",
     ignored_layers: Iterable[str | nn.Module] = (),
     round_to: int = 1,
     forward_fn: ForwardFn | None = None,
-    config: CompressConfig = CompressConfig(),  # noqa: B008  (frozen)
+    config: CompressConfig | None = CompressConfig(),  # noqa: B008  (frozen)
     checkpoint_dir: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> CompressionResult:
@@ -87,7 +88,7 @@ def compress(
         round_to: widths become multiples of it, or stay whole.
         forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's forward
             gives something else; what it leaves out of that need not keep its width.
-        config: everything else.
+        config: everything else; None is ``CompressConfig()``.
         checkpoint_dir: folder that keeps the state of the run; the same call goes on from there
             after a kill and ends with the same model, if the loaders are deterministic or draw
             from torch's global generator. A call that differs is refused, but ``train`` is not
@@ -104,6 +105,7 @@ def compress(
     check_model("compress", model)
     check_options("compress", config=config, forward_fn=forward_fn, ignored_layers=ignored_layers)
     check_example("compress", example_inputs)
+    config = config or CompressConfig()
     check_trainable("compress", model, config.epochs)
     if checkpoint_dir is not None:
         checkpoint_dir = as_path("compress", checkpoint_dir, "checkpoint_dir")

@@ -52,6 +52,13 @@ def test_errors_of_tracing_name_the_function_that_was_called(caller) -> None:
         call(model, data, **options)
 
 
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_no_config_is_the_default_one() -> None:
+    defaults = CompressConfig()
+    result = compress(network(), DATA, constraints=HALF, config=None)
+    assert result.report["config"] == defaults.to_dict()
+
+
 @pytest.mark.parametrize("caller", ["compress", "score", "diagnose", "prune"])
 @pytest.mark.parametrize(
     ("keyword", "text"),
