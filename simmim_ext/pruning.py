@@ -33,6 +33,9 @@ from .trials import measured
 # What they were scored on is not known here.
 _HELD_OUT = "calibration samples that reconstruction did not see"
 
+# Figures of both models for which there must be data.
+_OF_DATA = ("latency_ms", "predictive_information", "accuracy", "calibration_error")
+
 
 @in_own_name
 def prune(
@@ -71,7 +74,8 @@ def prune(
         config: allocation, reconstruction, samples and seed.
 
     Returns:
-        The smaller model, its report and history; "fidelity" is None without calibration.
+        The smaller model, its report and history. Without calibration "fidelity" is None, as are
+        the figures of both models that need data.
 
     Raises:
         ValueError: a constraint or an option that is none, or a ``config.device`` that the model
@@ -209,4 +213,5 @@ def _costs(model: nn.Module, example: Batch, forward_fn: ForwardFn | None) -> di
         "params": count_params(model),
         "flops": count_flops(model, example, forward_fn),
         "bytes": count_bytes(model),
+        **dict.fromkeys(_OF_DATA),
     }

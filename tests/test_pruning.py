@@ -114,6 +114,19 @@ def test_caller_and_scores_are_untouched_and_report_is_json():
         assert 0 < layer["information"] <= 1
 
 
+def test_reports_have_the_same_figures_without_calibration():
+    model, scores = scored("mlp")
+    bare, full = (
+        prune(model, scores, constraints={"units": 0.5}, calibration=calibration).report
+        for calibration in (None, data("mlp"))
+    )
+    assert bare["fidelity"] is None
+    for role in ("teacher", "student"):
+        assert bare[role].keys() == full[role].keys()
+        assert bare[role]["params"] == full[role]["params"]
+        assert bare[role]["latency_ms"] is bare[role]["predictive_information"] is None
+
+
 def test_calibration_improves_fidelity():
     model, scores = scored("mlp")
     raw, fitted = (
