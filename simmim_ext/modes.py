@@ -56,7 +56,8 @@ def why_unusable(device: torch.device | str | int | None) -> str | None:
 def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seeds torch's global generators for the block; the caller's random state comes back.
 
-    Autograd is on in the block, whatever the caller's ``no_grad`` or ``inference_mode``.
+    Autograd is on in the block and autocast off, whatever the caller's ``no_grad``,
+    ``inference_mode`` or ``autocast``.
     """
     device = torch.device(device)
     # Any mixing does that keeps (seed, epoch) pairs apart.
@@ -64,7 +65,13 @@ def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
     for seed in seeds:
         mixed = (mixed * 1_000_003 + seed) % 2**63
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         torch.default_generator.manual_seed(mixed)
         if device.type == "cuda":
             with torch.cuda.device(device):

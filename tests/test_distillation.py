@@ -1,6 +1,7 @@
 """Distillation: it learns, it is the same twice, it resumes, it touches nothing of the caller's."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -253,8 +254,10 @@ def test_what_cannot_be_distilled_says_what_to_do(teacher, x):
 
 
 @pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_callers_autograd_mode_changes_nothing(mode, monkeypatch):
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)]
+)
+def test_the_callers_modes_change_nothing(mode, monkeypatch):
     monkeypatch.setattr(assessment, "measure_latency", lambda *_: [1.0, 1.0])
 
     def work():
