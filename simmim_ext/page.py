@@ -9,7 +9,15 @@ from typing import Any
 
 from .errors import SimMIMError
 from .folders import write_text
-from .report import Report, fidelity_rows, figure_class, rows, sentences, with_interval
+from .report import (
+    Report,
+    assurances,
+    conditions,
+    fidelity_rows,
+    figure_class,
+    rows,
+    with_interval,
+)
 
 # Colours as they are drawn, and what the page's style makes of them, by day and by night.
 _COLOURS = {
@@ -45,14 +53,13 @@ def write_page(report: Report, path: Path, *, title: str) -> None:
 def _content(report: Report) -> dict[str, Any]:
     settings = ("constraints", "granularity", "output", "ignored_layers", "round_to", "dataset")
     fidelity = list(fidelity_rows(report))
-    *sure, latency = sentences(report)
     return {
         "tiles": list(_tiles(report)),
         "models": [row for row in rows(report) if row not in fidelity],
-        "latency": latency,
+        "conditions": list(conditions(report)),
         "fidelity": fidelity,
-        "sure": sure,
-        "worst": report["fidelity"].get("worst_classes", []),
+        "assurances": list(assurances(report)),
+        "worst": (report["fidelity"] or {}).get("worst_classes", []),
         "kind": "units" if any("information" in row for row in report["layers"]) else "weights",
         "layers": [_layer(layer, i) for i, layer in enumerate(report["layers"])],
         "training": _training(report.get("training", [])),
@@ -69,8 +76,10 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     """(What, how much, how much that is against the original) of the figures that count."""
     teacher, student, fidelity = report["teacher"], report["student"], report["fidelity"]
     smaller = teacher["params"] / student["params"]
-    faster = teacher["latency_ms"] / student["latency_ms"]
     yield "fewer parameters", f"{smaller:.1f}x", f"{student['params']:,} of {teacher['params']:,}"
+    if fidelity is None:
+        return
+    faster = teacher["latency_ms"] / student["latency_ms"]
     yield "faster", f"{faster:.1f}x", f"{student['latency_ms']:.3g} ms a batch"
     key = "agreement" if fidelity["agreement"] is not None else "cosine"
     form = ".2%" if key == "agreement" else ".4f"

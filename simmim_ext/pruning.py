@@ -74,8 +74,8 @@ def prune(
         config: allocation, reconstruction, samples and seed.
 
     Returns:
-        The smaller model, its report and history. Without calibration "fidelity" is None, as are
-        the figures of both models that need data.
+        The smaller model, its report and history. Without calibration "fidelity" and "latency" are
+        None, as are the figures of both models that need data.
 
     Raises:
         ValueError: a constraint or an option that is none, or a ``config.device`` that the model
@@ -140,7 +140,8 @@ def prune(
         report: dict[str, Any]
         if calibration is None:
             report = {"teacher": _costs(original, scores.example, forward_fn)}
-            report |= {"student": _costs(student, scores.example, forward_fn), "fidelity": None}
+            report |= {"student": _costs(student, scores.example, forward_fn)}
+            report |= {"fidelity": None, "latency": None}
         else:
             report = assess(
                 original,

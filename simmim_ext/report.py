@@ -64,19 +64,30 @@ def table(report: Report) -> Any:
 
 def sentences(report: Report) -> list[str]:
     """What the table leaves to words: how sure the figures are and what they were taken on."""
-    fidelity, latency = report["fidelity"], report["latency"]
-    lines = []
-    if fidelity["agreement"] is not None:
-        lines.append(
+    return [*assurances(report), *conditions(report)]
+
+
+def assurances(report: Report) -> Iterator[str]:
+    """How sure the fidelity is; that of classifiers is."""
+    fidelity = report["fidelity"]
+    if fidelity is None:
+        yield "The models were not compared, for want of calibration data."
+    elif fidelity["agreement"] is not None:
+        yield (
             f"At least {fidelity['agreement_at_least']:.1%} agreement with the original at 95% "
             f"confidence, on {fidelity['samples']:,} samples ({fidelity['data']})."
         )
-    threads = latency["threads"]
-    lines.append(
-        f"Latency: batch of {latency['batch']}, {threads} thread{'s' if threads > 1 else ''}, "
-        f"{latency['device']}, measured in turn."
-    )
-    return lines
+
+
+def conditions(report: Report) -> Iterator[str]:
+    """What latency was measured on."""
+    latency = report["latency"]
+    if latency is not None:
+        threads = latency["threads"]
+        yield (
+            f"Latency: batch of {latency['batch']}, {threads} thread{'s' if threads > 1 else ''}, "
+            f"{latency['device']}, measured in turn."
+        )
 
 
 def rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
@@ -97,16 +108,20 @@ def rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
         yield compared("accuracy", "accuracy", ".2%", smaller=False)
     yield from fidelity_rows(report)
     old, new = (model["predictive_information"] for model in (teacher, student))
-    yield "predictive information, nats", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"
+    if old is not None:
+        yield "predictive information, nats", f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"
     yield compared("params", "parameters", ",")
     yield compared("flops", "FLOPs a sample", ",")
     yield compared("bytes", "bytes on disk", ",")
-    yield compared("latency_ms", "latency, ms", ".3f")
+    if teacher["latency_ms"] is not None:
+        yield compared("latency_ms", "latency, ms", ".3f")
 
 
 def fidelity_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     """Those of ``rows`` that say how alike the two predict."""
     fidelity = report["fidelity"]
+    if fidelity is None:
+        return
     yield ("KL from the original, nats", "0", *with_interval(fidelity, "kl", ".4f"))
     if fidelity["agreement"] is not None:
         yield ("agreement", "100%", *with_interval(fidelity, "agreement", ".2%"))
@@ -121,7 +136,8 @@ def fidelity_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
 def _layer_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     for layer in report["layers"]:
         kind = "units" if "information" in layer else "weights"
-        share = f"{layer['information']:.1%} of information" if kind == "units" else ""
+        information = layer.get("information")
+        share = "" if information is None else f"{information:.1%} of information"
         yield f"{kind} of {layer['name']}", f"{layer['before']:,}", f"{layer['after']:,}", share
 
 

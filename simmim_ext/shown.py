@@ -33,9 +33,8 @@ def result_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{kind}: {after:,} of {before:,} kept, in {counted(len(layers), 'layer')}"
     old, new = report["teacher"]["params"], report["student"]["params"]
     yield f"parameters: {old:,} -> {new:,} ({new / old:.1%})"
-    if report["fidelity"] is not None:
-        for label, _, value, interval in fidelity_rows(dict(report)):
-            yield f"{label}: {value}" + (f" ({interval})" if interval else "")
+    for label, _, value, interval in fidelity_rows(dict(report)):
+        yield f"{label}: {value}" + (f" ({interval})" if interval else "")
 
 
 def score_lines(scores: Mapping[str, Tensor]) -> list[str]:

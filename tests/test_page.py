@@ -6,7 +6,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from models import mlp
 from test_report import CLASSES, UNITS, VECTORS, made
+
+from simmim_ext import CompressConfig, prune
 
 EVIL = "</style><script>alert(1)</script>&[red]{{ 7 * 7 }}"
 TRAINING = [{"epoch": e, "loss": 1 / e, "lr": 0.1, "seconds": 1.0} for e in (1, 2)]
@@ -121,6 +125,25 @@ def test_the_page_of_values_and_weights_that_were_not_trained(run, saved):
     code, out, error = run("report", saved(report), "--png", saved(report) / "x.png")
     assert (code, out) == (2, "")
     assert "the report has no units to draw" in error
+
+
+def test_what_was_pruned_without_data_has_a_report(run, tmp_path):
+    model, rows = mlp(), torch.randn(50, 12)
+    result = prune(
+        model,
+        {"0": torch.arange(10.0)},
+        constraints={"units": 0.5},
+        example_inputs=rows,
+        config=CompressConfig(allocation="score"),
+    )
+    result.save(tmp_path / "pruned")
+    code, out, error = run("report", tmp_path / "pruned")
+    assert (code, error) == (0, "")
+    assert "parameters" in out
+    assert "latency" not in out
+    page = page_of(run, tmp_path / "pruned")
+    for part in ("fewer parameters", "The models were not compared", "50.0%"):
+        assert part in page.text, part
 
 
 def test_names_are_text_wherever_they_are_shown(run, saved):
