@@ -17,7 +17,7 @@ from simmim_ext.ops.compressed_linear import compress_weight, compressed_linear,
 from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
 # torch's own derivatives of linear compile something by it.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, WEIGHT = (torch.randn(shape, generator=GENERATOR) for shape in ((3, 4), (2, 4)))

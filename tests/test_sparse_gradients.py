@@ -16,7 +16,7 @@ from simmim_ext.ops.sparse_linear import pack_sparse_weight
 
 # torch's own derivatives of linear compile something by it, and its opcheck reads .grad of copies.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 

@@ -176,7 +176,7 @@ def test_value_against_float64(kind, dtype, bias, chosen, monkeypatch) -> None:
     assert not runs(layer, x[0, :65], monkeypatch)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # by torch.func.jvp
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # by torch.func.jvp
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_calls_go_to_the_dense_kernel(kind, chosen, monkeypatch) -> None:
     """Gradients, torch.func, forward mode and torch.compile; and what is wrong is named."""
