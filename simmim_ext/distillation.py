@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -165,6 +166,9 @@ class Distillation:
         config, begin = self._config, time.perf_counter()
         total, samples, lr = 0.0, 0, config.lr
         assert self._optimizer is not None
+        # torch 2.11's Adam counts its steps on the default device.
+        elsewhere = torch.get_default_device().type != "cpu"
+        counting = torch.device("cpu") if elsewhere else nullcontext()
         with (
             seeded(config.seed, self.epoch + 1, device=self._device),
             evaluating(self._teacher),
@@ -188,7 +192,8 @@ class Distillation:
                         f"distill: the loss became {value} in epoch {self.epoch + 1}, step "
                         f"{step + 1}; lower config.lr ({config.lr}), or check the data for NaN"
                     )
-                self._optimizer.step()
+                with counting:
+                    self._optimizer.step()
                 total += value * rows
                 samples += rows
         # Left to the caller, these gradients would go into the first step of any further training.
