@@ -16,6 +16,7 @@ constexpr int kTableThreads = 256;
 constexpr int64_t kMaxTableCells = 24000;   // 96,000 bytes: two such blocks fit one multiprocessor
 constexpr int64_t kMostCopiedCells = 6144;  // with its copies a table leaves room for eight
 constexpr size_t kTotalsBytes = kTableThreads / kWarpLanes * sizeof(double);
+static_assert(kTotalsBytes + kMaxTableCells * sizeof(uint32_t) <= kLeastShared);
 
 // Whether a table of so many rows is held whole.
 inline bool holds_table(int64_t rows, int64_t columns) { return rows <= kMaxTableCells / columns; }

@@ -12,6 +12,7 @@ constexpr int64_t kMaxBlocks = 1 << 20;  // blocks stride over the tiles beyond
 constexpr int kSpaceWords = kCountRows * kCountRow;  // of a warp, where the stages were
 static_assert(kTileWarps * kSpaceWords <= 2 * kStagePieces * kPieceWords);
 constexpr size_t kSharedBytes = 2 * kStagePieces * sizeof(Piece) + Terms::kNear * sizeof(int64_t);
+static_assert(kSharedBytes <= kLeastShared);
 
 // A warp packs one chunk of one feature: each lane has the code of one sample, a vote makes a word,
 // and lane w keeps word w of every plane.

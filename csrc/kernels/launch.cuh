@@ -30,8 +30,10 @@ inline int allow_shared(const void* kernel, size_t bytes) {
   return error;
 }
 
-// Whether a block on the current device can have so much shared memory: 227 KB on an H100, 99 KB on
-// GPUs for desktops.
+// What a block can have of shared memory on every device since compute capability 8.0.
+constexpr size_t kLeastShared = 99 * 1024;
+
+// Whether a block on the current device can have so much: 227 KB on an H100.
 inline bool can_share(size_t bytes) {
   int device = 0, most = 0;
   return cudaGetDevice(&device) == cudaSuccess &&

@@ -4,10 +4,15 @@
 namespace simmim {
 namespace {
 
-constexpr int kStages = 4;  // chunks in shared memory, of which all but one on their way
 constexpr int kPlacePieces = kBlockGroups * kGroupPieces;
 template <int kDigits>
 constexpr int kStagePieces = kDigits * kDigitPieces + kPlacePieces;
+// Chunks in shared memory, of which all but one are on their way.
+template <int kDigits>
+constexpr int kStagesOf = kDigits < 5 ? 4 : 3;
+template <int kDigits>
+constexpr size_t kSharedBytes = kStagesOf<kDigits> * kStagePieces<kDigits> * sizeof(uint4);
+static_assert(kSharedBytes<4> <= kLeastShared && kSharedBytes<5> <= kLeastShared);
 static_assert(kDigitPieces % kSoftThreads == 0 && kPlacePieces % kSoftThreads == 0);
 
 __device__ __forceinline__ uint32_t word_of(const uint4& words, int i) {
@@ -61,6 +66,7 @@ __global__ void __launch_bounds__(kSoftThreads, 1)
   const uint4* digit = digits + (first_chunk * tiles + tile) * kDigits * kDigitPieces + threadIdx.x;
   const uint4* place =
       places + (first_chunk * padded_rows + block_row) * kGroupPieces + threadIdx.x;
+  constexpr int kStages = kStagesOf<kDigits>;
   uint4* stages = shared_memory<uint4>();
   const auto fetch = [&](unsigned chunk) {
     if (chunk < count) {
@@ -147,10 +153,10 @@ int soft_information(SoftLabelInformationArgs args, const SoftPlan& plan, const 
     args.features = std::min(plan.features, left);
     error = pack_places_cuda(args, plan, places, stream);
     if (error != cudaSuccess) break;
-    error = launch(soft_sums_kernel<kDigits>, blocks, dim3(kSoftThreads),
-                   kStages * kStagePieces<kDigits> * sizeof(uint4), stream,
-                   static_cast<const uint4*>(digits), reinterpret_cast<const uint4*>(places),
-                   plan.chunks, plan.tiles, args.features * plan.groups, sums);
+    error =
+        launch(soft_sums_kernel<kDigits>, blocks, dim3(kSoftThreads), kSharedBytes<kDigits>, stream,
+               static_cast<const uint4*>(digits), reinterpret_cast<const uint4*>(places),
+               plan.chunks, plan.tiles, args.features * plan.groups, sums);
     if (error != cudaSuccess) break;
     error = launch(soft_information_kernel, dim3(static_cast<unsigned>(args.features)),
                    dim3(kSoftThreads), kSoftWarps * sizeof(double), stream, args, plan,

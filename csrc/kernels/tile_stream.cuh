@@ -38,6 +38,8 @@ struct ListForm {
 };
 template <typename Form>
 constexpr int kWarpBytes = Form::kStages * Form::kStageBytes + Form::kDenseBytes;
+static_assert(kTileWarps * kWarpBytes<BitsForm<float>> <= kLeastShared &&
+              kTileWarps * kWarpBytes<ListForm<Half>> <= kLeastShared);
 
 // How many values the lanes before this one have.
 __device__ __forceinline__ int values_before(uint32_t word) {
