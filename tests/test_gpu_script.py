@@ -178,23 +178,21 @@ def test_a_failure_outweighs_lack_of_time(fake) -> None:
         assert fake.outcome("", *statuses)["outcome"] == name
 
 
-def test_each_file_of_tests_is_run_by_itself(fake, monkeypatch, tmp_path) -> None:
-    """A report of an earlier run says nothing of this one."""
-    for name in ("ops", "cuda_device"):
-        (tmp_path / f"tests-{name}.xml").write_text("<a><testsuite tests='9'/></a>")
+def test_each_file_of_tests_is_run_by_itself(fake, monkeypatch) -> None:
+    """And what ended counts, though a file be cut off."""
 
     def run(log: str, command: list[str], seconds: float) -> tuple[int, str]:
-        if "ops" in log:
-            return fake.OUT_OF_TIME, "one PASSED\ntests/test_ops.py::two "
-        Path(command[-2].removeprefix("--junitxml=")).write_text(
-            "<a><testsuite tests='5' failures='1' errors='0' skipped='1'/></a>"
-        )
-        return 0, ""
+        file = command[-1]
+        if "ops" in file:
+            return fake.OUT_OF_TIME, f"{file}::one[a b] PASSED [ 5%]\n{file}::two "
+        outcomes = ("PASSED", "SKIPPED (no stream)", "FAILED", "PASSED", "ERROR")
+        lines = [f"{file}::{i} {word} [ 9%]" for i, word in enumerate(outcomes)]
+        return 1, "\n".join([*lines, f"FAILED {file}::2 - PASSED", f"ERROR {file}::4", "3 failed"])
 
     monkeypatch.setattr(fake, "run", run)
     assert fake.tests(1, "9.0") == {
-        "outcome": "out of time",
-        "detail": "9 passed, 3 failed, 3 skipped; ops ended at tests/test_ops.py::two",
+        "outcome": "failed",
+        "detail": "7 passed, 6 failed, 3 skipped; ops ended at tests/test_ops.py::two",
     }
 
 
