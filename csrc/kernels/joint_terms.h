@@ -46,7 +46,7 @@ void sum_cells_of_lanes(const EntropyTerms& terms, const JointCounts<uint32_t>& 
           for (int lane = 0; lane < kLanes; ++lane) {
             if (large[lane] == 0) continue;
             const int64_t own = compute_term(terms, count[lane]);
-            (lane < kHalf ? low : high)[lane % kHalf] += own;
+            lane < kHalf ? low[lane] += own : high[lane - kHalf] += own;
           }
           count &= ~large;  // the term of 0 is 0
         }
@@ -55,7 +55,7 @@ void sum_cells_of_lanes(const EntropyTerms& terms, const JointCounts<uint32_t>& 
       }
     }
     for (int lane = 0; lane < kLanes && first + lane < features; ++lane) {
-      sums[first + lane] = {(lane < kHalf ? low : high)[lane % kHalf], observed[lane]};
+      sums[first + lane] = {lane < kHalf ? low[lane] : high[lane - kHalf], observed[lane]};
     }
   }
 }
