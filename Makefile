@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # A file at a time on each core, in the order of tests/conftest.py.
 CORES := -n auto --dist loadfile --no-loadscope-reorder
-CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*.cpp' 'tests/simt/*.h')
+CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
 
 .PHONY: help build demo test test-all lint format bench speeds gpu package clean
