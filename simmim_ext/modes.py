@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+# The kinds of device that models are compressed on.
+_AUTOCAST = ("cpu", "cuda")
+
 
 @contextmanager
 def in_mode(*models: nn.Module, training: bool) -> Iterator[None]:
@@ -53,6 +56,31 @@ def why_unusable(device: torch.device | str | int | None) -> str | None:
 
 
 @contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Leaves every ``autocast`` that the caller is in, for the block.
+
+    One that is entered in the block is then the outermost one again. Only that forgets, when it
+    ends, the weights that it has cast: within another, even one that is off, each training step
+    would have those of the first.
+    """
+    enabled = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    depth = torch.autocast_increment_nesting()
+    for _ in range(depth):
+        torch.autocast_decrement_nesting()
+    try:
+        torch.clear_autocast_cache()
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, False)
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        for kind, before in enabled.items():
+            torch.set_autocast_enabled(kind, before)
+        for _ in range(depth - 1):
+            torch.autocast_increment_nesting()
+
+
+@contextmanager
 def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seeds torch's global generators for the block; the caller's random state comes back.
 
@@ -69,8 +97,7 @@ def seeded(*seeds: int, device: torch.device | str = "cpu") -> Iterator[None]:
         torch.random.fork_rng(devices),
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
+        _outside_autocast(),
     ):
         torch.default_generator.manual_seed(mixed)
         if device.type == "cuda":

@@ -1,6 +1,7 @@
 """Distillation: it learns, it is the same twice, it resumes, it touches nothing of the caller's."""
 
 import copy
+import dataclasses
 from functools import partial
 
 import pytest
@@ -276,6 +277,29 @@ def test_the_callers_modes_change_nothing(mode, monkeypatch):
     for model, before in zip(models, expected, strict=True):
         assert same(weights(model), before)
         model(torch.rand(3, 8)).sum().backward()
+
+
+def _in_half(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(batch)
+
+
+@pytest.mark.parametrize("callers", [False, True], ids=["alone", "in the caller's"])
+@pytest.mark.parametrize("amp", [True, False], ids=["amp", "forward_fn"])
+def test_each_step_under_autocast_sees_the_weights_of_that_step(amp, callers, teacher, x):
+    student, config = mlp(8, seed=1), dataclasses.replace(CONFIG, amp=amp)
+    with torch.autocast("cpu", torch.bfloat16, enabled=callers):
+        student(x)  # whose weights it casts, and keeps
+        trained, history = distill(
+            student, teacher, [x] * 8, config=config, forward_fn=None if amp else _in_half
+        )
+        assert torch.is_autocast_enabled("cpu") == callers
+        found = trained(x)
+    losses = [row["loss"] for row in history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert kl(teacher, trained, x) < 0.5 * kl(teacher, student, x)
+    # The caller's autocast has not kept what the weights were.
+    assert (found - trained(x)).abs().max() <= 0.02 * found.abs().max()
 
 
 def test_an_interrupt_leaves_modes_and_random_state(teacher, x):
