@@ -42,7 +42,6 @@ TOOLS: dict[str, tuple[list[str], int]] = {
     "racecheck": (OURS, 6),
     "initcheck": ([], 2),  # all kernels: what unchecked ones write counts as never written
 }
-ENDED = r"^tests/.* (PASSED|FAILED|ERROR|SKIPPED)\b"  # pytest's line of a test
 REPORTS = 9  # the exit status of a tool that has any
 
 Found = dict[str, Any]
