@@ -18,6 +18,8 @@ from .scoring import Scores
 from .unit_costs import costs_of
 from .units import UnitGroup
 from .widths import (
+    Count,
+    Goal,
     Widths,
     allocate,
     allocate_by_loss,
@@ -37,10 +39,11 @@ class Plan:
 
     Attributes:
         kept: layer -> unit indices in increasing order.
-        layers: for each layer its name, "before" and "after" (units), and "information": the
-            share of the layer's information that the kept units carry. That is conditional
-            information for the "simmim" criterion, the sum of I(T; Yhat) for all others; None for
-            scores that are not from ``score``.
+        layers: for each layer its name, "before" and "after" (units), "kept" (unit indices) and
+            "information": the share of the layer's information that the kept units carry. That is
+            conditional information for the "simmim" criterion, the sum of I(T; Yhat) for all
+            others; None for scores that are not from ``score``. With those that are,
+            "unit_information" has every unit's I(T; Yhat) in nats.
     """
 
     kept: dict[str, tuple[int, ...]]
@@ -83,13 +86,15 @@ def make_plan(
     scores = replace(scores, order=order)
     costs = Costs(model, scores, example_inputs, forward_fn)
     warn_of_counts(limits, costs.original)
-    ceilings = _ceilings(limits, costs)
     own = own_widths(scores.groups, per_layer, round_to)
     priorities = _priorities(scores, allocation)
     free = {name: values for name, values in priorities.items() if name not in own}
 
     def complete(widths: Widths) -> Widths:
         return {name: max(width, needed[name]) for name, width in (widths | own).items()}
+
+    least = complete({name: min(round_to, len(values)) for name, values in free.items()})
+    ceilings = _ceilings(limits, costs, least, round_to)
 
     def fits(widths: Widths) -> bool:
         whole = complete(widths)
@@ -102,8 +107,6 @@ def make_plan(
         prices, seems_to_fit = _prices(model, scores, own, shares, example_inputs, forward_fn)
         losses = {name: scores.divergence[name] for name in free}
 
-    least = complete({name: min(round_to, len(values)) for name, values in free.items()})
-
     def widest() -> Widths:
         if by_loss:
             widths = allocate_by_loss(losses, prices, seems_to_fit, fits, **options)
@@ -111,8 +114,7 @@ def make_plan(
             widths = allocate(free, fits, **options)
         if widths is not None:
             return complete(widths)
-        _check_least(costs, limits, least, round_to)
-        raise AssertionError("the least widths fit, yet none were found")
+        raise costs.latency_unmet(limits["latency"], costs.of("latency", least))
 
     widths = widest()
     if "latency" in limits:
@@ -141,19 +143,20 @@ def check_reachable(
 ) -> None:
     """Raises the errors of ``make_plan`` that need no scores; those of a latency do.
 
+    Where layers make some of a group's units only, what the least widths cost depends on scores.
+
     Args:
         groups: the model's units.
         model, constraints, example_inputs, round_to, forward_fn: as in ``make_plan``.
     """
     limits, per_layer = split_budget(constraints)
-    counted = {name: value for name, value in limits.items() if name != "latency"}
     own = own_widths(groups, per_layer, round_to)
+    if any(len(set(m.units)) < group.units for group in groups for m in group.members):
+        return
     order = {group.name: tuple(range(group.units)) for group in groups}
     scores = Scores({}, order, {}, "none", groups, example_inputs)
-    order, needed = guarded(scores)  # of whichever units: they cost the same
-    scores = replace(scores, order=order)
-    least = {g.name: max(own.get(g.name, min(round_to, g.units)), needed[g.name]) for g in groups}
-    _check_least(Costs(model, scores, example_inputs, forward_fn), counted, least, round_to)
+    least = {group.name: own.get(group.name, min(round_to, group.units)) for group in groups}
+    _ceilings(limits, Costs(model, scores, example_inputs, forward_fn), least, round_to)
 
 
 def own_values(groups: Iterable[UnitGroup], per_layer: Mapping[str, T]) -> dict[str, T]:
@@ -171,7 +174,7 @@ def own_widths(
     widths = {}
     for name, value in own_values(groups, per_layer).items():
         count = int(value) if is_count(value) else share_of(value, units[name])
-        if count > units[name]:
+        if count > units[name] and not isinstance(value, Count):
             raise SimMIMError(
                 f"constraints: per_layer asks for {count} units of {name!r}, which has "
                 f"{units[name]}; give at most as many, or a fraction"
@@ -180,26 +183,25 @@ def own_widths(
     return widths
 
 
-def _ceilings(limits: Mapping[str, float | int], costs: Costs) -> dict[str, float]:
-    return {
-        name: value
-        if is_count(value) or name == "latency"
-        else share_of(value, costs.original(name))
-        for name, value in limits.items()
-    }
+def _ceilings(
+    limits: Mapping[str, float | int], costs: Costs, least: Widths, round_to: int
+) -> dict[str, float]:
+    """What the limits allow, as numbers of things, and the latency as a share.
 
-
-def _check_least(
-    costs: Costs, limits: Mapping[str, float | int], least: Widths, round_to: int
-) -> None:
-    """Raises SimMIMError where the least widths exceed a limit."""
-    for name, ceiling in _ceilings(limits, costs).items():
-        reached = costs.of(name, least)
-        if reached <= ceiling:
-            continue
+    Raises SimMIMError where the least widths exceed one that is no latency, which takes long to
+    find out, and no goal, which gives way.
+    """
+    ceilings: dict[str, float] = {}
+    for name, value in limits.items():
         if name == "latency":
-            raise costs.latency_unmet(limits[name], reached)
-        raise unreachable(name, limits[name], reached, costs.original(name), round_to)
+            ceilings[name] = value
+            continue
+        ceilings[name] = value if is_count(value) else share_of(value, costs.original(name))
+        reached = costs.of(name, least)
+        if reached > ceilings[name] and not isinstance(value, Goal):
+            raise unreachable(name, value, reached, costs.original(name), round_to)
+        ceilings[name] = max(ceilings[name], reached)
+    return ceilings
 
 
 def _prices(
@@ -276,4 +278,8 @@ def _layer(scores: Scores, name: str, kept: Sequence[int]) -> dict[str, Any]:
         information = scores.information[name]
         total = float(information.sum())
         share = float(information[list(kept)].sum()) / total if total > 0 else 1.0
-    return {"name": name, "before": units, "after": len(kept), "information": share}
+    layer = {"name": name, "before": units, "after": len(kept), "information": share}
+    layer["kept"] = list(kept)
+    if name in scores.information:
+        layer["unit_information"] = scores.information[name].tolist()
+    return layer

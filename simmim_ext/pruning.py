@@ -22,7 +22,7 @@ from .measure import count_bytes, count_flops, count_params
 from .modes import seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
-from .plan import Plan, make_plan
+from .plan import Plan, check_reachable, make_plan
 from .reconstruction import reconstruct
 from .removal import History, remove_units
 from .result import CompressionResult
@@ -103,6 +103,14 @@ def prune(
         held_out: list[Batch] = []
         noise: float | None = None
         if calibration is not None:
+            check_reachable(
+                model,
+                scores.groups,
+                constraints,
+                scores.example,
+                round_to=round_to,
+                forward_fn=forward_fn,
+            )
             fit, held_out = split(gather(calibration, config.calibration_samples))
             resolved = resolve_output(output, model, fit[0], forward_fn)
             noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)

@@ -164,12 +164,15 @@ def draw(report: Report, path: str | PathLike[str]) -> None:
     """Draws the information of every unit, kept and dropped, one panel a layer.
 
     Raises:
-        SimMIMError: matplotlib is missing, or the report has no units.
+        SimMIMError: matplotlib is missing, or the report has no information of units.
     """
     new_figure = figure_class()
     layers = [layer for layer in report["layers"] if "unit_information" in layer]
     if not layers:
-        raise SimMIMError("the report has no units to draw: its granularity is not unit")
+        raise SimMIMError(
+            "the report has no unit's information to draw: there is some where units were removed "
+            '(granularity="unit") by what score() returned'
+        )
     columns = min(len(layers), _COLUMNS)
     rows = math.ceil(len(layers) / columns)
     figure = new_figure(figsize=(max(7.0, 4.5 * columns), 3.6 * rows), layout="constrained")

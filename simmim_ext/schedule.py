@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .storage import Json
-from .widths import Count, is_count, share_of, warn_of_counts
+from .widths import Count, Goal, is_count, share_of, warn_of_counts
 
 Constraints = Mapping[str, Any]
 
@@ -16,7 +16,7 @@ def budgets(
 
     "iterative" keeps the same share of what is left in every step; "cubic" removes most in the
     first ones: kept_i = kept + (1 - kept) (1 - i / steps)^3 (Zhu & Gupta, 2017). All are counts,
-    since each step prunes what the step before it left.
+    since each step prunes what the step before it left; those before the last are goals.
 
     Args:
         constraints: name -> fraction or count, or a dict of such by layer.
@@ -70,7 +70,8 @@ def without_singles(
     singles = sum(layer["after"] for layer in layers if layer["name"] not in groups)
     if singles == 0 or "units" not in constraints:
         return constraints
-    return {**constraints, "units": Count(constraints["units"] - singles)}
+    units = constraints["units"]
+    return {**constraints, "units": type(units)(units - singles)}
 
 
 def composed(earlier: list[Json], layers: list[Json]) -> list[Json]:
@@ -103,7 +104,8 @@ def _budget(value: Any, original: Any, schedule: str, done: float) -> Any:
         }
     kept = _kept(value / original if is_count(value) else float(value), schedule, done)
     # A layer keeps at least one unit, and two before the last step: a single one is no group.
-    return Count(max(share_of(kept, original), 1 if done == 1 else 2))
+    left = share_of(kept, original)
+    return Count(max(left, 1)) if done == 1 else Goal(max(left, 2))
 
 
 def _sparsity(value: Any, schedule: str, done: float) -> Any:

@@ -222,15 +222,7 @@ class Run:
                     forward_fn=self.forward_fn,
                 )
         state.history += history
-        layers = [
-            {
-                **layer,
-                "kept": list(plan.kept[layer["name"]]),
-                "unit_information": scores.information[layer["name"]].tolist(),
-            }
-            for layer in plan.layers
-        ]
-        state.layers = composed(state.layers, layers)
+        state.layers = composed(state.layers, plan.layers)
         return student
 
     def _budgets(self) -> list[dict[str, Any]]:

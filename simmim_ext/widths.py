@@ -23,6 +23,10 @@ class Count(int):
     """A number of units, parameters or the like, whatever it is: a plain 1 is a fraction."""
 
 
+class Goal(Count):
+    """What a step before the last makes for; where the least widths exceed it, it takes those."""
+
+
 def is_count(value: Any) -> bool:
     """Whether a constraint's value is a number of things, and not a fraction of them."""
     plain = isinstance(value, int) and not isinstance(value, bool) and value > 1

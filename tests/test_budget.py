@@ -2,22 +2,17 @@
 
 import json
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from architectures import architecture
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from models import mlp
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
 from simmim_ext.budget import plain_numbers
-from simmim_ext.measure import count_bytes, count_flops, count_params
 from simmim_ext.names import matching
-from simmim_ext.schedule import budgets
 
 pytestmark = pytest.mark.filterwarnings("ignore:score. .* calibration samples are few")
 CONFIG = CompressConfig(epochs=0)
@@ -96,141 +91,6 @@ def test_numpys_round_to_serves():
     for one in (found, result):
         assert all(width % 8 == 0 for width in widths(one).values())
     assert json.loads(json.dumps(result.report))["round_to"] == 8
-
-
-@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
-def test_schedules_lead_to_the_layers_own_width(schedule):
-    config = CompressConfig(epochs=3, schedule=schedule, steps=3)
-    constraints = {"per_layer": {"0": 0.25}, "units": 0.4}
-    result = compress(network(), calibration=[X], constraints=constraints, config=config)
-    assert widths(result) == {"0": 10, "2": 14}
-
-
-def test_steps_of_a_layers_own_budget():
-    steps = budgets({"per_layer": {"a": 0.25}}, {"per_layer": {"a": 400}}, "iterative", 2)
-    assert steps == [{"per_layer": {"a": 200}}, {"per_layer": {"a": 100}}]
-
-
-@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
-@pytest.mark.parametrize("constraints", [{"units": 1 / 49}, {"per_layer": {"0": 1 / 49}}])
-def test_schedules_lead_down_to_a_single_unit(constraints, schedule):
-    config = CompressConfig(epochs=0, schedule=schedule, steps=4)
-    result = compress(mlp(hidden=49), calibration=[X], constraints=constraints, config=config)
-    assert widths(result) == {"0": 1}
-
-
-@pytest.mark.parametrize("steps", [2, 3, 4])
-@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
-def test_layers_down_to_one_unit_still_count(schedule, steps):
-    """Of four steps the last finds no units left to remove."""
-    torch.manual_seed(0)
-    layers = (nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
-    config = CompressConfig(epochs=0, schedule=schedule, steps=steps)
-    settings = {"calibration": [X], "config": config}
-    result = compress(nn.Sequential(*layers), constraints={"units": 0.25}, **settings)
-    assert [result.model[i].out_features for i in (0, 2)] == [1, 1]
-    assert widths(result) == {"0": 1, "2": 1}
-    assert [layer["before"] for layer in result.report["layers"]] == [3, 5]
-
-
-@pytest.mark.parametrize("schedule", ["one-shot", "iterative", "cubic"])
-@pytest.mark.parametrize(
-    ("constraints", "text"),
-    [
-        ({"units": 0.01}, "units=0.01 .* has 2 of 40"),
-        ({"params": 20}, "params=20 .* has 23 of 764"),
-        ({"flops": 0.01}, "flops=0.01 .* has 34 of 1440"),
-        ({"bytes": 80}, "bytes=80 .* has 92 of 3056"),
-        ({"units": 0.5, "per_layer": {"0": 20}}, "units=0.5 .* has 21 of 40"),
-        ({"flops": 0.9, "params": 20}, "params=20 .* has 23 of 764"),
-    ],
-)
-def test_what_the_least_widths_exceed_is_refused_at_once(constraints, text, schedule, monkeypatch):
-    def work(*args, **kwargs):
-        raise AssertionError("begun")
-
-    monkeypatch.setattr("simmim_ext.stages.score_groups", work)
-    model = nn.Sequential(*(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU()))
-    model.append(nn.Linear(20, 4))
-    steps = 1 if schedule == "one-shot" else 3
-    config = CompressConfig(epochs=0, schedule=schedule, steps=steps)
-    with pytest.raises(SimMIMError, match=f"constraints: {text}"):
-        compress(model, calibration=[X], constraints=constraints, config=config)
-
-
-def dense(sizes):
-    torch.manual_seed(0)
-    return nn.Sequential(*(layer for size in pairwise(sizes) for layer in (nn.Linear(*size), TANH)))
-
-
-def cost(model, budget):
-    if budget == "units":
-        return sum(layer.out_features for layer in model[:-2:2])
-    count = {"params": count_params, "bytes": count_bytes, "flops": count_flops}[budget]
-    return count(model, X[:1]) if budget == "flops" else count(model)
-
-
-@pytest.mark.parametrize("schedule", ["iterative", "cubic"])
-@settings(max_examples=8, deadline=None)
-@given(
-    hidden=st.lists(st.integers(2, 6), min_size=1, max_size=3),
-    budget=st.sampled_from(["units", "params", "flops", "bytes"]),
-    steps=st.integers(2, 4),
-    share=st.floats(0, 1),
-)
-def test_schedules_meet_all_that_the_least_widths_do(schedule, hidden, budget, steps, share):
-    model, least = dense([12, *hidden, 4]), dense([12, *(1 for _ in hidden), 4])
-    lowest = cost(least, budget)
-    limit = max(int(lowest + share * (cost(model, budget) - lowest)), 2)
-    config = CompressConfig(epochs=0, schedule=schedule, steps=steps)
-    options = {"calibration": [X], "config": config}
-    result = compress(model, constraints={budget: limit}, **options)
-    assert cost(result.model, budget) <= limit
-    if lowest > 2:
-        with pytest.raises(SimMIMError, match=f"{budget}={lowest - 1} cannot be met"):
-            compress(model, constraints={budget: lowest - 1}, **options)
-
-
-def test_least_widths_of_a_schedule_are_those_of_all_layers():
-    torch.manual_seed(0)
-    sizes = ((12, 3), (3, 5), (5, 4), (4, 4))
-    model = nn.Sequential(*(layer for size in sizes for layer in (nn.Linear(*size), nn.ReLU())))
-    config = CompressConfig(epochs=0, schedule="cubic", steps=3)
-    with pytest.raises(SimMIMError, match=r"units=2 cannot be met: .* has 3 of 12 \(0.25\)"):
-        compress(model[:-1], calibration=[X], constraints={"units": 2}, config=config)
-
-
-@pytest.mark.parametrize("units", [0.5, 5])
-def test_a_schedule_for_a_model_without_units_is_refused_as_one_step_is(units):
-    config = CompressConfig(epochs=0, schedule="cubic", steps=2)
-    with pytest.raises(SimMIMError, match=r"^score: the model has no units that can be removed"):
-        compress(mlp()[2:], calibration=[X[:, :10]], constraints={"units": units}, config=config)
-
-
-@pytest.mark.parametrize("steps", [4, 12])
-@pytest.mark.parametrize("split", ["norm", "convolution"])
-def test_the_last_unit_of_several_channels_stays_one(split, steps):
-    """With one group of a GroupNorm or convolution left, its channels could be removed singly."""
-    torch.manual_seed(0)
-    groups = 2 if split == "convolution" else 1
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8) if split == "norm" else nn.ReLU()),
-        *(nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(128, 6), nn.ReLU(), nn.Linear(6, 3)),
-    )
-    images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    config = CompressConfig(epochs=0, schedule="iterative", steps=steps)
-    result = compress(model, calibration=[images], constraints={"units": 3}, config=config)
-    assert set(widths(result).values()) == {1}
-    assert result.model[0].out_channels == 4
-
-
-def test_a_schedule_goes_no_further_than_one_step_would():
-    per_layer = {"a": 0.01, "b": 2, "c": 1}
-    originals = {"units": 96, "per_layer": {"a": 32, "b": 32, "c": 32}}
-    steps = budgets({"units": 0.05, "per_layer": per_layer}, originals, "iterative", 3)
-    assert steps[-1] == {"units": 4, "per_layer": {"a": 1, "b": 2, "c": 32}}
-    assert steps[1]["per_layer"]["a"] == 2
 
 
 def test_a_group_goes_by_every_layer_that_makes_its_units():

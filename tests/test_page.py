@@ -10,7 +10,7 @@ import torch
 from models import mlp
 from test_report import CLASSES, UNITS, VECTORS, made
 
-from simmim_ext import CompressConfig, prune
+from simmim_ext import CompressConfig, prune, score
 
 EVIL = "</style><script>alert(1)</script>&[red]{{ 7 * 7 }}"
 TRAINING = [{"epoch": e, "loss": 1 / e, "lr": 0.1, "seconds": 1.0} for e in (1, 2)]
@@ -124,7 +124,7 @@ def test_the_page_of_values_and_weights_that_were_not_trained(run, saved):
     assert "svg" not in page.tags
     code, out, error = run("report", saved(report), "--png", saved(report) / "x.png")
     assert (code, out) == (2, "")
-    assert "the report has no units to draw" in error
+    assert "the report has no unit's information to draw" in error
 
 
 def test_what_was_pruned_without_data_has_a_report(run, tmp_path):
@@ -144,6 +144,19 @@ def test_what_was_pruned_without_data_has_a_report(run, tmp_path):
     page = page_of(run, tmp_path / "pruned")
     for part in ("fewer parameters", "The models were not compared", "50.0%"):
         assert part in page.text, part
+    code, _, error = run("report", tmp_path / "pruned", "--png", tmp_path / "x.png")
+    assert code == 2
+    assert "no unit's information to draw: there is some where units were removed" in error
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+def test_what_was_pruned_by_its_information_has_a_picture(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    model, rows = mlp(), torch.randn(50, 12)
+    prune(model, score(model, [rows]), constraints={"units": 0.5}).save(tmp_path / "pruned")
+    code, _, _ = run("report", tmp_path / "pruned", "--png", tmp_path / "x.png")
+    assert code == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_are_text_wherever_they_are_shown(run, saved):

@@ -219,6 +219,8 @@ def test_refusals():
         prune(model, scores, constraints={"units": 3}, round_to=0)
     with pytest.raises(SimMIMError, match=r"params=0.01 cannot be met: .* 21 of 174 \(0.121\)"):
         prune(model, scores, constraints={"params": 0.01})
+    with pytest.raises(SimMIMError, match=r"units=0.01 cannot be met: .* 1 of 10 \(0.1\)"):
+        prune(model, scores, constraints={"units": 0.01})
     with pytest.raises(SimMIMError, match=r"units=0.3 cannot be met: .*, lower round_to=4, or "):
         prune(model, scores, constraints={"units": 0.3}, round_to=4)
     with pytest.raises(SimMIMError, match="no units that can be removed"):
@@ -274,3 +276,13 @@ def test_of_units_that_cannot_be_removed_the_layer_is_named():
         prune(Scaled(), scores, **options)
     result = prune(Scaled(), scores, **options, ignored_layers=["2"])
     assert result.model[2].in_features == 8
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_layers_are_tried(monkeypatch):
+    def work(*args, **kwargs):
+        raise AssertionError("begun")
+
+    monkeypatch.setattr("simmim_ext.pruning.measured", work)
+    model, scores = scored("cnn")
+    with pytest.raises(SimMIMError, match="params=1e-05 cannot be met"):
+        prune(model, scores, constraints={"params": 1e-5}, calibration=data("cnn"))

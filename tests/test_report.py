@@ -87,5 +87,5 @@ def test_picture_has_a_panel_for_every_layer(tmp_path):
     report.draw(found, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     del found["layers"][:]
-    with pytest.raises(SimMIMError, match=r"the report has no units to draw"):
+    with pytest.raises(SimMIMError, match="the report has no unit's information to draw"):
         report.draw(found, tmp_path / "y.png")
