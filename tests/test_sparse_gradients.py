@@ -214,3 +214,46 @@ def test_transforms_are_compiled_whole_with_the_layer(kernel) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), gradient(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("out_features", "in_features"),
+    [(1, 1), (8, 64), (9, 65), (17, 600), (7, 512), (40, 1100), (0, 5), (5, 0)],
+)
+@pytest.mark.parametrize("batch", [0, 1, 3, 16, 33])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_gradients_of_few_samples(density, batch, out_features, in_features, cpu_capability):
+    """Rows, columns and samples that fill no block, and of several; no value is read beyond."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(out_features, in_features, generator=generator)
+    mask = torch.rand(out_features, in_features, generator=generator) < density
+    grad = torch.randn(batch, out_features, generator=generator)
+    compressed = compress_weight(weight, mask)
+    actual = compressed_linear_input_grad(grad, *compressed, None, out_features, in_features)
+    expected = grad.double() @ weight.where(mask, 0).double()
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_few_samples_are_the_same_on_any_number_of_threads(threads):
+    weight, mask = torch.randn(900, 1100), torch.rand(900, 1100) < 0.2
+    compressed, grad = compress_weight(weight, mask), torch.randn(20, 900)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(compressed_linear_input_grad(grad, *compressed, None, 900, 1100))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_masked_weights_give_nothing_to_gradients_of_few_samples(special, cpu_capability):
+    weight, mask = torch.randn(20, 70), torch.rand(20, 70) < 0.3
+    mask[5] = torch.arange(70) < 10
+    grad = torch.randn(3, 20)
+    grad[1, 5] = special
+    found = compressed_linear_input_grad(grad, *compress_weight(weight, mask), None, 20, 70)
+    assert not found[1, :10].isfinite().any()
+    grad[1, 5] = 0
+    expected = grad @ weight.where(mask, 0)
+    torch.testing.assert_close(found[1, 10:], expected[1, 10:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=1e-4, atol=1e-4)

@@ -33,6 +33,20 @@ struct DecompressArgs {
 };
 void decompress_cpu(const DecompressArgs& args, int64_t begin, int64_t end);
 
+// sums = grad W, for batches too small for a product of matrices to be worth a decompressed weight;
+// serial over the columns kGradColumns * [begin, end).
+struct InputGradArgs {
+  const uint8_t* bitmap;
+  const float* values;
+  const int64_t* first;  // [out_features] values before each row
+  const float* grad;     // [batch, out_features]
+  float* sums;           // [batch, in_features]
+  int64_t out_features, in_features, batch;
+};
+constexpr int64_t kGradColumns = 64;
+void small_input_grad_cpu(const InputGradArgs& args, int64_t begin, int64_t end);
+bool has_small_input_grad_cpu();  // false: there is no such kernel for this CPU
+
 // On CUDA. Counted and decompressed by segments of so many weights:
 constexpr int64_t kSegmentWeights = 1024;
 

@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <cstring>
 
+#include "bitmap.h"
 #include "compressed_linear.h"
 #include "cpu_capability.h"
 
@@ -10,29 +10,6 @@
 
 namespace simmim {
 namespace {
-
-// The bits of weights [begin, begin + 64) of a bitmap, 0 from `end` on; reads no byte beyond.
-[[gnu::always_inline]] inline uint64_t bits_at(const uint8_t* bitmap, int64_t begin, int64_t end) {
-  const int64_t count = std::min<int64_t>(end - begin, 64);
-  const int64_t first = begin / 8, shift = begin % 8;
-  const int64_t bytes = (begin + count + 7) / 8 - first;  // 9 where 64 bits straddle so many
-  uint64_t low = 0;
-  if (bytes < 8) {
-    std::memcpy(&low, bitmap + first, bytes);
-  } else {
-    std::memcpy(&low, bitmap + first, 8);  // of a known length it is no call
-  }
-  uint64_t bits = low >> shift;
-  if (bytes > 8) bits |= static_cast<uint64_t>(bitmap[first + 8]) << (64 - shift);
-  return count < 64 ? bits & ((uint64_t{1} << count) - 1) : bits;
-}
-
-[[gnu::always_inline]] inline int64_t count_kept(const uint8_t* bitmap, int64_t begin,
-                                                 int64_t end) {
-  int64_t kept = 0;
-  for (int64_t i = begin; i < end; i += 64) kept += __builtin_popcountll(bits_at(bitmap, i, end));
-  return kept;
-}
 
 // Bit by bit.
 template <typename Item>

@@ -168,6 +168,30 @@ bool packing_pays(const Tensor& values, int64_t weights, int64_t batch) {
   return kept * (kMultiply * batch + kPack) + all * kScan < all * batch;
 }
 
+// Whether the gradient's own kernel beats products with decompressed blocks.
+bool is_small(const Tensor& values, int64_t batch) {
+  constexpr int64_t kMostSamples = 32;
+  return values.scalar_type() == at::kFloat && batch <= kMostSamples && has_small_input_grad_cpu();
+}
+
+Tensor small_input_grad(const Tensor& grad, const Compressed& weight) {
+  const std::vector<int64_t> first = weight.first_values(kInputGrad, 1);
+  const Tensor grads = grad.reshape({batch_of(grad), weight.out_features}).contiguous();
+  Tensor sums = at::empty({grads.size(0), weight.in_features}, grad.options());
+  const InputGradArgs args{weight.bits(),
+                           weight.values.const_data_ptr<float>(),
+                           first.data(),
+                           grads.const_data_ptr<float>(),
+                           sums.mutable_data_ptr<float>(),
+                           weight.out_features,
+                           weight.in_features,
+                           grads.size(0)};
+  parallel_ranges(divide_up(weight.in_features, kGradColumns),
+                  weight.out_features * weight.in_features * (args.batch + 4),
+                  [&](int64_t begin, int64_t end) { small_input_grad_cpu(args, begin, end); });
+  return view_like(sums, grad);
+}
+
 Tensor linear_cpu(const Tensor& x, const Tensor& bitmap, const Tensor& values,
                   const OptionalTensor& weight, const OptionalTensor& bias, int64_t out_features,
                   int64_t in_features, const OptionalTensor& packed) {
@@ -199,6 +223,9 @@ Tensor input_grad_cpu(const Tensor& grad, const Tensor& bitmap, const Tensor& va
   Tensor product;
   if (weight.has_value() || c10::isReducedFloatingType(values.scalar_type())) {
     product = at::linear(grad, dense().t()).contiguous();  // blocks' sums would be rounded each
+  } else if (is_small(values, batch_of(grad))) {
+    const Compressed compressed(kInputGrad, bitmap, values, out_features, in_features);
+    product = small_input_grad(grad, compressed);
   } else if (packing_pays(values, out_features * in_features, batch_of(grad))) {
     const Tensor packed = pack_weight(dense(), mask(), Layout::element, /*transposed=*/true);
     return packed_linear(grad.contiguous(), packed, {});
