@@ -115,3 +115,20 @@ def test_gaussian_information(rho: float) -> None:
     x = torch.from_numpy(np.stack([a, rho * a + math.sqrt(1 - rho**2) * b], 1))
     matrix = simmim_ext.mutual_information(x, bins=128, range=(-6.0, 6.0), estimator="miller_madow")
     assert matrix[0, 1].item() == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.01)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("samples", [0, 1])
+def test_no_features_share_nothing_given_few_samples(estimator: str, samples: int) -> None:
+    """Nor is the entropy of so few samples asked for, which may be none."""
+    none = Discretized(torch.empty(0, samples, dtype=torch.uint8), 4)
+    labels = torch.zeros(samples, dtype=torch.int64)
+    options = {"z": labels, "estimator": estimator}
+    given_z = simmim_ext.conditional_mutual_information
+    assert given_z(none, none, **options).shape == (0, 0)
+    assert given_z(none, labels, **options).shape == (0,)
+    one = Discretized(torch.zeros(1, samples, dtype=torch.uint8), 4)
+    for x, y, name in ((none, one, "y"), (one, none, "x"), (one, labels, "x")):
+        text = f"{name} must have at least 2 valid samples in every feature, got {samples}"
+        with pytest.raises(ValueError, match=text):
+            given_z(x, y, **options)

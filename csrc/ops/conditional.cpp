@@ -72,6 +72,8 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
   const CodeMarginals x_marginals = marginals_of(x_codes, x_bins, terms, caller, "x");
   const CodeMarginals y_marginals =
       y ? marginals_of(y_codes, y_bins, terms, caller, "y") : x_marginals;
+  at::Tensor result = at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
+  if (result.numel() == 0) return result;  // no pair needs H(Z), which may be of no sample
   const std::vector<double> xz = grouped_entropies(x_codes, x_bins, condition, terms);
   const std::vector<double> yz = y ? grouped_entropies(y_codes, y_bins, condition, terms) : xz;
   const double z_entropy =
@@ -80,7 +82,6 @@ at::Tensor pairs_given(const at::Tensor& x, const std::optional<at::Tensor>& y, 
           visit(begin[group + 1] - begin[group]);
         }
       });
-  at::Tensor result = at::empty({x_codes.size(0), y_codes.size(0)}, x.options().dtype(at::kFloat));
   const ConditionalInformationArgs args{code_pair(x_codes, y_codes, x_bins, y_bins),
                                         condition.groups.view(),
                                         condition.alphabet,
