@@ -53,7 +53,11 @@ template <bool kClip, typename Stored, typename Compute = compute_t<Stored>>
 // The columns of a tile where they are not side by side or not a whole group.
 template <typename Stored>
 [[gnu::noinline]] void copy_row(const Stored* source, int64_t stride, int columns, Stored* copy) {
-  for (int c = 0; c < columns; ++c) copy[c] = source[c * stride];
+  struct [[gnu::packed]] Anywhere {  // where tensors of torch.frombuffer may lie
+    Stored value;
+  };
+  const auto* values = reinterpret_cast<const Anywhere*>(source);
+  for (int c = 0; c < columns; ++c) copy[c] = values[c * stride].value;
   for (int c = columns; c < kGroup; ++c) copy[c] = Stored{};
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -40,6 +41,14 @@ void check(int64_t samples, int64_t features, int bins, bool transposed, bool wi
   args.binning.clip = clip;
   args.codes = on_cpu.data();
   simmim::discretize_cpu(args, 0, features, 0, samples);
+  // Values may begin at any byte: the sanitizer sees what reads them as if they did not.
+  std::vector<unsigned char> bytes(x.size() * sizeof(Stored) + 1);
+  std::memcpy(bytes.data() + 1, x.data(), bytes.size() - 1);
+  std::vector<uint8_t> misaligned(on_cpu.size(), 8);
+  args.x = reinterpret_cast<const Stored*>(bytes.data() + 1);
+  args.codes = misaligned.data();
+  simmim::discretize_cpu(args, 0, features, 0, samples);
+  args.x = x.data();
   int64_t expected = INT64_MAX,
           fault = INT64_MAX;  // the first feature of which a sample has no bin
   for (int64_t f = features - 1; f >= 0; --f) {
@@ -51,7 +60,7 @@ void check(int64_t samples, int64_t features, int bins, bool transposed, bool wi
   }
   args.codes = emulated.data();
   const int error = simmim::discretize_cuda(args, &fault, nullptr);
-  if (error != 0 || on_cpu != emulated || fault != expected) {
+  if (error != 0 || on_cpu != emulated || on_cpu != misaligned || fault != expected) {
     std::printf("discretize: samples=%ld features=%ld bins=%d transposed=%d edges=%d clip=%d: %s\n",
                 long(samples), long(features), bins, transposed, with_edges, clip,
                 error               ? "launch failed"
