@@ -86,3 +86,36 @@ def test_scratch_of_16_threads_stays_within_64_mib(call: str) -> None:
     command = [sys.executable, "-c", MEASURE, call, "16"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64 << 20
+
+
+# Calls with tensors that have no element, whatever their sizes, and a GiB of memory.
+EMPTY = """
+import resource, sys, torch, simmim_ext
+n, edges = 2**45, torch.linspace(0, 1, 17)
+calls = {
+    "discretize": lambda: simmim_ext.discretize(torch.empty(0, n), bins=edges).codes,
+    "discretize, no features": lambda: simmim_ext.discretize(torch.empty(n, 0), bins=edges).codes,
+    "entropy": lambda: simmim_ext.entropy(torch.empty(0, n), bins=edges),
+}
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    print(*calls[sys.argv[1]]().shape)
+except RuntimeError as error:
+    print("no memory" if "memory" in str(error) else error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("discretize", "no memory"),  # for the edges of each feature
+        ("discretize, no features", f"0 {2**45}"),
+        ("entropy", "no memory"),
+    ],
+)
+def test_sizes_without_an_element_take_no_time(call: str, result: str) -> None:
+    command = [sys.executable, "-c", EMPTY, call]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == result + "\n"
