@@ -91,11 +91,20 @@ def test_scratch_of_16_threads_stays_within_64_mib(call: str) -> None:
 # Calls with tensors that have no element, whatever their sizes, and a GiB of memory.
 EMPTY = """
 import resource, sys, torch, simmim_ext
-n, edges = 2**45, torch.linspace(0, 1, 17)
+from simmim_ext.ops import compressed_linear as ops
+n, none, bits = 2**45, torch.empty(0), torch.empty(0).byte()
+edges = torch.linspace(0, 1, 17)
 calls = {
     "discretize": lambda: simmim_ext.discretize(torch.empty(0, n), bins=edges).codes,
     "discretize, no features": lambda: simmim_ext.discretize(torch.empty(n, 0), bins=edges).codes,
     "entropy": lambda: simmim_ext.entropy(torch.empty(0, n), bins=edges),
+    "decompress_weight": lambda: ops.decompress_weight(bits, none, n, 0),
+    "compressed_linear": lambda: ops.compressed_linear(
+        none.view(0, 0), bits, none, None, None, n, 0
+    ),
+    "its gradient": lambda: torch.ops.simmim_ext.compressed_linear_input_grad(
+        torch.empty(0, n), bits, none, None, n, 0
+    ),
 }
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 2**30
@@ -113,6 +122,9 @@ except RuntimeError as error:
         ("discretize", "no memory"),  # for the edges of each feature
         ("discretize, no features", f"0 {2**45}"),
         ("entropy", "no memory"),
+        ("decompress_weight", f"{2**45} 0"),
+        ("compressed_linear", f"0 {2**45}"),
+        ("its gradient", "0 0"),
     ],
 )
 def test_sizes_without_an_element_take_no_time(call: str, result: str) -> None:

@@ -52,6 +52,12 @@ struct Compressed {
 
   const uint8_t* bits() const { return bitmap.const_data_ptr<uint8_t>(); }
 
+  // The rows of a block that would have so many: all of them where rows have no weights, for there
+  // may be more of those than there is memory to say where each block begins.
+  int64_t rows_of_block(int64_t rows) const {
+    return in_features == 0 ? std::max<int64_t>(out_features, 1) : rows;
+  }
+
   // Where the values of each block of `rows` rows begin; the last entry is their number.
   std::vector<int64_t> first_values(const char* op, int64_t rows) const {
     std::vector<int64_t> first = {0};
@@ -87,15 +93,15 @@ std::tuple<Tensor, Tensor> compress_cpu(const Tensor& weight, const Tensor& mask
 Tensor decompress_cpu_op(const Tensor& bitmap, const Tensor& values, int64_t out_features,
                          int64_t in_features) {
   const Compressed weight(kDecompress, bitmap, values, out_features, in_features);
-  constexpr int64_t kRows = 64;
-  const std::vector<int64_t> first = weight.first_values(kDecompress, kRows);
+  const int64_t rows = weight.rows_of_block(64);
+  const std::vector<int64_t> first = weight.first_values(kDecompress, rows);
   Tensor dense = at::empty({out_features, in_features}, values.options());
   // A plain pointer: helper threads lack the caller's modes, which operators on tensors look at.
   auto* weights = static_cast<uint8_t*>(dense.mutable_data_ptr());
   parallel_ranges(first.size() - 1, dense.numel(), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t row = block * kRows;
-      weight.decompress_rows(row, std::min(kRows, out_features - row), first[block],
+      const int64_t row = block * rows;
+      weight.decompress_rows(row, std::min(rows, out_features - row), first[block],
                              weights + row * in_features * values.element_size());
     }
   });
@@ -116,7 +122,7 @@ Tensor decompress_mask(const Tensor& bitmap, const Tensor& values, int64_t out_f
 template <typename Product>
 void for_each_block(const char* op, const Compressed& weight, const Product& product) {
   const int64_t row_bytes = std::max<int64_t>(weight.in_features * weight.values.element_size(), 1);
-  const int64_t rows = std::max<int64_t>(kBlockBytes / row_bytes, 16);
+  const int64_t rows = weight.rows_of_block(std::max<int64_t>(kBlockBytes / row_bytes, 16));
   const std::vector<int64_t> first = weight.first_values(op, rows);
   Tensor scratch =
       at::empty({std::min(rows, weight.out_features), weight.in_features}, weight.values.options());
