@@ -198,6 +198,12 @@ INFORMATION_CASES: tuple[Case, ...] = (
              "entropy: counts must be int64, got Float"),
             (lambda: (torch.tensor([[3, 4], [0, 1]]), "plugin"), ValueError,
              "entropy: x must have at least 2 valid samples in every feature, got 1 in feature 1"),
+            (lambda: (torch.tensor([[3, 4], [-2, 9]]), "plugin"), ValueError,
+             "entropy: counts must not be negative, got -2"),
+            (lambda: (torch.tensor([[3, 4], [2**62, 2**62]]), "shrink"), ValueError,
+             "entropy: counts must add up to less than 2^63, got 9.22337e+18"),
+            (lambda: (torch.full((1, 40), 2**62), "plugin"), ValueError,
+             "entropy: counts must add up to less than 2^63, got 1.84467e+20"),
             (lambda: (torch.ones(3, dtype=torch.int64), "bayes"), ValueError,
              "entropy: estimator must be one of 'plugin', 'miller_madow', 'grassberger', "
              "'chao_shen', 'shrink', got 'bayes'"),
@@ -239,6 +245,10 @@ INFORMATION_CASES: tuple[Case, ...] = (
             (lambda: (torch.zeros(1, 2, 2, 2, dtype=torch.int64), "joint_entropy"), ValueError,
              "joint_information: every pair must share at least 2 valid samples, got fewer for "
              "feature 0 of x and feature 0 of y"),
+            (lambda: (torch.ones(1, 2, 2, 2, dtype=torch.int64) - 2, "joint_entropy"), ValueError,
+             "joint_information: counts must not be negative, got -1"),
+            (lambda: (torch.full((2, 1, 3, 3), 2**62), "joint_entropy"), ValueError,
+             "joint_information: counts must add up to less than 2^63, got 4.15052e+19"),
             (lambda: (torch.ones(1, 2, 2, 2, dtype=torch.int64), "entropy"), ValueError,
              "joint_information: quantity must be one of 'joint_entropy'"),
         ),

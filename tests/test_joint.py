@@ -1,5 +1,6 @@
 """Joint counts by carry-save addition: what small inputs do not reach."""
 
+import math
 import re
 
 import pytest
@@ -102,3 +103,13 @@ def test_counts_that_are_none(counts, text) -> None:
             entropy_ops.entropy(counts)
     with pytest.raises(ValueError, match=re.escape("with bins >= 1, got [3, 0]")):
         entropy_ops.entropy(torch.zeros(3, 0).long())
+
+
+def test_counts_that_just_add_up() -> None:
+    """To 2^63 - 1."""
+    counts = torch.tensor([[2**62, 2**62 - 1]])
+    for estimator in ("plugin", "miller_madow", "grassberger", "chao_shen", "shrink"):
+        result = entropy_ops.entropy(counts, estimator)
+        assert result.item() == pytest.approx(math.log(2), abs=1e-7)
+        result = joint_information(counts[None, None], "joint_entropy", estimator)
+        assert result.item() == pytest.approx(math.log(2), abs=1e-7)

@@ -34,9 +34,9 @@ inline size_t table_bytes(int64_t capacity) {
 __device__ __forceinline__ uint32_t* table_counters() {
   return shared_memory<uint32_t>() + kTotalsBytes / sizeof(uint32_t);
 }
-template <typename T>
-__device__ T table_total(T value) {
-  return block_total(value, shared_memory<T>());
+template <typename T, typename Add = Plus>
+__device__ T table_total(T value, const Add& add = {}) {
+  return block_total(value, shared_memory<T>(), add);
 }
 
 // The cells of a table, or the sums of its rows or of its columns.

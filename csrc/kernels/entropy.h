@@ -104,6 +104,15 @@ struct OwnTotal {
   }
 };
 
+// Adds up counts; -1 where one of them is negative or their sum is 2^63 or more, in any order.
+struct AddCounts {
+  SIMMIM_HD int64_t operator()(int64_t a, int64_t b) const {
+    const uint64_t sum = static_cast<uint64_t>(a) + static_cast<uint64_t>(b);
+    const uint64_t signs = static_cast<uint64_t>(a) | static_cast<uint64_t>(b) | sum;
+    return signs >> 63 != 0 ? -1 : static_cast<int64_t>(sum);
+  }
+};
+
 // What the estimators of one pass over the cells need of them.
 struct CellSums {
   int64_t terms = 0;     // fixed point
@@ -219,8 +228,9 @@ struct MarginalsArgs {
   double* entropy;  // [features] nats
 };
 
-// On a cudaStream_t; they return a cudaError_t. A feature of fewer than 2 samples gets NaN, and the
-// first of them is reported: *first_fault, on the device, becomes the smallest index at fault.
+// On a cudaStream_t; they return a cudaError_t. A feature of fewer than 2 samples, or whose counts
+// AddCounts does not add up, gets NaN, and the first of them is reported: *first_fault, on the
+// device, becomes the smallest index at fault.
 int entropy_cuda(const EntropyArgs& args, int64_t* first_fault, void* stream);
 int marginals_cuda(const MarginalsArgs& args, int64_t* first_fault, void* stream);
 

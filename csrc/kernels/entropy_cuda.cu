@@ -14,7 +14,7 @@ constexpr int64_t kMaxBlocks = 1 << 16;       // of kernels that stride over the
 
 struct RowEntropy {
   int64_t samples;
-  double nats;  // NaN where there are fewer than 2 samples
+  double nats;  // NaN where there are fewer than 2 samples, or -1
 };
 
 // Of the counts of one row, by the lanes of a warp. `terms_of` gives the terms for its samples.
@@ -25,8 +25,8 @@ __device__ RowEntropy row_entropy(const int64_t* counts, int64_t bins, const Ter
     for (int64_t bin = lane; bin < bins; bin += kWarpLanes) visit(counts[bin]);
   };
   int64_t samples = 0;
-  cells([&](int64_t count) { samples += count; });
-  samples = warp_total(samples);
+  cells([&](int64_t count) { samples = AddCounts()(samples, count); });
+  samples = warp_total(samples, kWarpLanes, AddCounts());
   if (samples < 2) return {samples, NAN};
   return {samples, entropy_of_cells(terms_of(samples), samples, static_cast<double>(bins), cells,
                                     [](auto sum) { return warp_total(sum); })};

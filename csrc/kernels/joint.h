@@ -72,8 +72,8 @@ int64_t joint_information_cpu(const JointInformationArgs& args, int64_t pair_beg
                               int64_t pair_end);
 
 // On a cudaStream_t; they return a cudaError_t. Pointers are the device's. A pair that shares fewer
-// than two valid samples gets NaN, and *first_fault, on the device, becomes the smallest such
-// index.
+// than two valid samples, or whose counts AddCounts does not add up, gets NaN, and *first_fault, on
+// the device, becomes the smallest such index.
 int joint_histogram_cuda(const JointHistogramArgs& args, void* stream);
 int joint_information_cuda(const JointInformationArgs& args, int64_t* first_fault, void* stream);
 

@@ -77,8 +77,10 @@ __global__ void __launch_bounds__(kTableThreads, 2)
   for (int64_t pair = blockIdx.x; pair < args.pairs; pair += gridDim.x) {
     const auto at = [counts = args.counts + pair * cells](int64_t cell) { return counts[cell]; };
     int64_t samples = 0;
-    Lines(Axis::cells, x_bins, y_bins).each(at, [&](int64_t, int64_t count) { samples += count; });
-    samples = table_total(samples);
+    Lines(Axis::cells, x_bins, y_bins).each(at, [&](int64_t, int64_t count) {
+      samples = AddCounts()(samples, count);
+    });
+    samples = table_total(samples, AddCounts());
     double entropy[3] = {};  // of x, y and both
 #pragma unroll 1
     for (int of = 0; of < 3 && samples >= 2; ++of) {

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "backend.h"
 #include "binning.h"
@@ -19,10 +20,22 @@ void check_counts(const at::Tensor& counts, const std::string& caller) {
                     ": counts must have shape [..., bins] with bins >= 1, got ", counts.sizes());
 }
 
-void check_not_negative(const int64_t* counts, int64_t size, const std::string& caller) {
-  int64_t least = 0;
-  for (int64_t i = 0; i < size; ++i) least = std::min(least, counts[i]);
+void check_count_values(const int64_t* counts, int64_t rows, int64_t cells,
+                        const std::string& caller) {
+  const int64_t size = rows * cells;
+  uint64_t bits = 0;  // as large as the largest, and of a negative one the highest is set
+  for (int64_t i = 0; i < size; ++i) bits |= static_cast<uint64_t>(counts[i]);
+  if (bits <= static_cast<uint64_t>(INT64_MAX / cells)) return;
+  const int64_t least = *std::min_element(counts, counts + size);
   TORCH_CHECK_VALUE(least >= 0, caller, ": counts must not be negative, got ", least);
+  for (int64_t begin = 0; begin < size; begin += cells) {
+    int64_t sum = 0;
+    for (int64_t i = begin; i < begin + cells; ++i) {
+      TORCH_CHECK_VALUE(!__builtin_add_overflow(sum, counts[i], &sum), caller,
+                        ": counts must add up to less than 2^63, got ",
+                        std::accumulate(counts + begin, counts + begin + cells, 0.0));
+    }
+  }
 }
 
 namespace {
@@ -49,8 +62,8 @@ at::Tensor entropy(const at::Tensor& counts, c10::string_view estimator, std::op
   const std::string caller(caller_view);
   check_counts(counts, caller);
   const at::Tensor table = counts.contiguous();
-  check_not_negative(table.const_data_ptr<int64_t>(), table.numel(), caller);
   const int64_t bins = table.size(-1), features = table.numel() / bins;
+  check_count_values(table.const_data_ptr<int64_t>(), features, bins, caller);
   at::Tensor result =
       at::empty(counts.sizes().slice(0, counts.dim() - 1), counts.options().dtype(at::kFloat));
   entropy_on_cpu(

@@ -22,11 +22,12 @@ void launch_entropy(const at::Tensor& table, Estimator estimator, double nats_pe
   on_cuda(table, [&](void* stream) { return entropy_cuda(args, first_fault, stream); });
 }
 
-// Raises where a feature, the first with fewer than 2 samples, is not -1.
+// Raises where a feature, the first whose counts are wrong or add up to fewer than 2, is not -1.
 void check_feature(int64_t feature, const at::Tensor& table, const std::string& caller) {
   if (feature < 0) return;
-  const at::Tensor samples = table.view({-1, table.size(-1)})[feature].sum();
-  check_valid(samples.item<int64_t>(), feature, caller, "x");
+  const at::Tensor counts = table.view({-1, table.size(-1)})[feature].cpu();
+  check_count_values(counts.const_data_ptr<int64_t>(), 1, counts.numel(), caller);
+  check_valid(counts.sum().item<int64_t>(), feature, caller, "x");
 }
 
 at::Tensor entropy_on_cuda(const at::Tensor& counts, c10::string_view estimator,

@@ -45,7 +45,9 @@ void check_few_samples(int64_t samples, const std::string& caller);
 
 // Raises unless counts is int64 [..., bins], or [x_features, y_features, x_bins, y_bins].
 void check_counts(const at::Tensor& counts, const std::string& caller);
-void check_not_negative(const int64_t* counts, int64_t size, const std::string& caller);
+// Raises where one of counts [rows, cells] is negative, or a row adds up to 2^63 or more.
+void check_count_values(const int64_t* counts, int64_t rows, int64_t cells,
+                        const std::string& caller);
 void check_joint_counts(const at::Tensor& counts, const std::string& caller);
 
 // Counts [features, bins] of codes. Raises unless codes is uint8 [features, samples] below bins (or

@@ -98,7 +98,7 @@ at::Tensor joint_information(const at::Tensor& counts, c10::string_view quantity
   FirstIndex too_few;
   const int64_t cells = counts.size(2) * counts.size(3);
   for_each_feature_range(args.pairs, cells, [&](int64_t begin, int64_t end) {
-    check_not_negative(args.counts + begin * cells, (end - begin) * cells, caller);
+    check_count_values(args.counts + begin * cells, end - begin, cells, caller);
     too_few.report(joint_information_cpu(args, begin, end));
   });
   check_shared_samples(too_few.get(), counts.size(1), caller);

@@ -98,7 +98,12 @@ at::Tensor joint_information_on_cuda(const at::Tensor& counts, c10::string_view 
                                   result.mutable_data_ptr<float>()};
   Faults faults(table, 1);
   on_cuda(table, [&](void* stream) { return joint_information_cuda(args, faults[0], stream); });
-  check_shared_samples(faults.read()[0], counts.size(1), caller);
+  const int64_t pair = faults.read()[0];
+  if (pair >= 0) {
+    const at::Tensor own = table.flatten(0, 1)[pair].cpu();
+    check_count_values(own.const_data_ptr<int64_t>(), 1, own.numel(), caller);
+  }
+  check_shared_samples(pair, counts.size(1), caller);
   return result;
 }
 

@@ -16,7 +16,7 @@ def entropy(
     """Entropy of the distribution that the last axis counts.
 
     Args:
-        counts: [..., bins] int64, at least 2 samples in each row.
+        counts: [..., bins] int64, at least 2 samples in each row and fewer than 2^63.
         estimator: "plugin", "miller_madow", "grassberger", "chao_shen" or "shrink".
         base: of the logarithm; None: nats.
         caller: the public function that error texts begin with.

@@ -50,7 +50,8 @@ def joint_information(
     """Information of every pair from its joint counts.
 
     Args:
-        counts: [x_features, y_features, x_bins, y_bins] int64, at least 2 samples in each pair.
+        counts: [x_features, y_features, x_bins, y_bins] int64, at least 2 samples in each pair and
+            fewer than 2^63.
         quantity: "joint_entropy", "conditional_entropy" (of x given y) or "mutual_information".
         estimator: "plugin", "miller_madow", "grassberger", "chao_shen" or "shrink".
         normalized: None, or mutual information divided by the "min", "max", "arithmetic" or

@@ -54,6 +54,18 @@ void check_rows(int64_t features, int64_t bins, Estimator estimator) {
   simt::check(good, "entropy: features=%ld bins=%ld estimator=%d", features, bins, int(estimator));
 }
 
+// Counts that are none, or too many, in a row that several lanes read, or lanes' sums together.
+void check_wrong_counts(int64_t bins, int64_t value, int64_t every) {
+  std::vector<int64_t> counts(3 * bins, 1);
+  for (int64_t i = 0; i < bins; i += every) counts[bins + i] = value;
+  std::vector<float> entropy(3, -9);
+  int64_t fault = kNone;
+  const int error = simmim::entropy_cuda(
+      {counts.data(), 3, bins, Estimator::plugin, 1.0, entropy.data()}, &fault, nullptr);
+  const bool good = error == 0 && fault == 1 && std::isnan(entropy[1]) && entropy[2] > 0;
+  simt::check(good, "wrong counts: bins=%ld value=%ld every=%ld", bins, value, every);
+}
+
 void check_table(Estimator estimator) {
   const simmim::EntropyTerms terms = simmim::entropy_terms(estimator, 1000);
   std::vector<int64_t> table(300, -9);
@@ -81,6 +93,15 @@ int main() {
       check_rows(features, bins, Estimator(estimator));
     }
     check_table(Estimator(estimator));
+  }
+  for (const int64_t bins : {2, 40, 256}) {
+    for (const int64_t every : {1, 32}) {
+      if (bins <= every) continue;                         // a count alone is none too many
+      check_wrong_counts(bins, INT64_MAX / 2 + 1, every);  // 2 of them are 2^63, and 4 wrap to 0
+      check_wrong_counts(bins, INT64_MAX, every);
+      check_wrong_counts(bins, -1, every);
+      check_wrong_counts(bins, INT64_MIN, every);
+    }
   }
   for (const int64_t count : {0, 1, 255, 70000}) {
     check_codes(count, 16, -1);

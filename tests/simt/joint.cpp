@@ -177,6 +177,20 @@ void check_counts(const Problem& p) {
   }
 }
 
+// Counts that are none, or too many, in the second of three pairs.
+void check_wrong_counts(int32_t bins, int64_t value) {
+  const int64_t cells = int64_t{bins} * bins;
+  std::vector<int64_t> counts(3 * cells, 1);
+  std::fill_n(counts.begin() + cells, cells, value);
+  std::vector<float> result(3, -9);
+  const Information info{Quantity::joint_entropy, Normalization::none, true, 1};
+  int64_t fault = kNone;
+  const int error = simmim::joint_information_cuda(
+      {counts.data(), 3, bins, bins, Estimator::plugin, info, result.data()}, &fault, nullptr);
+  const bool good = error == 0 && fault == 1 && std::isnan(result[1]) && result[2] > 0;
+  simt::check(good, "wrong counts: bins=%d value=%ld", bins, value);
+}
+
 // Blocks take every tile that is wanted once, and no other.
 void check_order(int64_t rows, int64_t columns, bool symmetric) {
   const simmim::TileOrder order{rows, columns, symmetric};
@@ -253,6 +267,12 @@ int main() {
                            {2, 1, 1, 5, 2, 0, false},
                            {1, 2, 64, 255, 256, 20, false}}) {
     check_counts(p);
+  }
+  for (const int32_t bins : {2, 30}) {
+    // Of the first two 4 wrap to 0.
+    for (const int64_t value : {INT64_MAX / 2 + 1, INT64_MIN / 2, INT64_MAX, int64_t{-1}}) {
+      check_wrong_counts(bins, value);
+    }
   }
   return simt::finish("joint");
 }
