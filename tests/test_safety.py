@@ -1,4 +1,4 @@
-"""Full disks, read-only folders and damaged states: a clear error, and nothing is lost."""
+"""Full disks, read-only folders, damaged states and weights: clear errors, and nothing is lost."""
 
 import resource
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from models import mlp, snapshot
 
 from simmim_ext import CompressConfig, SimMIMError, compress, load, storage
+from simmim_ext.ops.sparse_linear import pack_sparse_weight, sparse_linear
 
 X = torch.randn(1500, 12, generator=torch.Generator().manual_seed(0))
 SETTINGS = {"calibration": [X], "constraints": {"units": 0.5}, "config": CompressConfig(epochs=4)}
@@ -133,3 +134,28 @@ def test_what_a_kill_leaves_half_written_is_no_obstacle(tmp_path):
 def mlp_seeded():
     torch.manual_seed(0)
     return mlp()
+
+
+LAYOUTS = ("element", "gather", "block", "window", "planes", "tile", "pair")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_packed_weight_whose_header_was_changed_is_refused(layout) -> None:
+    packed = pack_sparse_weight(torch.ones(40, 200), torch.ones(40, 200).bool(), layout)
+    x = torch.ones(3, 200)
+    assert torch.equal(sparse_linear(x, packed.clone(), None, 40), torch.full((3, 40), 200.0))
+    text = "sparse_linear: packed must be .* pack_sparse_weight returned"
+    header = packed.view(torch.int64)[:12]  # of which the last is its checksum
+    for word in range(12):
+        for changed in (0, int(header[word]) + 64, ~int(header[word]), 2**62):
+            damaged = packed.clone()
+            damaged.view(torch.int64)[word] = changed
+            if torch.equal(damaged, packed):
+                continue
+            with pytest.raises(ValueError, match=text):
+                sparse_linear(x, damaged, None, 40)
+        for other in range(word):  # highest bits, which products alone would let cancel out
+            damaged = packed.clone()
+            damaged[[8 * word + 7, 8 * other + 7]] ^= 128
+            with pytest.raises(ValueError, match=text):
+                sparse_linear(x, damaged, None, 40)

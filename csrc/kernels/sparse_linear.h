@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 
 namespace simmim {
@@ -42,7 +44,7 @@ constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout t
 
 // A packed weight begins with this; sparse_linear_packed.h has the rest.
 struct PackedHeader {
-  static constexpr uint64_t kMagic = 0x33575353'4d494d53;  // "SMIMSSW3"
+  static constexpr uint64_t kMagic = 0x34575353'4d494d53;  // "SMIMSSW4"
   static constexpr int64_t kAlignment = 64;                // of the block and of its sections
   uint64_t magic;
   int64_t bytes;  // of the whole block
@@ -50,6 +52,22 @@ struct PackedHeader {
   int64_t out_features, in_features;
   int64_t sections[5];  // byte offsets
   int64_t is_bfloat16;  // planes: whether the values are
+  uint64_t checksum;    // of all before it
+
+  // Every call works it out anew: products that need not wait for each other. Each is turned by
+  // another distance, or changes of two highest bits would cancel each other.
+  uint64_t sum_words() const {
+    constexpr int kWords = offsetof(PackedHeader, checksum) / sizeof(uint64_t);
+    uint64_t words[kWords], sum = 0;
+    std::memcpy(words, this, sizeof words);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWords; ++i) {
+      const uint64_t product = words[i] * (0x9e3779b97f4a7c15 * (2 * i + 1));
+      const int distance = 5 * i + 1;
+      sum += product << distance | product >> (64 - distance);
+    }
+    return sum;
+  }
 };
 
 using Allocate = std::function<void*(int64_t bytes)>;

@@ -14,9 +14,10 @@ namespace simmim {
 class Packer {
  public:
   explicit Packer(const PackArgs& args)
-      : header_{PackedHeader::kMagic, 2 * kAlignment,   args.layout,
-                args.out_features,    args.in_features, {},
-                args.is_bfloat16} {
+      : header_{PackedHeader::kMagic, 2 * kAlignment,
+                args.layout,          args.out_features,
+                args.in_features,     {},
+                args.is_bfloat16,     0} {
     static_assert(sizeof(PackedHeader) <= 2 * kAlignment);
   }
 
@@ -31,6 +32,7 @@ class Packer {
 
   // Fills what lies between the sections with 0: equal weights make equal bytes.
   void allocate(const Allocate& allocate) {
+    header_.checksum = header_.sum_words();
     bytes_ = static_cast<uint8_t*>(allocate(header_.bytes));
     std::memset(bytes_, 0, 2 * kAlignment);
     for (const int64_t end : ends_) std::memset(bytes_ + end - kAlignment, 0, kAlignment);

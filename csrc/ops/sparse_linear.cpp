@@ -61,6 +61,10 @@ PackedHeader read_header(const Tensor& packed) {
       readable && header.magic == PackedHeader::kMagic && header.bytes == packed.size(0), kLinear,
       ": packed must be what pack_sparse_weight returned, got ", dtype_name(packed), " ",
       packed.sizes());
+  // Kernels go by the header wherever it leads them.
+  TORCH_CHECK_VALUE(header.checksum == header.sum_words(), kLinear,
+                    ": packed must be as pack_sparse_weight returned it, got one whose first ",
+                    sizeof header, " bytes were changed; pack the weight again");
   const auto beyond =
       reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % PackedHeader::kAlignment;
   TORCH_CHECK_VALUE(beyond == 0, kLinear, ": packed must begin at a multiple of ",

@@ -50,8 +50,8 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 
     Args:
         x: [..., in_features] float32, float16 or bfloat16.
-        packed: what `pack_sparse_weight` returned, on x's device. Only its header is looked at:
-            bytes from elsewhere that have a right one can crash the process.
+        packed: what `pack_sparse_weight` returned, on x's device. Only its header is looked at, of
+            which the CPU's has a checksum: other bytes that were changed can crash the process.
         bias: [out_features] of any floating dtype, or None.
         out_features: size of each output sample, as packed.
 
@@ -60,7 +60,7 @@ def sparse_linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: 
 
     Raises:
         TypeError: x or bias is of another dtype.
-        ValueError: a shape does not fit, or packed is something else.
+        ValueError: a shape does not fit, or packed is something else or its header was changed.
         NotImplementedError: a gradient is required.
     """
     return _sparse_linear(x, packed, bias, out_features)  # type: ignore[no-any-return]
