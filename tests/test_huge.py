@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from simmim_ext import Discretized, Histogram, entropy
+from simmim_ext.nn.choice import choose
+from simmim_ext.nn.pattern import Pattern
+from simmim_ext.ops._library import cpu_capability
+from simmim_ext.ops.sparse_linear import pack_sparse_weight
 
 MANY = 2**25  # samples of which 65 features are more than 2^31 elements
 
@@ -131,3 +135,25 @@ def test_sizes_without_an_element_take_no_time(call: str, result: str) -> None:
     command = [sys.executable, "-c", EMPTY, call]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == result + "\n"
+
+
+@pytest.mark.parametrize("layout", ["element", "gather", "block", "window", "planes", "pair"])
+@pytest.mark.parametrize("shape", [(2**31 + 5, 0), (0, 2**31 + 5), (2**40, 0)])
+def test_weights_of_more_rows_or_columns_than_32_bits_number(
+    layout: str, shape: tuple[int, int]
+) -> None:
+    text = (
+        r"^pack_sparse_weight: weight must have at most 2\^30 rows and columns, got \[\d+, \d+\];"
+    )
+    with pytest.raises(ValueError, match=text):
+        pack_sparse_weight(torch.empty(shape), torch.empty(shape, dtype=torch.bool), layout)
+
+
+@pytest.mark.parametrize("shape", [(2**30 + 1, 4), (4, 2**31)])
+def test_layers_of_so_many_rows_or_columns_are_dense(shape: tuple[int, int]) -> None:
+    some = torch.arange(3)
+    pattern = Pattern("element", 1e-3, some, some)
+    choice = choose(pattern, shape, cpu_capability(), torch.float32)
+    assert choice.kernels_text() == "dense"
+    assert choice.reason == "more than 2^30 inputs or outputs"
+    assert choose(pattern, (2**30, 4), cpu_capability(), torch.float32).kernels_text() != "dense"

@@ -28,6 +28,7 @@ enum class Layout : int64_t {
   pair = 7
 };
 
+constexpr int64_t kMostPacked = 1 << 30;  // rows, and columns, that 32 bits number in windows
 constexpr int kBlockRows = 16;
 constexpr int64_t kTileRows = 128;     // outputs that a task of the element layout makes
 constexpr int64_t kTileColumns = 160;  // times a batch tile's lanes: what the L1 cache holds

@@ -40,6 +40,9 @@ Layout parse_layout(c10::string_view name) {
 
 Tensor pack_cpu(const Tensor& weight, const Tensor& mask, c10::string_view layout_name) {
   check_weight(kPack, weight, mask);
+  TORCH_CHECK_VALUE(std::max(weight.size(0), weight.size(1)) <= kMostPacked, kPack,
+                    ": weight must have at most 2^30 rows and columns, got ", weight.sizes(),
+                    "; use compressed_linear");
   const Tensor keep = mask.contiguous();
   const Layout layout = parse_layout(layout_name);
   TORCH_CHECK_VALUE(layout != Layout::block ||

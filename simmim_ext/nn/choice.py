@@ -20,6 +20,8 @@ MARGIN = 1.25
 WORTH = 1.1
 # Below so many weights a layer's time is that of the call, and dense has the shortest.
 SMALLEST = 1 << 14
+# No layout has more rows or columns; see csrc/kernels/sparse_linear.h.
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def choose(pattern: Pattern, shape: tuple[int, int], capability: str, dtype: tor
 
     if math.prod(shape) < SMALLEST:
         return dense(f"fewer than {SMALLEST} weights")
+    if max(shape) > LARGEST:
+        return dense("more than 2^30 inputs or outputs")
     if dtype == torch.float64 and pattern.name != "rows/columns":
         return dense("sparse kernels compute in float32")
     size = math.sqrt(math.prod(shape))

@@ -35,7 +35,8 @@ def pack_sparse_weight(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
 
     Raises:
         TypeError: weight is not floating, or mask not bool.
-        ValueError: mask has another shape or does not fit the layout, or the layout is unknown.
+        ValueError: mask has another shape or does not fit the layout, the layout is unknown, or on
+            the CPU weight has more than 2^30 rows or columns.
     """
     return _pack_sparse_weight(weight, mask, layout)  # type: ignore[no-any-return]
 
