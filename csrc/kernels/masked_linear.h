@@ -28,7 +28,7 @@ struct SampledProductArgs {
   const uint8_t* mask;  // [out_features, in_features], 0 or 1
   float* product;       // [out_features, in_features]
   int64_t width;        // batch rounded up to a multiple of kBatchLanes
-  int64_t in_features;
+  int64_t in_features;  // below 2^31
 };
 constexpr int64_t kBatchLanes = 16;
 // Serial over the rows [begin, end) of out_features.

@@ -141,7 +141,8 @@ Tensor weight_grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask) 
   const Tensor x_rows = x.reshape({batch, in_features}).contiguous();
   const Tensor keep = mask.contiguous();
   const int64_t kept = count_kept(keep);
-  if (grad.scalar_type() != at::kFloat || !sampling_pays(kept, keep.numel(), batch)) {
+  const bool fits = in_features <= INT32_MAX;  // the numbers of columns, of which a row is sampled
+  if (grad.scalar_type() != at::kFloat || !fits || !sampling_pays(kept, keep.numel(), batch)) {
     return mask_weight(at::mm(grad_rows.t(), x_rows), keep);
   }
   const Tensor grad_t = transposed(grad_rows), x_t = transposed(x_rows);
