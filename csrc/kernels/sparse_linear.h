@@ -37,8 +37,10 @@ constexpr int64_t kPairLanes = 32;     // samples of a tile, of which a column i
 constexpr int64_t kWindowRows = 32;
 constexpr int64_t kWindowVector = 16;  // floats of a vector; a window begins at any and is two long
 constexpr int64_t kPlanesRows = 128;
-constexpr int64_t kPlanesColumns = 64;  // a window begins at any such multiple, and is two long
-constexpr int64_t kTileSamples = 16;    // rows and columns of a tile of x in the tile layout
+constexpr int64_t kPlanesStep = 16;      // a window begins at any such multiple: longer steps are
+                                         // loads of whole lines, but leave more lanes idle
+constexpr int64_t kPlanesColumns = 128;  // of a window
+constexpr int64_t kTileSamples = 16;     // rows and columns of a tile of x in the tile layout
 constexpr int64_t kTileInputs = 32;
 constexpr int64_t kTileOutputs = 32;
 constexpr int64_t kTileBatch = 512;  // samples that a task of the tile layout takes

@@ -19,19 +19,19 @@ std::vector<int32_t> kept_columns(const PackArgs& args, int64_t row) {
 
 // What each lane takes in each step. Rows are sorted by their count of weights and taken in groups
 // of `lanes`; in a step every lane takes its next weight, if the step's window has its column. A
-// window begins at a multiple of `columns`, as late as the lane that is the farthest behind allows,
-// and is twice as long.
+// window is `columns` long, and begins at a multiple of `step` as late as the lane that is the
+// farthest behind allows.
 struct Schedule {
-  Schedule(const PackArgs& args, int64_t lanes, int32_t columns);
+  Schedule(const PackArgs& args, int64_t lanes, int32_t step, int32_t columns);
 
   std::vector<int32_t> rows;     // [groups, lanes]; -1 where there is none
   std::vector<int64_t> first;    // [groups + 1] step
-  std::vector<int32_t> windows;  // [steps] in multiples of `columns`
+  std::vector<int32_t> windows;  // [steps] in multiples of `step`
   std::vector<int32_t> taken;    // [steps, lanes] column within the window; -1: the lane is idle
   std::vector<float> values;     // [steps, lanes] 0 where a lane is idle
 };
 
-Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
+Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t step, int32_t columns)
     : rows(args.out_features), first{0} {
   std::vector<std::vector<int32_t>> kept;
   for (int64_t row = 0; row < args.out_features; ++row) kept.push_back(kept_columns(args, row));
@@ -40,8 +40,8 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
                    [&](int32_t a, int32_t b) { return kept[a].size() < kept[b].size(); });
   rows.resize(divide_up(args.out_features, lanes) * lanes, -1);
 
-  const auto blocks = static_cast<int32_t>(divide_up(args.in_features, columns));
-  const int32_t last = std::max(blocks - 2, 0);
+  const int64_t beyond = std::max<int64_t>(args.in_features - columns, 0);
+  const auto last = static_cast<int32_t>(divide_up(beyond, step));
   for (size_t group = 0; group < rows.size(); group += lanes) {
     std::vector<size_t> done(lanes);
     const auto next = [&](int64_t lane) {  // the column of the lane's next weight, or beyond all
@@ -52,10 +52,10 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
       int32_t column = INT32_MAX;
       for (int64_t lane = 0; lane < lanes; ++lane) column = std::min(column, next(lane));
       if (column == INT32_MAX) break;
-      windows.push_back(std::min(column / columns, last));
-      const int32_t begin = windows.back() * columns;
+      windows.push_back(std::min(column / step, last));
+      const int32_t begin = windows.back() * step;
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        const bool takes = next(lane) < begin + 2 * columns;
+        const bool takes = next(lane) < begin + columns;
         const int64_t row = rows[group + lane];
         taken.push_back(takes ? next(lane) - begin : -1);
         values.push_back(takes ? args.weight[row * args.in_features + next(lane)] : 0.0f);
@@ -68,7 +68,7 @@ Schedule::Schedule(const PackArgs& args, int64_t lanes, int32_t columns)
 
 template <typename Value>
 void pack_planes(const PackArgs& args, const Allocate& allocate) {
-  const Schedule schedule(args, kPlanesRows, kPlanesColumns);
+  const Schedule schedule(args, kPlanesRows, kPlanesStep, kPlanesColumns);
   std::vector<PlanesGroup> groups;
   std::vector<Value> values;
   std::vector<uint8_t> offsets;
@@ -97,7 +97,7 @@ void pack_planes(const PackArgs& args, const Allocate& allocate) {
 }  // namespace
 
 void pack_window_cpu(const PackArgs& args, const Allocate& allocate) {
-  const Schedule schedule(args, kWindowRows, kWindowVector);
+  const Schedule schedule(args, kWindowRows, kWindowVector, 2 * kWindowVector);
   std::vector<WindowGroup> groups;
   std::vector<float> values;
   std::vector<uint8_t> offsets;

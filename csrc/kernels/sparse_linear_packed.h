@@ -93,7 +93,7 @@ struct PlanesWeight {
   const int32_t* rows;        // [groups, kPlanesRows]; -1 where there is none
   const Value* values;        // [parts, kPlanesLanes]; a lane's is at planes_value<Value>(lane)
   const uint8_t* offsets;     // likewise; as above, a lane's is at planes_byte(lane)
-  const int32_t* windows;     // [steps] a window begins with column kPlanesColumns times that
+  const int32_t* windows;     // [steps] a window begins with column kPlanesStep times that
 
   // Of the group, those that are not left out.
   int64_t lanes(int64_t group) const { return planes_lanes(rows + group * kPlanesRows); }

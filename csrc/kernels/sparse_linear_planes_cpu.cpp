@@ -21,7 +21,7 @@ void group_sums(const PlanesWeight<Value>& weight, int64_t group, const float* x
   const int64_t parts = weight.lanes(group) / kPlanesLanes;
   for (int64_t step = weight.groups[group].first_step; step < weight.groups[group + 1].first_step;
        ++step) {
-    const float* window = x + weight.windows[step] * kPlanesColumns;
+    const float* window = x + weight.windows[step] * kPlanesStep;
     for (int64_t p = 0; p < parts; ++p, ++part) {
       for (int64_t lane = 0; lane < kPlanesLanes; ++lane) {
         const uint8_t offset = weight.offsets[part * kPlanesLanes + planes_byte(lane)];
@@ -37,21 +37,18 @@ void group_sums(const PlanesWeight<Value>& weight, int64_t group, const float* x
 constexpr int64_t kVector = 16;                   // floats
 constexpr int kVectors = kPlanesLanes / kVector;  // of a part
 
-// Columns of x, of which a window takes two. A permutation sees two vectors, 32 floats or 128
-// bytes: so the floats' bytes lie in planes, are looked up plane by plane, and unpacked.
-struct alignas(64) Columns {
-  uint8_t planes[sizeof(float)][kPlanesColumns];
-};
-
-SIMMIM_TARGET_AVX512_BF16 void split(const float* x, int64_t count, Columns* columns) {
-  for (int64_t i = 0; i < kPlanesColumns; i += kVector) {
+// A permutation sees two vectors, 32 floats or 128 bytes: so the bytes of the floats of a sample
+// lie in planes [4, stride], are looked up plane by plane, and unpacked. What is beyond x is 0.
+SIMMIM_TARGET_AVX512_BF16 void split(const float* x, int64_t count, int64_t stride,
+                                     uint8_t* planes) {
+  for (int64_t i = 0; i < stride; i += kVector) {
     const auto left = static_cast<int>(std::clamp<int64_t>(count - i, 0, kVector));
-    const __m512i floats = _mm512_maskz_loadu_epi32((1 << left) - 1, x + i);
+    const __m512i floats = _mm512_maskz_loadu_epi32((1 << left) - 1, x + std::min(i, count));
 #pragma GCC unroll 4
     for (int plane = 0; plane < 4; ++plane) {
       // Masked by nothing: gcc 12 warns of the plain conversion's own undefined value.
       const __m512i shifted = _mm512_maskz_srli_epi32(0xffff, floats, 8 * plane);
-      _mm512_mask_cvtepi32_storeu_epi8(columns->planes[plane] + i, 0xffff, shifted);
+      _mm512_mask_cvtepi32_storeu_epi8(planes + plane * stride + i, 0xffff, shifted);
     }
   }
 }
@@ -59,7 +56,7 @@ SIMMIM_TARGET_AVX512_BF16 void split(const float* x, int64_t count, Columns* col
 // Loads what is used several times. GCC would load it each time, as an operand in memory, but loads
 // are what bounds the kernel; an assembler statement, even an empty one, it does not repeat.
 SIMMIM_TARGET_AVX512_BF16 inline __m512i load_once(const void* p) {
-  __m512i value = _mm512_load_si512(p);
+  __m512i value = _mm512_loadu_si512(p);
   asm("" : "+v"(value));
   return value;
 }
@@ -69,11 +66,15 @@ struct Window {
   __m512i low[4], high[4];
 };
 
-SIMMIM_TARGET_AVX512_BF16 inline Window load_window(const Columns* columns) {
-  return {{load_once(columns[0].planes[0]), load_once(columns[0].planes[1]),
-           load_once(columns[0].planes[2]), load_once(columns[0].planes[3])},
-          {load_once(columns[1].planes[0]), load_once(columns[1].planes[1]),
-           load_once(columns[1].planes[2]), load_once(columns[1].planes[3])}};
+SIMMIM_TARGET_AVX512_BF16 inline Window load_window(const uint8_t* planes, int64_t stride) {
+  constexpr int64_t kHalf = kPlanesColumns / 2;
+  Window window;
+#pragma GCC unroll 4
+  for (int plane = 0; plane < 4; ++plane) {
+    window.low[plane] = load_once(planes + plane * stride);
+    window.high[plane] = load_once(planes + plane * stride + kHalf);
+  }
+  return window;
 }
 
 // What the lanes of a part see of x.
@@ -115,12 +116,11 @@ SIMMIM_TARGET_AVX512_BF16 inline void load_weights(const BFloat16* values,
   }
 }
 
-// The sums of a group of `parts` for `batch` samples that lie x_stride apart, idle lanes
-// multiplying some x by 0. Returns whether all are finite: such a lane may have met an infinity or
-// NaN.
+// The sums of a group of `parts` for `batch` samples, whose planes are x, idle lanes multiplying
+// some x by 0. Returns whether all are finite: such a lane may have met an infinity or NaN.
 template <int batch, int parts, typename Value>
 SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight<Value>& weight, int64_t group,
-                                                 const Columns* x, int64_t x_stride,
+                                                 const uint8_t* x, int64_t stride,
                                                  float (*sums)[kPlanesRows]) {
   constexpr int64_t kAhead = 16 * kPlanesLanes;  // so far that the kernel waits for no cache
   __m512 totals[batch][parts][kVectors];
@@ -136,7 +136,8 @@ SIMMIM_TARGET_AVX512_BF16 bool group_sums_avx512(const PlanesWeight<Value>& weig
   for (int64_t step = first.first_step; step < end; ++step) {
 #pragma GCC unroll 2
     for (int b = 0; b < batch; ++b) {
-      const Window window = load_window(x + b * x_stride + weight.windows[step]);
+      const Window window =
+          load_window(x + b * 4 * stride + weight.windows[step] * kPlanesStep, stride);
 #pragma GCC unroll 2
       for (int part = 0; part < parts; ++part) {
         const uint8_t* lanes = offsets + part * kPlanesLanes;
@@ -180,13 +181,11 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
   const PlanesWeight<Value> weight = packed.planes<Value>();
   const int64_t in_features = packed.header().in_features;
   const int64_t out_features = packed.header().out_features;
-  const int64_t stride = std::max<int64_t>(divide_up(in_features, kPlanesColumns), 2);
-  const std::unique_ptr<Columns[]> columns(new Columns[args.batch * stride]);  // not made 0
+  const int64_t beyond = std::max<int64_t>(in_features - kPlanesColumns, 0);
+  const int64_t stride = kPlanesColumns + divide_up(beyond, kPlanesStep) * kPlanesStep;
+  const std::unique_ptr<uint8_t[]> planes(new uint8_t[args.batch * 4 * stride]);  // not made 0
   for (int64_t b = 0; b < args.batch; ++b) {
-    for (int64_t i = 0; i < stride; ++i) {
-      const int64_t first = std::min(i * kPlanesColumns, in_features);
-      split(args.x + b * in_features + first, in_features - first, &columns[b * stride + i]);
-    }
+    split(args.x + b * in_features, in_features, stride, &planes[b * 4 * stride]);
   }
   for (int64_t group = begin; group < end; ++group) {
     const int32_t* rows = weight.rows + group * kPlanesRows;
@@ -195,7 +194,7 @@ void planes_linear_avx512(const SparseLinearArgs& args, int64_t begin, int64_t e
       float sums[kBatch][kPlanesRows];
       const int64_t samples = std::min(kBatch, args.batch - b);
       const bool finite = kSums[lanes / kPlanesLanes - 1][samples - 1](
-          weight, group, &columns[b * stride], stride, sums);
+          weight, group, &planes[b * 4 * stride], stride, sums);
       for (int64_t s = 0; s < samples; ++s) {
         if (!finite) group_sums(weight, group, args.x + (b + s) * in_features, sums[s]);
         write_lanes(args, out_features, rows, lanes, b + s, sums[s]);
