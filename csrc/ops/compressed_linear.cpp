@@ -175,9 +175,10 @@ bool packing_pays(const Tensor& values, int64_t weights, int64_t batch) {
 }
 
 // Whether the gradient's own kernel beats products with decompressed blocks.
-bool is_small(const Tensor& values, int64_t batch) {
+bool is_small(const Tensor& values, int64_t in_features, int64_t batch) {
   constexpr int64_t kMostSamples = 32;
-  return values.scalar_type() == at::kFloat && batch <= kMostSamples && has_small_input_grad_cpu();
+  return values.scalar_type() == at::kFloat && in_features >= kGradColumns &&
+         batch <= kMostSamples && has_small_input_grad_cpu();
 }
 
 Tensor small_input_grad(const Tensor& grad, const Compressed& weight) {
@@ -229,7 +230,7 @@ Tensor input_grad_cpu(const Tensor& grad, const Tensor& bitmap, const Tensor& va
   Tensor product;
   if (weight.has_value() || c10::isReducedFloatingType(values.scalar_type())) {
     product = at::linear(grad, dense().t()).contiguous();  // blocks' sums would be rounded each
-  } else if (is_small(values, batch_of(grad))) {
+  } else if (is_small(values, in_features, batch_of(grad))) {
     const Compressed compressed(kInputGrad, bitmap, values, out_features, in_features);
     product = small_input_grad(grad, compressed);
   } else if (packing_pays(values, out_features * in_features, batch_of(grad))) {
