@@ -77,6 +77,7 @@ bool has_small_input_grad_cpu() { return cpu_capability() >= CpuCapability::avx5
 
 void small_input_grad_cpu(const InputGradArgs& args, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
+  if (begin == end) return;
   const int64_t last = std::min(end * kGradColumns, args.in_features);
   std::vector<const float*> values, ends(args.out_features);
   for (int64_t row = 0; row < args.out_features; ++row) {
