@@ -30,8 +30,9 @@ from .storage import set_submodule
 # Elements of the inverse matrices that stripes are worked on with at a time.
 _CHUNK = 1 << 24
 
-# Inputs of a smaller variance than this are constant.
-_NOTHING = 1e-30
+# Inputs whose variance is less, as a share of their mean square, are constant: rounding leaves them
+# a covariance of about 1e-16 of it, with negative eigenvalues as well.
+_ROUNDING = 1e-12
 
 
 def prune_weights(
@@ -240,7 +241,8 @@ def _eliminate(
     inputs, outputs = xz.shape
     # The fit is the same in any unit of x^2; in this one nothing is too large or too small.
     scale = xx.diagonal().mean()
-    unit = 1 / scale if scale > _NOTHING else 0
+    square = sums.xx.diagonal().mean().cpu() / sums.samples
+    unit = 1 / scale if scale > _ROUNDING * square else 0
     xx, xz = xx * unit, xz * unit
     damped = xx + RIDGE[nn.Linear] * torch.eye(inputs, device="cpu")
     inverse = torch.linalg.inv(damped)

@@ -134,6 +134,29 @@ def test_inputs_that_say_nothing_are_no_obstacle():
     assert zeros(sparse) == 80
 
 
+class Halves(nn.Module):
+    """A layer whose halves two others read; of one half sparsity leaves nothing but biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.large, self.small = nn.Linear(12, 32), nn.Linear(16, 32), nn.Linear(16, 32)
+        self.both.weight.data[16:] *= 0.1
+
+    def forward(self, x):
+        large, small = self.both(x).split(16, dim=1)
+        return self.large(large) + self.small(small)
+
+
+def test_inputs_that_vary_by_rounding_alone_say_nothing():
+    blocks = Granularity.parse("block:16x1")
+    for seed in range(16):
+        torch.manual_seed(seed)
+        model, data = Halves(), torch.randn(720, 12).split(144)
+        sparse, _ = prune_weights(model, data, sparsity=0.6, samples=720, granularity=blocks)
+        assert not sparse.both.mask[16:].any()
+        assert sparse.small.weight.abs().max() < 1
+
+
 class Repeated(nn.Module):
     """One layer under three names."""
 
