@@ -156,7 +156,7 @@ def check_trainable(caller: str, model: nn.Module, epochs: int) -> None:
     if epochs > 0 and torch.float16 in dtypes:
         raise SimMIMError(
             f"{caller}: config.epochs is {epochs}, and the model's parameters are float16, in "
-            "which Adam's epsilon of 1e-8 is 0 and its steps are NaN; give model.float() or "
+            "which small gradients are 0 and large ones infinite; give model.float() or "
             "model.bfloat16(), or set epochs=0 to distil nothing"
         )
     for name, module in model.named_modules():

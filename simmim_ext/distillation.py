@@ -24,6 +24,7 @@ from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .inputs import inputs_kept
 from .label_loss import label_loss
+from .masters import Masters
 from .modes import device_of, evaluating, in_mode, seeded
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
@@ -48,7 +49,8 @@ def distill(
 
     The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule, whose
     learning rate is meant for weights no larger than the teacher's: those of a layer that are
-    larger take larger steps, as in LARS (You et al., 2017);
+    larger take larger steps, as in LARS (You et al., 2017). Weights of half precision are rounded
+    from copies in float32, which take the steps;
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
     taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
     that of Gaussian outputs.
@@ -146,10 +148,12 @@ class Distillation:
             restore_tensors(student, weights, state[1]["student"])
         # Of the student as training began, wherever it is taken up again.
         self._scales = step_scales(student, teacher) if state is None else state[1]["scales"]
+        trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
+        self._masters = Masters(trained.values())
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in student.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(self._scales.get(name, 1.0), []).append(parameter)
+        for name, parameter in trained.items():
+            group = groups.setdefault(self._scales.get(name, 1.0), [])
+            group.append(self._masters.of(parameter))
         self._optimizer = (
             torch.optim.Adam([{"params": group, "scale": s} for s, group in groups.items()])
             if groups
@@ -192,8 +196,10 @@ class Distillation:
                         f"distill: the loss became {value} in epoch {self.epoch + 1}, step "
                         f"{step + 1}; lower config.lr ({config.lr}), or check the data for NaN"
                     )
+                self._masters.take_gradients()
                 with counting:
                     self._optimizer.step()
+                self._masters.give_values()
                 total += value * rows
                 samples += rows
         # Left to the caller, these gradients would go into the first step of any further training.
@@ -222,6 +228,7 @@ class Distillation:
             for i, slots in self._optimizer.state_dict()["state"].items():
                 for key, value in slots.items():
                     tensors[f"adam.{i}.{key}"] = value.detach().cpu().clone()
+        tensors |= {f"master.{name}": value for name, value in self._masters.state().items()}
         meta = {
             "student": description,
             "epoch": self.epoch,
@@ -239,6 +246,7 @@ class Distillation:
         if self._optimizer is not None:
             state = self._optimizer.state_dict()
             self._optimizer.load_state_dict({**state, "state": slots})
+        self._masters.restore({n[7:]: t for n, t in tensors.items() if n.startswith("master.")})
         self.epoch, self.history = meta["epoch"], list(meta["history"])
 
     def _learning_rate(self, step: int) -> float:

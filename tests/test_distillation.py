@@ -80,18 +80,35 @@ def test_two_runs_are_identical_and_another_seed_is_not(teacher, x):
     assert not same(first, weights(distill(student, teacher, data, config=other)[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_run_taken_up_again_ends_with_the_same_weights(teacher, x, norm):
-    student, data = mlp(8, seed=1, norm=norm), Shuffled([x[:500]], 71)
+def test_a_run_taken_up_again_ends_with_the_same_weights(teacher, x, norm, dtype):
+    student, data = mlp(8, seed=1, norm=norm).to(dtype), Shuffled([x[:500].to(dtype)], 71)
+    teacher.to(dtype)
     whole, history = distill(student, teacher, data, config=CONFIG)
     run = Distillation(copy.deepcopy(student), teacher, data, config=CONFIG)
     for _ in range(CONFIG.epochs):
         state = run.state()
-        fresh = mlp(8, seed=2, norm=norm)
+        fresh = mlp(8, seed=2, norm=norm).to(dtype)
         run = Distillation(fresh, teacher, data, config=CONFIG, state=state)
         run.run_epoch()
     assert same(weights(whole), weights(run.student))
     assert [row["loss"] for row in run.history] == [row["loss"] for row in history]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_small_steps_are_not_rounded_away_from_weights_of_bfloat16(teacher, x, masked):
+    student, config = mlp(16, seed=1), CompressConfig(epochs=20, lr=2e-4)
+    if masked:
+        student[0] = MaskedLinear.from_linear(student[0], torch.rand(16, 8) < 0.5)
+    data, halved = x.bfloat16().split(64), copy.deepcopy(student).bfloat16()
+    expected, _ = distill(student, teacher, x.split(64), config=config)
+    found, _ = distill(halved, teacher.bfloat16(), data, config=config)
+    assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
+    assert all(p.grad is None for p in found.parameters())
+    teacher.float()
+    before, wanted, after = (kl(teacher, m.float(), x) for m in (student, expected, found))
+    assert before - after == pytest.approx(before - wanted, rel=0.1)
 
 
 def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
