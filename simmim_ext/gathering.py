@@ -68,7 +68,6 @@ class Gatherer:
         self._model, self._generator, self._axes = model, generator, axes or {}
         self._means, self._summed = dict.fromkeys(means), dict.fromkeys(summed)
         self._sums: dict[str, _Sums] = {}
-        self._sources: list[Tensor] = []
         self._convolved: dict[str, Convolved] = {}
         self.inputs: dict[str, Tensor] = {}
         self.places = dict.fromkeys(self._means | self._summed, 0)
@@ -82,7 +81,6 @@ class Gatherer:
             graded: whether ``backward`` will be called.
         """
         self.inputs.clear()
-        self._sources.clear()
         hooks = [
             self._model.get_submodule(name).register_forward_hook(self._hook(name, mask, graded))
             for name in self.places
@@ -100,9 +98,10 @@ class Gatherer:
 
     def backward(self, likelihood: Tensor) -> None:
         """Adds the gradients of what was computed in the last block."""
-        if self._sources:
-            torch.autograd.grad(likelihood, self._sources, allow_unused=True)
-        self._sources.clear()
+        # To all that wants a gradient: where the model itself makes something want one, as with
+        # gradient checkpointing, the layers behind it lie on no way to the first of the layers.
+        if likelihood.requires_grad:
+            likelihood.backward()  # type: ignore[no-untyped-call]
 
     def moments(self, name: str) -> Moments:
         """Of a layer's input columns and its outputs."""
@@ -186,8 +185,7 @@ class Gatherer:
         # Gradients are wanted no further back than to the first of the layers.
         if not z.requires_grad:
             z = z.detach().requires_grad_(True)
-            self._sources.append(z)
-            z = z.clone()  # of a source nothing can be changed in place
+            z = z.clone()  # of a leaf nothing can be changed in place
         z.register_hook(add)  # type: ignore[no-untyped-call]
         return z
 

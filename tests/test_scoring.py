@@ -275,6 +275,31 @@ def test_rows_that_are_not_as_many_of_each_sample_are_refused():
         score(Tokens(some), data, criterion="relevance", ignored_layers=["embed"])
 
 
+class Branches(nn.Module):
+    """Branches behind an input that may want a gradient, as gradient checkpointing has it."""
+
+    def __init__(self, wanted):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wanted = wanted
+        self.a, self.b = (nn.Sequential(nn.Linear(12, 10), nn.ReLU()) for _ in range(2))
+        self.out_a, self.out_b = nn.Linear(10, 4), nn.Linear(10, 4)
+
+    def forward(self, x):
+        if self.wanted and torch.is_grad_enabled():
+            x = x.detach().requires_grad_(True)
+        return self.out_a(self.a(x)) + self.out_b(self.b(x))
+
+
+@pytest.mark.parametrize("criterion", ["simmim", "taylor", "hessian"])
+def test_models_that_want_gradients_of_their_own_score_the_same(criterion):
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(1)).split(100)
+    plain, wanted = (score(Branches(w), x, criterion=criterion) for w in (False, True))
+    assert plain.order == wanted.order
+    for name, divergence in plain.divergence.items():
+        assert torch.equal(divergence, wanted.divergence[name])
+
+
 class Split(nn.Module):
     """As MixNet's blocks: channels of one convolution that two others read by halves."""
 
