@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ from .forward import ForwardFn, forward
 from .inputs import inputs_kept
 from .label_loss import label_loss
 from .masters import Masters
-from .modes import device_of, evaluating, in_mode, seeded
+from .modes import device_of, evaluating, seeded
 from .outputs import kl_per_sample, noise_variance, resolve_output
 from .progress import bar
 from .similarity import gram_loss, last_input
 from .step_scales import step_scales
 from .storage import Json, restore_tensors, tensors_of
+from .training_mode import learning
 
 History = list[dict[str, Any]]
 
@@ -50,7 +51,8 @@ def distill(
     The loss is T^2 KL(teacher || student) at temperature T, with Adam and a cosine schedule, whose
     learning rate is meant for weights no larger than the teacher's: those of a layer that are
     larger take larger steps, as in LARS (You et al., 2017). Weights of half precision are rounded
-    from copies in float32, which take the steps;
+    from copies in float32, which take the steps. The student runs as in use, without dropout, but
+    for the batch statistics of BatchNorm;
     ``config`` adds a label term and the similarity-preserving Gram term of Tung & Mori (2019),
     taken at the input of the linear layer that runs last. For "values" and "embeddings" the KL is
     that of Gaussian outputs.
@@ -161,9 +163,6 @@ class Distillation:
         )
         if state is not None:
             self._restore_progress(*state)
-        self._batch_norms = [
-            m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
 
     def run_epoch(self, advance: Callable[[float], None] = lambda steps: None) -> None:
         """Trains for one epoch and adds it to the history."""
@@ -175,14 +174,17 @@ class Distillation:
         counting = torch.device("cpu") if elsewhere else nullcontext()
         with (
             seeded(config.seed, self.epoch + 1, device=self._device),
-            evaluating(self._teacher),
-            in_mode(self.student, training=True),
-            in_mode(*self._batch_norms, training=not config.freeze_batch_norm),
+            evaluating(self._teacher, self.student),
+            ExitStack() as modes,
         ):
             data = batches(self._data, device=self._device, name=self._name)
             for step, batch in enumerate(data):
                 advance(1)
-                if any(m.training for m in self._batch_norms) and samples_of(batch) == 1:
+                if step == 0:
+                    with about(self._name):
+                        mode = learning(self.student, batch, self._forward_fn, config)
+                        batch_norm = modes.enter_context(mode)
+                if batch_norm and samples_of(batch) == 1:
                     continue  # One sample has no batch statistics.
                 lr = self._learning_rate(step)
                 for group in self._optimizer.param_groups:

@@ -64,13 +64,13 @@ def test_data_that_the_model_cannot_take_are_named(argument) -> None:
 
 @pytest.mark.filterwarnings("ignore:score. .* samples are few")
 def test_calibration_data_that_the_model_cannot_be_trained_on_are_named() -> None:
-    class OnlyInTests(nn.Sequential):
+    class OnlyInTests(nn.BatchNorm1d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.training and len(x) > 2:
                 raise ZeroDivisionError("no way")
             return super().forward(x)
 
-    model = nn.Sequential(OnlyInTests(network()), nn.Linear(3, 3))
+    model = nn.Sequential(network(), OnlyInTests(3), nn.Linear(3, 3))
     with pytest.raises(SimMIMError, match=r"^calibration: the model failed on a batch, a tuple"):
         compress(model, config=CompressConfig(epochs=1))
 

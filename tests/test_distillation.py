@@ -111,6 +111,47 @@ def test_small_steps_are_not_rounded_away_from_weights_of_bfloat16(teacher, x, m
     assert before - after == pytest.approx(before - wanted, rel=0.1)
 
 
+class Picky(nn.Sequential):
+    """Has dropout as modules and as functions have it, and a BatchNorm that it does not train."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_dropout_is_off_and_own_modes_are_kept(teacher, x):
+    layers = [*mlp(8, seed=1, norm=True), nn.Dropout(0.5)]
+    expected, _ = distill(
+        nn.Sequential(*layers).eval(),
+        teacher,
+        x.split(64),
+        config=CompressConfig(epochs=2, freeze_batch_norm=True),
+    )
+    for student in (Picky(*layers).train(), Picky(*layers).eval()):
+        modes = [m.training for m in student.modules()]
+        found, _ = distill(student, teacher, x.split(64), config=CompressConfig(epochs=2))
+        assert same(weights(found), weights(expected))
+        assert [m.training for m in found.modules()] == modes
+
+
+def test_a_student_with_gradients_in_training_alone_learns(teacher, x):
+    class Encoder(nn.Sequential):
+        def forward(self, x):
+            with torch.set_grad_enabled(self.training):
+                return super().forward(x)
+
+    for frozen in (False, True):
+        config = CompressConfig(epochs=4, lr=3e-2, freeze_batch_norm=frozen)
+        student = Encoder(*mlp(8, seed=1, norm=True))
+        found, history = distill(student, teacher, x.split(64), config=config)
+        assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+        assert torch.equal(found[1].running_mean, student[1].running_mean) == frozen
+
+
 def test_loaders_without_a_length_and_single_samples_are_taken(teacher, x):
     class Stream:
         def __iter__(self):
