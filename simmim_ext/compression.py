@@ -92,7 +92,7 @@ def compress(
         checkpoint_dir: folder that keeps the state of the run; the same call goes on from there
             after a kill and ends with the same model, if the loaders are deterministic or draw
             from torch's global generator. A call that differs is refused, but ``train`` is not
-            looked at: give the same.
+            looked at: give the same; nor what ``evaluate`` holds, only whether it is given.
         progress: show progress where standard error is a terminal.
 
     Returns:
@@ -155,7 +155,9 @@ def compress(
         }
         checkpoint = Checkpoint(None, "", torch.empty(0, device="cpu"))
         if checkpoint_dir is not None:
-            identity = identity_of(teacher, [*samples, example], settings)
+            # Samples to evaluate on are no part of a run, but where they are held out of it.
+            run_of = {**settings, "held_out": evaluate is None}
+            identity = identity_of(teacher, [*samples, example], run_of)
             answers = answers_of(teacher, samples[0], forward_fn)
             checkpoint = Checkpoint(checkpoint_dir, identity, answers)
         student, state = run.go(checkpoint)

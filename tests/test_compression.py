@@ -357,6 +357,7 @@ def test_another_runs_state_is_refused(trained, x, tmp_path):
         {"calibration": [x + 1]},
         {"config": CompressConfig(epochs=3)},
         {"example_inputs": x[:3]},
+        {"evaluate": [x]},  # then no samples are held out
         {"forward_fn": lambda model, batch: model(batch)[:, :3]},
         {"forward_fn": lambda model, batch: 2 * model(batch)},
     ]
