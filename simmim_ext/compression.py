@@ -85,7 +85,8 @@ def compress(
         output: "classes", "values", "embeddings" or "auto", see ``resolve_output``.
         ignored_layers: layers, their names or patterns of names ("encoder.layer.0.*"), that keep
             their outputs. All tensors that the model returns keep their widths without that.
-        round_to: widths become multiples of it, or stay whole.
+        round_to: widths become multiples of it, or stay whole; those of "per_layer" are rounded
+            down, but are no less than it.
         forward_fn: ``forward_fn(model, batch) -> [samples, outputs]`` where the model's forward
             gives something else; what it leaves out of that need not keep its width.
         config: everything else; None is ``CompressConfig()``.

@@ -19,10 +19,11 @@ def learning(
 ) -> Iterator[bool]:
     """Puts layers into training mode that have to be, of a student in eval mode, for the block.
 
-    Those are BatchNorms, unless frozen or left in eval mode by the student's own ``train``, and
-    recurrent layers on CUDA, which has no backward for them otherwise. Others stay as in use:
-    dropout would keep the student from saying what the teacher says without. All are in training
-    mode where the outputs have gradients in it alone.
+    Those are BatchNorms, unless frozen or left in eval mode by the student's own ``train``,
+    recurrent layers on CUDA, which has no backward for them otherwise, and layers of transformers
+    that are to save memory by gradient checkpointing, which they do in training mode alone. Others
+    stay as in use: dropout would keep the student from saying what the teacher says without. All
+    are in training mode where the outputs have gradients in it alone.
 
     Args:
         student: the model, in eval mode.
@@ -37,6 +38,8 @@ def learning(
     def has_to_be(layer: nn.Module) -> bool:
         if isinstance(layer, _BatchNorm):
             return not config.freeze_batch_norm
+        if getattr(layer, "gradient_checkpointing", False) is True:
+            return True
         return isinstance(layer, nn.RNNBase) and device_of(layer).type == "cuda"
 
     with torch.enable_grad():

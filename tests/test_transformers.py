@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -296,6 +297,25 @@ def test_a_causal_language_model_is_as_accurate_as_it_is():
     learnt = CompressConfig(epochs=1, label_weight=1.0)
     _, history = distill(model, model, [batch], config=learnt)
     assert history[0]["loss"] < 0.5
+
+
+def test_distillation_checkpoints_gradients_as_asked(monkeypatch):
+    torch.manual_seed(0)
+    model, batch = llama().eval(), {"input_ids": torch.randint(60, (8, 12))}
+    config, runs = CompressConfig(epochs=2), []
+    mlp = type(model.model.layers[0].mlp)
+    original = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda *args: runs.append(args) or original(*args))
+    student = llama()
+    plain, _ = distill(student, model, [batch], config=config)
+    without = len(runs)
+    with warnings.catch_warnings():  # newer versions have another name for it
+        warnings.simplefilter("ignore")
+        student.gradient_checkpointing_enable()
+    found, _ = distill(student, model, [batch], config=config)
+    assert len(runs) - without == without + 2 * 2  # each of two layers once more a step
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value)
 
 
 def test_unknown_attention_is_named_before_any_work_and_left_alone_on_demand():
