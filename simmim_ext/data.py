@@ -61,6 +61,20 @@ def samples_of(batch: Batch) -> int:
     raise SimMIMError(f"a batch must hold an input tensor [samples, ...], got {describe(batch)}")
 
 
+def rows_of_samples(outputs: Tensor, batch: Batch) -> Tensor:
+    """How many rows of ``outputs`` [rows, outputs] are of each sample of the batch, [samples].
+
+    One, or as many as it has tokens; where neither can be, each row counts as a sample.
+    """
+    rows, samples, mask = len(outputs), samples_of(batch), token_mask(batch)
+    if rows != samples and mask is not None:
+        kept = (mask != 0).sum(dim=1).cpu()
+        if int(kept.sum()) == rows:
+            return kept[kept > 0]
+    each = rows // samples if rows >= samples > 0 and rows % samples == 0 else 1
+    return torch.full((rows // each,), each, device="cpu")
+
+
 def take(batch: Batch, rows: Tensor | slice) -> Batch:
     """The given rows of every tensor (and list) of the batch that has one row per sample."""
     samples = samples_of(batch)

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, batches
+from .data import Batch, batches, rows_of_samples
 from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
-from .intervals import bootstrap_mean, clopper_pearson, proportion_at_least, spearman
+from .intervals import (
+    bootstrap_mean,
+    clopper_pearson,
+    effective_trials,
+    proportion_at_least,
+    spearman,
+)
 from .labels import true_classes
 from .modes import device_of, evaluating, seeded
 from .outputs import kl_per_sample
@@ -52,7 +58,9 @@ def compare(
     """Compares the models' predictions on the data, both in eval mode.
 
     Intervals are at 95%: a percentile bootstrap over samples for the KL and the cosine,
-    Clopper-Pearson for the agreement. Classes that are labels serve accuracy and calibration.
+    Clopper-Pearson for the agreement. Where a model answers for each token these are compared, but
+    those of a sample are no independent ones, and intervals are as wide as that makes them.
+    Classes that are labels serve accuracy and calibration.
 
     Args:
         teacher: the original.
@@ -86,7 +94,7 @@ def compare(
                 )
             with about(name):
                 labels = true_classes(batch, t, forward_fn) if noise is None else None
-            meter.update(t, s, labels)
+            meter.update(t, s, labels, rows_of_samples(t, batch))
     return meter.result(seed)
 
 
@@ -109,11 +117,15 @@ class _Classes:
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
+        self._counts: list[Tensor] = []
         self._labelled: list[Tensor] = []
         self._mean: Tensor | None = None
         self._entropy = torch.zeros(2, dtype=torch.float64, device="cpu")
 
-    def update(self, teacher: Tensor, student: Tensor, labels: Tensor | None) -> None:
+    def update(
+        self, teacher: Tensor, student: Tensor, labels: Tensor | None, counts: Tensor
+    ) -> None:
+        self._counts.append(counts)
         both = torch.stack([teacher, student]).log_softmax(dim=-1)
         p = both.exp()
         total = p.sum(dim=1).cpu()
@@ -129,9 +141,10 @@ class _Classes:
     def result(self, seed: int) -> Comparison:
         assert self._mean is not None
         kl, of_teacher, of_student = torch.cat(self._rows, dim=1)
-        n = len(kl)
+        n, counts = len(kl), torch.cat(self._counts)
         agree = of_teacher == of_student
-        agreed = int(agree.sum())
+        trials = effective_trials(agree, counts)
+        agreed = int(agree.sum()) * trials / n
         marginal = torch.special.entr(self._mean / n).sum(dim=1)
         information = (marginal - self._entropy / n).clamp(min=0).tolist()
         labelled = (
@@ -145,11 +158,12 @@ class _Classes:
         fidelity = {
             "output": "classes",
             "samples": n,
+            "inputs": len(counts),
             "kl": float(kl.mean()),
-            "kl_interval": list(bootstrap_mean(kl, seed=seed)),
-            "agreement": agreed / n,
-            "agreement_interval": list(clopper_pearson(agreed, n)),
-            "agreement_at_least": proportion_at_least(agreed, n),
+            "kl_interval": list(bootstrap_mean(kl, counts, seed=seed)),
+            "agreement": float(agree.double().mean()),
+            "agreement_interval": list(clopper_pearson(agreed, trials)),
+            "agreement_at_least": proportion_at_least(agreed, trials),
             "worst_classes": _worst_classes(of_teacher.long(), agree, kl),
         }
         models = [
@@ -169,11 +183,15 @@ class _Vectors:
     def __init__(self, noise: float) -> None:
         self._noise = noise
         self._rows: list[Tensor] = []
+        self._counts: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._sum = torch.zeros((), device="cpu")
         self._square = torch.zeros((), device="cpu")
 
-    def update(self, teacher: Tensor, student: Tensor, labels: Tensor | None) -> None:
+    def update(
+        self, teacher: Tensor, student: Tensor, labels: Tensor | None, counts: Tensor
+    ) -> None:
+        self._counts.append(counts)
         both = torch.stack([teacher, student])
         self._sum = self._sum + both.sum(dim=1).cpu()
         self._square = self._square + (both.mT @ both).cpu()
@@ -186,7 +204,7 @@ class _Vectors:
 
     def result(self, seed: int) -> Comparison:
         kl, cosine = torch.cat(self._rows, dim=1)
-        n = len(kl)
+        n, counts = len(kl), torch.cat(self._counts)
         mean = self._sum / n
         covariance = self._square / n - mean[:, :, None] * mean[:, None, :]
         # I(T + noise; input) of a Gaussian with that covariance: 1/2 log det(I + C / noise).
@@ -197,13 +215,14 @@ class _Vectors:
         fidelity = {
             "output": "vectors",
             "samples": n,
+            "inputs": len(counts),
             "kl": float(kl.mean()),
-            "kl_interval": list(bootstrap_mean(kl, seed=seed)),
+            "kl_interval": list(bootstrap_mean(kl, counts, seed=seed)),
             "agreement": None,
             "agreement_interval": None,
             "relative_error": float((kl.mean() / spread).sqrt()) if varies else None,
             "cosine": float(cosine.mean()),
-            "cosine_interval": list(bootstrap_mean(cosine, seed=seed)),
+            "cosine_interval": list(bootstrap_mean(cosine, counts, seed=seed)),
             "rank_correlation": _rank_correlation(*torch.cat(self._kept, dim=1)),
         }
         models = [{"predictive_information": i, "accuracy": None} for i in information]

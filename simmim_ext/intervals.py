@@ -8,23 +8,64 @@ from torch import Tensor
 _GROUPS = 10_000
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a proportion (Clopper and Pearson, 1934).
 
-    Both ends are found by bisection on the binomial tails.
+    Both ends are found by bisection on the binomial tails; between whole numbers of successes, as
+    ``effective_trials`` leads to, they are interpolated.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(
             f"clopper_pearson: successes must be between 0 and trials >= 1, got {successes} of "
             f"{trials}"
         )
+    whole = math.floor(successes)
+    low, high = _exact(whole, trials, confidence)
+    if whole < successes:
+        above = _exact(whole + 1, trials, confidence)
+        low += (successes - whole) * (above[0] - low)
+        high += (successes - whole) * (above[1] - high)
+    return low, high
+
+
+def _exact(successes: int, trials: int, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low = 0.0 if successes == 0 else _binomial_root(successes, trials, tail)
     high = 1.0 if successes == trials else 1 - _binomial_root(trials - successes, trials, tail)
     return low, high
 
 
-def proportion_at_least(successes: int, trials: int, confidence: float = 0.95) -> float:
+def effective_trials(hits: Tensor, counts: Tensor) -> int:
+    """How many independent trials say as much of a proportion as those of a sample by clusters.
+
+    That many go into the exact interval, as by Korn & Graubard (Survey Methodology 24, 1998): the
+    tokens of one text are alike. It is the number of clusters where all trials have one outcome,
+    which says nothing of how alike they are.
+
+    Args:
+        hits: [trials] outcomes, those of a cluster side by side.
+        counts: [clusters] the number of each one's trials.
+    """
+    clusters, trials = len(counts), len(hits)
+    if clusters == trials:
+        return trials
+    share = float(hits.double().mean())
+    if share in (0, 1) or clusters == 1:
+        return clusters
+    # The variance of a ratio of totals, by its linearization.
+    errors = sums_of(hits.double() - share, counts)
+    variance = clusters / (clusters - 1) * float(errors.square().sum()) / trials**2
+    alone = share * (1 - share) / trials
+    return max(1, int(trials * min(1.0, alone / variance))) if variance > 0 else trials
+
+
+def sums_of(values: Tensor, counts: Tensor) -> Tensor:
+    """[clusters] sums of ``values`` [n], of which ``counts`` [clusters] each are side by side."""
+    of = torch.repeat_interleave(counts)
+    return torch.zeros(len(counts), dtype=torch.float64, device="cpu").index_add_(0, of, values)
+
+
+def proportion_at_least(successes: float, trials: int, confidence: float = 0.95) -> float:
     """The exact one-sided lower bound of a proportion."""
     return clopper_pearson(successes, trials, 2 * confidence - 1)[0]
 
@@ -45,32 +86,38 @@ def _binomial_root(k: int, n: int, tail: float) -> float:
 
 
 def bootstrap_mean(
-    values: Tensor, *, seed: int, confidence: float = 0.95, resamples: int = 1000
+    values: Tensor,
+    counts: Tensor | None = None,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = 1000,
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of ``values`` [samples] (Efron, 1979).
+    """The percentile bootstrap interval of the mean of ``values`` [n] (Efron, 1979).
 
-    More than 10,000 values are first averaged in random groups of equal size, which leaves the
-    variance of the mean what it was and bounds the cost.
+    Clusters, of which ``counts`` [clusters] values each are side by side, are drawn as a whole.
+    More than 10,000 values or clusters are first added up in random groups of equal size, which
+    leaves the variance of the mean what it was and bounds the cost.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = values.double()
-    size = -(-len(values) // _GROUPS)
+    sums, weights = values.double(), torch.ones(len(values), dtype=torch.float64, device="cpu")
+    if counts is not None:
+        sums, weights = sums_of(sums, counts), counts.double()
+    size = -(-len(sums) // _GROUPS)
     if size > 1:
-        order = torch.randperm(len(values), generator=generator, device="cpu")
-        order = order[: len(values) // size * size]
-        values = values[order].view(-1, size).mean(dim=1)
-    means = torch.cat(
-        [
-            values[
-                torch.randint(len(values), (50, len(values)), generator=generator, device="cpu")
-            ].mean(dim=1)
-            for _ in range(resamples // 50)
-        ]
-    )
+        order = torch.randperm(len(sums), generator=generator, device="cpu")
+        order = order[: len(sums) // size * size]
+        sums, weights = (x[order].view(-1, size).sum(dim=1) for x in (sums, weights))
+    means = []
+    for _ in range(resamples // 50):
+        drawn = torch.randint(len(sums), (50, len(sums)), generator=generator, device="cpu")
+        means.append(sums[drawn].sum(dim=1) / weights[drawn].sum(dim=1))
     tail = (1 - confidence) / 2
-    low, high = means.quantile(
-        torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu")
-    ).tolist()
+    low, high = (
+        torch.cat(means)
+        .quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu"))
+        .tolist()
+    )
     return low, high
 
 

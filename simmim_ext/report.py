@@ -73,9 +73,12 @@ def assurances(report: Report) -> Iterator[str]:
     if fidelity is None:
         yield "The models were not compared, for want of calibration data."
     elif fidelity["agreement"] is not None:
+        outputs = f"{fidelity['samples']:,}"
+        inputs = f"{fidelity.get('inputs', fidelity['samples']):,}"
+        samples = outputs if inputs == outputs else f"{outputs} tokens of {inputs}"
         yield (
             f"At least {fidelity['agreement_at_least']:.1%} agreement with the original at 95% "
-            f"confidence, on {fidelity['samples']:,} samples ({fidelity['data']})."
+            f"confidence, on {samples} samples ({fidelity['data']})."
         )
 
 
