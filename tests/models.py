@@ -3,9 +3,23 @@
 import torch
 from torch import Tensor, nn
 
+from simmim_ext import CompressionResult
+
 
 def mlp(inputs: int = 12, hidden: int = 10, outputs: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def two_hidden() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 4)
+    )
+
+
+def kept_widths(result: CompressionResult) -> dict[str, int]:
+    """Layer -> the units that it kept."""
+    return {layer["name"]: layer["after"] for layer in result.report["layers"]}
 
 
 class CNN(nn.Module):

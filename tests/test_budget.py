@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import architecture
-from models import mlp
+from models import kept_widths, mlp, two_hidden
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, prune, score
@@ -18,17 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:score. .* calibration samples ar
 CONFIG = CompressConfig(epochs=0)
 TANH = nn.Tanh()
 X = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 4)
-    )
-
-
-def widths(result):
-    return {layer["name"]: layer["after"] for layer in result.report["layers"]}
 
 
 @pytest.mark.parametrize(
@@ -43,8 +32,10 @@ def widths(result):
     ],
 )
 def test_layers_with_a_width_of_their_own(constraints, options, expected):
-    result = compress(network(), calibration=[X], constraints=constraints, config=CONFIG, **options)
-    assert widths(result) == expected
+    result = compress(
+        two_hidden(), calibration=[X], constraints=constraints, config=CONFIG, **options
+    )
+    assert kept_widths(result) == expected
     assert result.report["constraints"] == constraints
     assert result.model[0].out_features == expected["0"]
 
@@ -67,16 +58,20 @@ def test_numbers_of_other_kinds_become_pythons():
 )
 def test_numpys_numbers_serve_compress(granularity, constraints, expected):
     result = compress(
-        network(), calibration=[X], constraints=constraints, granularity=granularity, config=CONFIG
+        two_hidden(),
+        calibration=[X],
+        constraints=constraints,
+        granularity=granularity,
+        config=CONFIG,
     )
-    assert widths(result) == expected
+    assert kept_widths(result) == expected
     assert json.loads(json.dumps(result.report))["constraints"] == constraints
 
 
 def test_numpys_numbers_serve_prune():
-    model = network()
+    model = two_hidden()
     result = prune(model, score(model, [X]), constraints={"units": np.int64(20)})
-    assert sum(widths(result).values()) == 20
+    assert sum(kept_widths(result).values()) == 20
     assert json.loads(json.dumps(result.report))["constraints"] == {"units": 20}
     for value in (np.bool_(True), torch.tensor(0.5)):
         with pytest.raises(ValueError, match=r"units must be a fraction kept .* got "):
@@ -84,12 +79,12 @@ def test_numpys_numbers_serve_prune():
 
 
 def test_numpys_round_to_serves():
-    model = network()
+    model = two_hidden()
     scores, settings = score(model, [X]), {"constraints": {"units": 0.5}, "round_to": np.int64(8)}
     found = prune(model, scores, **settings)
     result = compress(model, calibration=[X], config=CONFIG, **settings)
     for one in (found, result):
-        assert all(width % 8 == 0 for width in widths(one).values())
+        assert all(width % 8 == 0 for width in kept_widths(one).values())
     assert json.loads(json.dumps(result.report))["round_to"] == 8
 
 
@@ -97,9 +92,9 @@ def test_a_group_goes_by_every_layer_that_makes_its_units():
     model, data = architecture("resnet")
     scores = score(model, data)
     result = prune(model, scores, constraints={"per_layer": {"blocks.0.second.0": 0.5}})
-    assert widths(result)["stem.0"] == 4  # the residual sum begins there
+    assert kept_widths(result)["stem.0"] == 4  # the residual sum begins there
     result = prune(model, scores, constraints={"per_layer": {"blocks.1.first": 0.5}, "params": 0.7})
-    assert widths(result)["blocks.1.first.0"] == 8
+    assert kept_widths(result)["blocks.1.first.0"] == 8
 
 
 def test_matching_takes_names_prefixes_and_patterns():
@@ -126,7 +121,7 @@ def test_matching_takes_names_prefixes_and_patterns():
 )
 def test_widths_that_cannot_be(per_layer, error, text):
     with pytest.raises(error, match=text):
-        compress(network(), calibration=[X], constraints={"per_layer": per_layer}, config=CONFIG)
+        compress(two_hidden(), calibration=[X], constraints={"per_layer": per_layer}, config=CONFIG)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -139,10 +134,10 @@ def test_counts_above_the_originals_are_warned_of(name, original, steps):
     settings = {"calibration": [X], "config": config}
     text = f"^constraints: {name}=20,000 limits nothing: the model has {original:,}; give less than"
     with pytest.warns(UserWarning, match=text) as warned:
-        result = compress(network(), constraints={name: 20_000}, **settings)
+        result = compress(two_hidden(), constraints={name: 20_000}, **settings)
     assert [str(warning.message)[:11] for warning in warned].count("constraints") == 1
-    assert widths(result) == {"0": 40, "2": 20}
-    compress(network(), constraints={name: original}, **settings)
+    assert kept_widths(result) == {"0": 40, "2": 20}
+    compress(two_hidden(), constraints={name: original}, **settings)
 
 
 @pytest.mark.parametrize("round_to", [0, 1.5, True, "8"])
@@ -217,7 +212,7 @@ def test_latency_of_a_real_network_is_met(threads):
 def test_latency_is_a_ceiling_beside_other_budgets():
     model = slow()
     result = prune(model, score(model, [X]), constraints={"latency": 0.9, "units": 0.1})
-    assert widths(result) == {"0": 6}
+    assert kept_widths(result) == {"0": 6}
 
 
 @pytest.mark.usefixtures("clock")
@@ -248,7 +243,7 @@ def test_a_latency_that_few_units_have_for_its_overhead_is_warned_of(threads):
 
 
 def test_latency_that_cannot_be_measured_twice_alike_is_refused(monkeypatch):
-    model = network()
+    model = two_hidden()
     scores = score(model, [X])
     # Long measurements say that even this is slow, whatever the short ones said.
     monkeypatch.setattr(
@@ -260,7 +255,7 @@ def test_latency_that_cannot_be_measured_twice_alike_is_refused(monkeypatch):
 
 
 def test_a_shorter_latency_stands_where_the_next_width_takes_too_long(monkeypatch):
-    model = network()
+    model = two_hidden()
     scores = score(model, [X])
 
     def steps(models, *_, seconds):
@@ -268,4 +263,4 @@ def test_a_shorter_latency_stands_where_the_next_width_takes_too_long(monkeypatc
 
     monkeypatch.setattr("simmim_ext.costs.measure_latency", steps)
     result = prune(model, scores, constraints={"latency": 0.5})
-    assert widths(result)["0"] == 24
+    assert kept_widths(result)["0"] == 24

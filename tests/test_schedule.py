@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import mlp
+from models import kept_widths, mlp, two_hidden
 from torch import nn
 
 from simmim_ext import CompressConfig, SimMIMError, compress, prune
@@ -20,23 +20,12 @@ TANH = nn.Tanh()
 X = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 4)
-    )
-
-
-def widths(result):
-    return {layer["name"]: layer["after"] for layer in result.report["layers"]}
-
-
 @pytest.mark.parametrize("schedule", ["iterative", "cubic"])
 def test_schedules_lead_to_the_layers_own_width(schedule):
     config = CompressConfig(epochs=3, schedule=schedule, steps=3)
     constraints = {"per_layer": {"0": 0.25}, "units": 0.4}
-    result = compress(network(), calibration=[X], constraints=constraints, config=config)
-    assert widths(result) == {"0": 10, "2": 14}
+    result = compress(two_hidden(), calibration=[X], constraints=constraints, config=config)
+    assert kept_widths(result) == {"0": 10, "2": 14}
 
 
 def test_steps_of_a_layers_own_budget():
@@ -49,7 +38,7 @@ def test_steps_of_a_layers_own_budget():
 def test_schedules_lead_down_to_a_single_unit(constraints, schedule):
     config = CompressConfig(epochs=0, schedule=schedule, steps=4)
     result = compress(mlp(hidden=49), calibration=[X], constraints=constraints, config=config)
-    assert widths(result) == {"0": 1}
+    assert kept_widths(result) == {"0": 1}
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
@@ -62,7 +51,7 @@ def test_layers_down_to_one_unit_still_count(schedule, steps):
     settings = {"calibration": [X], "config": config}
     result = compress(nn.Sequential(*layers), constraints={"units": 0.25}, **settings)
     assert [result.model[i].out_features for i in (0, 2)] == [1, 1]
-    assert widths(result) == {"0": 1, "2": 1}
+    assert kept_widths(result) == {"0": 1, "2": 1}
     assert [layer["before"] for layer in result.report["layers"]] == [3, 5]
 
 
@@ -154,7 +143,7 @@ def test_the_last_unit_of_several_channels_stays_one(split, steps):
     images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     config = CompressConfig(epochs=0, schedule="iterative", steps=steps)
     result = compress(model, calibration=[images], constraints={"units": 3}, config=config)
-    assert set(widths(result).values()) == {1}
+    assert set(kept_widths(result).values()) == {1}
     assert result.model[0].out_channels == 4
 
 
@@ -171,7 +160,10 @@ def test_a_schedule_goes_no_further_than_one_step_would():
 def test_widths_that_are_rounded_on_the_way_lead_to_what_one_step_makes(schedule, share, width):
     settings = {"calibration": [X], "constraints": {"per_layer": {"2": share}}, "round_to": 8}
     for steps in (CompressConfig(epochs=0), CompressConfig(epochs=0, schedule=schedule, steps=4)):
-        assert widths(compress(network(), config=steps, **settings)) == {"0": 40, "2": width}
+        assert kept_widths(compress(two_hidden(), config=steps, **settings)) == {
+            "0": 40,
+            "2": width,
+        }
 
 
 @pytest.mark.parametrize("schedule", ["iterative", "cubic"])
@@ -179,8 +171,8 @@ def test_what_the_last_step_meets_is_not_refused_on_the_way(schedule):
     """A step before it leaves two units to a layer that will have one."""
     config = CompressConfig(epochs=0, schedule=schedule, steps=10)
     constraints = {"units": 2, "per_layer": {"0": 1 / 40}}
-    result = compress(network(), calibration=[X], constraints=constraints, config=config)
-    assert widths(result) == {"0": 1, "2": 1}
+    result = compress(two_hidden(), calibration=[X], constraints=constraints, config=config)
+    assert kept_widths(result) == {"0": 1, "2": 1}
 
 
 class Parts(nn.Module):
@@ -209,7 +201,7 @@ def test_how_many_units_all_layers_need_depends_on_scores(best, least):
     def pruned(units):
         return prune(model, {group.name: scores}, constraints={"units": units}, **options)
 
-    assert widths(pruned(least)) == {group.name: least}
+    assert kept_widths(pruned(least)) == {group.name: least}
     if least > 2:
         with pytest.raises(SimMIMError, match="units=2 cannot be met"):
             pruned(2)
