@@ -1,11 +1,13 @@
 """Confidence intervals of what is measured on a sample."""
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 _GROUPS = 10_000
+_NORMAL = NormalDist()
 
 
 def clopper_pearson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -35,16 +37,17 @@ def _exact(successes: int, trials: int, confidence: float) -> tuple[float, float
     return low, high
 
 
-def effective_trials(hits: Tensor, counts: Tensor) -> int:
+def effective_trials(hits: Tensor, counts: Tensor, confidence: float = 0.95) -> int:
     """How many independent trials say as much of a proportion as those of a sample by clusters.
 
     That many go into the exact interval, as by Korn & Graubard (Survey Methodology 24, 1998): the
-    tokens of one text are alike. It is the number of clusters where all trials have one outcome,
-    which says nothing of how alike they are.
+    tokens of one text are alike, and of few texts it is uncertain how much so. It is the number of
+    clusters where all trials have one outcome, which says nothing of how alike they are.
 
     Args:
         hits: [trials] outcomes, those of a cluster side by side.
         counts: [clusters] the number of each one's trials.
+        confidence: of the interval.
     """
     clusters, trials = len(counts), len(hits)
     if clusters == trials:
@@ -56,7 +59,25 @@ def effective_trials(hits: Tensor, counts: Tensor) -> int:
     errors = sums_of(hits.double() - share, counts)
     variance = clusters / (clusters - 1) * float(errors.square().sum()) / trials**2
     alone = share * (1 - share) / trials
+    tail = (1 - confidence) / 2
+    alone *= (students_t(tail, trials - 1) / students_t(tail, clusters - 1)) ** 2
     return max(1, int(trials * min(1.0, alone / variance))) if variance > 0 else trials
+
+
+def students_t(tail: float, freedom: float) -> float:
+    """What Student's t exceeds with probability ``tail``, by the expansion in 1 / freedom.
+
+    Abramowitz & Stegun 26.7.5: at a tail of 2.5% it is 11% low for one degree of freedom, 0.8% for
+    two, and right within 0.2% from three on.
+    """
+    z = -_NORMAL.inv_cdf(tail)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def sums_of(values: Tensor, counts: Tensor) -> Tensor:
@@ -95,6 +116,9 @@ def bootstrap_mean(
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of ``values`` [n] (Efron, 1979).
 
+    The percentiles are those that make it as wide for few values as Student's t is (Hesterberg,
+    "What Teachers Should Know About the Bootstrap", 2015). Of one value it is that value.
+
     Clusters, of which ``counts`` [clusters] values each are side by side, are drawn as a whole.
     More than 10,000 values or clusters are first added up in random groups of equal size, which
     leaves the variance of the mean what it was and bounds the cost.
@@ -113,6 +137,8 @@ def bootstrap_mean(
         drawn = torch.randint(len(sums), (50, len(sums)), generator=generator, device="cpu")
         means.append(sums[drawn].sum(dim=1) / weights[drawn].sum(dim=1))
     tail = (1 - confidence) / 2
+    if (n := len(sums)) > 1:
+        tail = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * students_t(tail, n - 1))
     low, high = (
         torch.cat(means)
         .quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu"))

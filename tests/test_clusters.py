@@ -32,13 +32,13 @@ def test_effective_trials_are_trials_over_the_design_effect():
     share, n = float(alike.double().mean()), len(alike)
     means = alike.double().view(-1, EACH).mean(1)
     deff = float(means.var()) * EACH / (share * (1 - share))
-    assert effective_trials(alike, counts) == pytest.approx(n / deff, abs=1)
+    assert effective_trials(alike, counts) == pytest.approx(n / deff, rel=1e-3)
     assert 3 < deff < EACH / 2
     assert effective_trials(alike, torch.ones(n)) == n
     # Independent ones are worth what they are, but for the error of the estimate.
     assert effective_trials(clustered(4000, 1, spread=0) > 1, counts) > 0.93 * n
     whole = torch.repeat_interleave(means > means.median(), EACH)
-    assert effective_trials(whole, counts) == pytest.approx(4000, abs=2)
+    assert effective_trials(whole, counts) == pytest.approx(4000, rel=2e-3)
 
 
 def test_tokens_of_one_outcome_are_worth_their_texts():
@@ -64,7 +64,7 @@ def test_texts_of_unequal_lengths_count_by_their_tokens():
     values, counts = torch.tensor([1.0, 1, 1, 1, 0]), torch.tensor([4, 1])
     low, high = bootstrap_mean(values, counts, seed=0)
     assert (low, high) == (0, 1)  # one text twice, or the other
-    half = bootstrap_mean(values, counts, seed=0, confidence=0.4)
+    half = bootstrap_mean(values, counts, seed=0, confidence=0.2)
     assert half == pytest.approx((0.8, 0.8))
 
 
@@ -89,16 +89,20 @@ class Tokens(nn.Module):
         return torch.stack([x, torch.full_like(x, self.threshold)], -1)
 
 
-def test_intervals_of_tokens_hold_what_they_should():
-    """Some 95% hold the truth; were tokens independent, 62% of KL and 82% of agreement would."""
+@pytest.mark.parametrize(("texts", "share"), [(10, 0.89), (50, 0.91)])
+def test_intervals_of_tokens_hold_what_they_should(texts, share):
+    """Of fifty texts some 95% hold the truth, of ten 92% of KL, which is skewed, and 95%.
+
+    Were tokens independent, 62% of KL and 82% of agreement would.
+    """
     models = Tokens(0.0), Tokens(1.0)
     truth = compare(*models, [clustered(20_000, 10**6).view(-1, EACH)]).fidelity
     held = {"kl": 0, "agreement": 0}
     for seed in range(300):
-        found = compare(*models, [clustered(50, seed).view(-1, EACH)], seed=seed).fidelity
-        assert (found["samples"], found["inputs"]) == (50 * EACH, 50)
+        found = compare(*models, [clustered(texts, seed).view(-1, EACH)], seed=seed).fidelity
+        assert (found["samples"], found["inputs"]) == (texts * EACH, texts)
         for name in held:
             low, high = found[f"{name}_interval"]
             assert low <= found[name] <= high
             held[name] += low <= truth[name] <= high
-    assert all(hits >= 0.91 * 300 for hits in held.values()), held
+    assert all(hits >= share * 300 for hits in held.values()), held
