@@ -25,8 +25,8 @@ void predictive_sums_cpu(const PredictiveInformationArgs<Scalar>& args, int64_t 
 
 // On a cudaStream_t; returns a cudaError_t. Pointers are the device's. *result is H(mean p) -
 // mean H(p) in units of nats_per_unit; NaN where a sample is bad, the first of which
-// *first_fault becomes. `scratch`: predictive_parts_cuda(...) times classes + 1 values.
-int64_t predictive_parts_cuda(int64_t samples, int64_t classes);
+// *first_fault becomes. `scratch`: predictive_scratch_cuda(...) values.
+int64_t predictive_scratch_cuda(int64_t samples, int64_t classes);
 template <typename Scalar>
 int predictive_information_cuda(const PredictiveInformationArgs<Scalar>& args, double nats_per_unit,
                                 double* scratch, float* result, int64_t* first_fault, void* stream);

@@ -32,8 +32,8 @@ __device__ __forceinline__ T block_total(T value, T* scratch, const Add& add = {
   __syncthreads();  // others may still read what they added up before
   if (threadIdx.x % kWarpLanes == 0) scratch[threadIdx.x / kWarpLanes] = value;
   __syncthreads();
-  T total = 0;
-  for (unsigned warp = 0; warp < blockDim.x / kWarpLanes; ++warp) total = add(total, scratch[warp]);
+  T total = scratch[0];
+  for (unsigned warp = 1; warp < blockDim.x / kWarpLanes; ++warp) total = add(total, scratch[warp]);
   return total;
 }
 

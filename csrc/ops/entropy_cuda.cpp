@@ -76,8 +76,8 @@ at::Tensor predictive_information_on_cuda(const at::Tensor& logits, std::optiona
   const at::Tensor wide = logits.to(dtype).contiguous();
   const int64_t samples = wide.size(0), classes = wide.size(1);
   at::Tensor result = at::empty({}, logits.options().dtype(at::kFloat));
-  const at::Tensor scratch = at::empty({predictive_parts_cuda(samples, classes) * (classes + 1)},
-                                       logits.options().dtype(at::kDouble));
+  const at::Tensor scratch =
+      at::empty({predictive_scratch_cuda(samples, classes)}, logits.options().dtype(at::kDouble));
   Faults faults(wide, 1);
   AT_DISPATCH_FLOATING_TYPES(dtype, "predictive_information", [&] {
     const PredictiveInformationArgs<scalar_t> args{wide.const_data_ptr<scalar_t>(), samples,

@@ -33,8 +33,7 @@ void check(int64_t samples, int64_t classes, int64_t bad, Scalar value) {
   for (const double p : mean) marginal -= p > 0 ? p * std::log(p) : 0;
   const double wanted = bad < 0 ? (marginal - conditional) / 2 : NAN;
 
-  const int64_t parts = simmim::predictive_parts_cuda(samples, classes);
-  std::vector<double> scratch(parts * (classes + 1), -9);
+  std::vector<double> scratch(simmim::predictive_scratch_cuda(samples, classes), -9);
   float result = -9;
   int64_t fault = kNone;
   const int error = simmim::predictive_information_cuda<Scalar>(
@@ -46,13 +45,17 @@ void check(int64_t samples, int64_t classes, int64_t bad, Scalar value) {
 }  // namespace
 
 int main() {
-  for (const auto& [samples, classes] :
-       {std::pair<int64_t, int64_t>{2, 1}, {3, 2}, {9, 10}, {5, 300}}) {
+  for (const auto& [samples, classes] : {std::pair<int64_t, int64_t>{2, 1}, {9, 10}, {5, 31}}) {
     check<float>(samples, classes, -1, 0);
     check<double>(samples, classes, -1, 0);
     check<float>(samples, classes, samples - 1, NAN);
     check<double>(samples, classes, samples / 2, INFINITY);
   }
-  check<float>(515, 2, -1, 0);  // more samples than blocks
+  // The most classes for teams of a thread, and of a warp; beyond, the block is one.
+  check<float>(300, 30, -1, 0);
+  check<float>(3, 1022, -1, 0);
+  check<double>(2, 1023, 1, NAN);
+  check<float>(2, 1023, -1, 0);
+  check<float>(131'100, 2, -1, 0);  // more samples than teams
   return simt::finish("predictive");
 }
