@@ -44,14 +44,26 @@ def forward(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None)
     if outputs.dim() == 1:
         return outputs[:, None]
     if outputs.dim() == 3:
-        rows = outputs.flatten(0, 1)
-        return rows if mask is None else rows[_of_tokens(mask, outputs).flatten().bool()]
+        return token_rows(outputs, mask)
     if outputs.dim() != 2:
         raise SimMIMError(
             f"the model returned a tensor of shape {list(outputs.shape)}; expected "
             "[samples, outputs]; pass forward_fn=lambda model, batch: ... that returns it"
         )
     return outputs
+
+
+def mask_of(batch: Batch, forward_fn: ForwardFn | None) -> Tensor | None:
+    """The attention mask that ``forward`` leaves padding out by, if there is one."""
+    return token_mask(batch) if forward_fn is None else None
+
+
+def token_rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values [..., features] as rows; of [samples, tokens, features] those that the mask keeps."""
+    rows = values.flatten(0, -2)
+    if mask is None or values.dim() != 3:
+        return rows
+    return rows[_of_tokens(mask, values).flatten().bool()]
 
 
 def named_output(outputs: Any, name: str) -> Any:
@@ -63,7 +75,7 @@ def _answer(
     model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
 ) -> tuple[Any, Tensor | None]:
     """Whatever the model returns for the batch, and the batch's attention mask."""
-    mask = token_mask(batch) if forward_fn is None else None
+    mask = mask_of(batch, forward_fn)
     given = copies()
     if given is not None:
         batch = map_tensors(batch, given.copy)

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch
-from .forward import ForwardFn, forward
+from .forward import ForwardFn, forward, mask_of, token_rows
 from .layers import Weighted, is_affine
-from .nn import MaskedLinear
 from .recording import Recorder, observing
 from .sharing import tied_parameters
 
@@ -91,16 +90,13 @@ def weighted_in_order(model: nn.Module, batch: Batch, forward_fn: ForwardFn | No
     return list(dict.fromkeys(order))
 
 
-def output_layer(
-    model: nn.Module, batch: Batch, names: list[str], forward_fn: ForwardFn | None
-) -> str | None:
-    """The Linear layer whose output is the model's output, if there is one."""
-    recorder = Recorder(model, names)
+def makes_outputs(model: nn.Module, batch: Batch, name: str, forward_fn: ForwardFn | None) -> bool:
+    """Whether the output of that Linear layer is the model's output."""
+    recorder = Recorder(model, [name])
     with observing(model, ()), recorder.recording():
         outputs = forward(model, batch, forward_fn)
-    for name, calls in recorder.calls.items():
-        if calls and isinstance(model.get_submodule(name), nn.Linear | MaskedLinear):
-            made = calls[-1][1].flatten(0, -2)
-            if made.shape == outputs.shape and torch.equal(made, outputs):
-                return name
-    return None
+    calls = recorder.calls[name]
+    if not calls:
+        return False
+    made = token_rows(calls[-1][1], mask_of(batch, forward_fn))
+    return made.shape == outputs.shape and torch.equal(made, outputs)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import samples_first
-from .data import Batch
+from .data import Batch, to_device
 from .errors import SimMIMError
-from .forward import ForwardFn
+from .forward import ForwardFn, mask_of, token_rows
 from .layers import input_columns, weighted
 from .moments import NormalEquations
 from .nn import MaskedLinear
-from .order import output_layer
+from .order import makes_outputs
 from .original import Original
 from .resume import Resumed
 from .ridge import regression
@@ -91,11 +91,11 @@ def refit_(
             _refit(student, name, original.norms.get(name), sums[name])
     if not refit_outputs:
         return
-    name = original.order[-1]
-    if name == output_layer(student, original.example, original.order, original.forward_fn):
-        last = student.get_submodule(name)
-        assert isinstance(last, nn.Linear)
-        refit_to_predictions(last, *pair.features(name))
+    last = student.get_submodule(original.order[-1])
+    if isinstance(last, nn.Linear):
+        features = pair.features(original.order[-1])
+        if features is not None:
+            refit_to_predictions(last, *features)
 
 
 def _refit(
@@ -166,11 +166,23 @@ class Pair:
                 )
         return totals
 
-    def features(self, name: str) -> tuple[Tensor, Tensor]:
-        """The student layer's inputs [rows, inputs], and the original's predictions."""
-        inputs = [calls[name][-1] for calls in self._runs.inputs([name])]
-        predictions = [x.float().softmax(-1) for x in self._original.predictions(name)]
-        return torch.cat([x.flatten(0, -2) for x in inputs]), torch.cat(predictions)
+    def features(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The student layer's inputs [rows, inputs], and the original's predictions of each.
+
+        None where the layer's outputs are not the model's, or not all of them, as behind a
+        ``forward_fn`` that leaves padding out.
+        """
+        original = self._original
+        if not makes_outputs(self._runs.model, original.example, name, original.forward_fn):
+            return None
+        inputs = []
+        for batch, calls in zip(original.data, self._runs.inputs([name]), strict=True):
+            x = calls[name][-1]
+            inputs.append(token_rows(x, mask_of(to_device(batch, x.device), original.forward_fn)))
+        predictions = [x.float().softmax(-1) for x in original.predictions(name)]
+        if any(len(x) != len(p) for x, p in zip(inputs, predictions, strict=True)):
+            return None
+        return torch.cat(inputs), torch.cat(predictions)
 
 
 def refit_to_predictions(

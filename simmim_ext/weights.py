@@ -22,7 +22,7 @@ from .layers import weighted
 from .moments import NormalEquations
 from .names import matching
 from .nn import MaskedLinear
-from .order import output_layer, weighted_in_order
+from .order import weighted_in_order
 from .original import Original
 from .reconstruction import RIDGE, Pair, refit_to_predictions
 from .storage import set_submodule
@@ -130,12 +130,11 @@ def prune_weights(
                 layer.bias.copy_(bias)
         masks[name] = mask.to(layer.weight.device)
         set_submodule(student, name, MaskedLinear.from_linear(layer, masks[name]))
-    if refit_outputs and linear[-1] == output_layer(
-        student, original.example, list(counts), forward_fn
-    ):
-        masked = student.get_submodule(linear[-1])
-        assert isinstance(masked, MaskedLinear)
-        refit_to_predictions(masked, *pair.features(linear[-1]), mask=masked.mask)
+    last = student.get_submodule(linear[-1])
+    if refit_outputs and isinstance(last, MaskedLinear):
+        features = pair.features(linear[-1])
+        if features is not None:
+            refit_to_predictions(last, *features, mask=last.mask)
     return student, [_described(model, name, masks) for name in names]
 
 

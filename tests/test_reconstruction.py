@@ -7,8 +7,10 @@ from simmim_ext import ridge
 from simmim_ext.graph import trace_units
 from simmim_ext.order import layers_together
 from simmim_ext.original import Original
+from simmim_ext.outputs import divergence
 from simmim_ext.reconstruction import Pair, reconstruct
 from simmim_ext.removal import remove_units
+from simmim_ext.weights import prune_weights
 
 
 def data(name, samples=400):
@@ -105,6 +107,63 @@ def test_refitted_outputs_lower_the_divergence():
         for refit in (False, True)
     )
     assert divergence(refitted) < divergence(ridge) < divergence(student)
+
+
+class Tagger(nn.Module):
+    """Says something of each token, whatever the others are."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(20, 12), nn.Linear(12, 24)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.hidden(self.embed(input_ids)).tanh())
+
+
+def texts(padded):
+    """Batches of ten texts, of which these are padded."""
+    tokens = torch.randint(20, (40, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[padded, 4:] = 0
+    return [
+        {"input_ids": ids, "attention_mask": m}
+        for ids, m in zip(tokens.split(10), mask.split(10), strict=True)
+    ]
+
+
+def by_units(teacher, batches, **options):
+    (group,) = trace_units(teacher, batches[0], ignored_layers=["embed"], **options)
+    student, history = remove_units(teacher, [group], {group.name: range(6)})
+    return lambda refit: reconstruct(
+        student, teacher, batches, history, samples=40, refit_outputs=refit, **options
+    )
+
+
+def by_weights(teacher, batches, **options):
+    return lambda refit: prune_weights(
+        teacher, batches, sparsity=0.7, samples=40, refit_outputs=refit, **options
+    )[0]
+
+
+@pytest.mark.parametrize("padded", [slice(20, None), slice(0, 30)], ids=["later", "first"])
+@pytest.mark.parametrize("fitted", [by_units, by_weights])
+def test_the_last_layer_is_refitted_without_padding(fitted, padded):
+    torch.manual_seed(0)
+    teacher, batches = Tagger(), texts(padded)
+    students = map(fitted(teacher, batches), (False, True))
+    ridge, refitted = (divergence(teacher, model, batches, None) for model in students)
+    assert refitted < ridge
+
+
+@pytest.mark.parametrize("fitted", [by_units, by_weights])
+def test_rows_that_a_forward_fn_leaves_out_leave_the_last_layer_to_the_ridge(fitted):
+    def of_tokens(model, batch):
+        return model(**batch)[batch["attention_mask"].bool()]
+
+    torch.manual_seed(0)
+    fit = fitted(Tagger(), texts(slice(20, None)), forward_fn=of_tokens)
+    assert torch.equal(*(fit(refit).head.weight for refit in (False, True)))
 
 
 def test_redundant_units_are_made_up_for_exactly():

@@ -69,7 +69,9 @@ def zeroed(
         student.set_submodule(name, MaskedLinear.from_linear(layer, masks[name]))
     if refit and refit_outputs:
         last = student.get_submodule(names[-1])
-        refit_to_predictions(last, *pair.features(names[-1]), mask=last.mask)
+        features = pair.features(names[-1])
+        assert features is not None  # of these networks the last layer makes the outputs
+        refit_to_predictions(last, *features, mask=last.mask)
     return student
 
 
