@@ -1,8 +1,12 @@
 """What the model would cost at other widths; latency is measured until it can be relied on."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from .data import Batch
+from .equivalence import proved_removal
 from .errors import SimMIMError, warn
 from .forward import ForwardFn
 from .measure import count_bytes, count_flops, count_params, latency_conditions, measure_latency
@@ -65,8 +69,10 @@ class Costs:
         """The cost of the model at these widths."""
         if name == "units":
             return sum(widths.values())
+        if name == "params":
+            return count_params(self._smaller(self._shapes, widths))
         if name != "latency":
-            return self._count(name, self._smaller(widths, shapes=name == "params"))
+            return self._tried(widths, partial(self._count, name))
         key = tuple(sorted(widths.items()))
         if key not in self._latencies:
             self._latencies[key] = self._latency(widths, self._seconds)
@@ -121,9 +127,23 @@ class Costs:
             f"{device_of(self._model)})"
         )
 
-    def _smaller(self, widths: Widths, *, shapes: bool = False) -> nn.Module:
-        kept = {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
-        return remove_units(self._shapes if shapes else self._model, self._scores.groups, kept)[0]
+    def _smaller(self, model: nn.Module, widths: Widths) -> nn.Module:
+        return remove_units(model, self._scores.groups, self._kept(widths))[0]
+
+    def _kept(self, widths: Widths) -> dict[str, tuple[int, ...]]:
+        return {layer: self._scores.order[layer][:width] for layer, width in widths.items()}
+
+    def _tried(self, widths: Widths, cost: Callable[[nn.Module], float]) -> float:
+        """What the model costs at these widths.
+
+        Raises SimMIMError where it does not run: by the removal, if that is why, not by the data.
+        """
+        try:
+            return cost(self._smaller(self._model, widths))
+        except SimMIMError:
+            groups, kept = self._scores.groups, self._kept(widths)
+            proved_removal(self._model, groups, kept, self._example, forward_fn=self._forward_fn)
+            raise
 
     def _count(self, name: str, model: nn.Module) -> float:
         if name == "params":
@@ -133,7 +153,10 @@ class Costs:
         return count_bytes(model)
 
     def _latency(self, widths: Widths, seconds: float) -> float:
-        models = [self._smaller(widths), self._model]
-        new, old = measure_latency(models, self._example, self._forward_fn, seconds=seconds)
-        self._milliseconds = old
-        return new / old
+        def relative(smaller: nn.Module) -> float:
+            models = [smaller, self._model]
+            new, old = measure_latency(models, self._example, self._forward_fn, seconds=seconds)
+            self._milliseconds = old
+            return new / old
+
+        return self._tried(widths, relative)

@@ -1,6 +1,6 @@
 """Proves that nothing but the units that were to go has gone."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import convert_
-from .data import Batch, to_device
+from .data import Batch, take, to_device
 from .errors import SimMIMError
 from .forward import ForwardFn
 from .layers import Axis, axis_size, is_channel_norm, place_of
 from .modes import device_of, evaluating, in_mode, seeded
 from .outputs import returned
+from .removal import History, remove_units
 from .standin import running
+from .units import UnitGroup
 
 # What outputs may differ by: a share of what zeroing changes, and what rounding can make of it.
 _SHARE = 1e-4
@@ -24,6 +26,42 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, tor
 
 class RemovalError(SimMIMError):
     """Units were removed that cannot be, or not at their place."""
+
+
+def proved_removal(
+    model: nn.Module,
+    groups: Iterable[UnitGroup],
+    kept: Mapping[str, Sequence[int]],
+    example: Batch,
+    *,
+    trained: bool = False,
+    forward_fn: ForwardFn | None = None,
+) -> tuple[nn.Module, History]:
+    """``remove_units``, checked by ``check_mask_equivalence`` on 16 samples of the example.
+
+    Raises:
+        SimMIMError: it fails; the error names the groups of which the units alone make it fail.
+    """
+    options: dict[str, Any] = {"trained": trained, "forward_fn": forward_fn}
+    groups, few = tuple(groups), take(example, slice(0, 16))
+
+    def removed(some: Iterable[UnitGroup]) -> tuple[nn.Module, History]:
+        some = tuple(some)
+        pruned, history = remove_units(model, some, {g.name: kept[g.name] for g in some})
+        check_mask_equivalence(model, pruned, history, few, **options)
+        return pruned, history
+
+    def astray() -> Iterator[str]:
+        for group in groups:
+            try:
+                removed([group])
+            except SimMIMError:
+                yield group.name
+
+    try:
+        return removed(groups)
+    except RemovalError as error:
+        raise SimMIMError(f"{error}{caused_by(astray())}") from error
 
 
 def check_mask_equivalence(

@@ -1,7 +1,6 @@
 """Prunes a scored model; nothing is trained."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from .assessment import assess, versions
 from .budget import PER_LAYER, plain_numbers
 from .config import CompressConfig
 from .conversion import prepared, restored
-from .data import Batch, gather, split, take
-from .equivalence import RemovalError, caused_by, check_mask_equivalence
-from .errors import SimMIMError, in_own_name
+from .data import Batch, gather, split
+from .equivalence import proved_removal
+from .errors import in_own_name
 from .fidelity import check_comparable
 from .fitting import fitting
 from .forward import ForwardFn
@@ -24,7 +23,7 @@ from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .plan import Plan, check_reachable, make_plan
 from .reconstruction import reconstruct
-from .removal import History, remove_units
+from .removal import History
 from .result import CompressionResult
 from .scoring import Scores
 from .storage import signature_of
@@ -193,28 +192,10 @@ def prune_units(
         round_to=round_to,
         forward_fn=forward_fn,
     )
-    student, history = remove_units(model, scores.groups, plan.kept)
-    few = take(scores.example, slice(0, 16))
-    check = partial(check_mask_equivalence, batch=few, trained=trained, forward_fn=forward_fn)
-    try:
-        check(model, student, history)
-    except RemovalError as error:
-        names = _astray(model, scores, plan, check)
-        raise SimMIMError(f"{error}{caused_by(names)}") from error
+    student, history = proved_removal(
+        model, scores.groups, plan.kept, scores.example, trained=trained, forward_fn=forward_fn
+    )
     return plan, student, history
-
-
-def _astray(
-    model: nn.Module, scores: Scores, plan: Plan, check: Callable[..., None]
-) -> Iterator[str]:
-    """Names of the groups whose units cannot be removed even where no other's are."""
-    for group in scores.groups:
-        try:
-            kept = {group.name: plan.kept[group.name]}
-            student, history = remove_units(model, [group], kept)
-            check(model, student, history)
-        except SimMIMError:
-            yield group.name
 
 
 def _costs(model: nn.Module, example: Batch, forward_fn: ForwardFn | None) -> dict[str, Any]:

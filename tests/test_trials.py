@@ -187,6 +187,23 @@ def test_a_width_that_is_written_down_is_named(reconstruct):
     )
 
 
+@pytest.mark.parametrize("budget", ["flops", "latency"])
+def test_a_width_that_is_written_down_is_named_where_small_models_are_counted(budget):
+    torch.manual_seed(0)
+    model, data = Viewed(), torch.randn(30, 3, 8, 8).split(15)
+    settings = {
+        "calibration": data,
+        "constraints": {budget: 0.9},
+        "config": CompressConfig(epochs=0),
+    }
+    text = "does not run: .*; already the units of 'second', removed alone, cause it"
+    with pytest.raises(SimMIMError, match=text):
+        compress(model, **settings)
+    scores = score(model, data)
+    with pytest.raises(SimMIMError, match=text):
+        prune(model, scores, constraints={budget: 0.9})
+
+
 def test_a_trial_that_fails_for_another_reason_names_its_layer(model, data, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("no room")
