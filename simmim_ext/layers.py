@@ -183,6 +183,10 @@ def shrink(module: nn.Module, axis: Axis, kept: Sequence[int]) -> None:
         pruner = PrunerBox[module2type(module)]
         remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
         remove(module, removed)
+        if isinstance(module, _InstanceNorm):  # whose statistics torch-pruning leaves as they are
+            for name in ("running_mean", "running_var"):
+                if (values := getattr(module, name)) is not None:
+                    setattr(module, name, values[list(kept)])
     for name, parameter in module.named_parameters(recurse=False):
         parameter.grad = None
         parameter.requires_grad_(flags[name])

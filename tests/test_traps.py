@@ -244,6 +244,22 @@ def test_group_norm_of_one_group_is_a_norm_over_channels(positions):
     assert result.model[1].num_channels == 6
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_loses_the_statistics_of_lost_channels(affine):
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(8, affine=affine, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    x = torch.randn(40, 3, 6, 6)
+    model(x)
+    mean = norm.running_mean.clone()
+    result = prune(
+        model.eval(), {"0": torch.arange(8.0)}, constraints={"units": 3}, example_inputs=x,
+        config=UNIFORM,
+    )  # fmt: skip
+    assert torch.equal(result.model[1].running_mean, mean[5:])
+    assert result.model[1].num_features == 3
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-12])
 def test_outputs_that_hardly_vary(scale):
     model = mlp()
