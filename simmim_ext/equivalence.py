@@ -220,7 +220,7 @@ def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
         x = x * (squares / channels + 1e-6).rsqrt()
         shape = (-1, *[1] * (x.dim() - 2))
         return x if norm.weight is None else x * norm.weight.view(shape) + norm.bias.view(shape)
-    dim = -1 if x.shape[-1] == axis_size(norm, "out") else 1
+    dim = _channel_dim(norm, x)
     x = x * (x.square().sum(dim, keepdim=True) / channels + 1e-6).rsqrt()
     x = x.movedim(dim, -1)
     if getattr(norm, "weight", None) is not None:
@@ -228,6 +228,21 @@ def _fixed_norm(norm: Any, channels: int, x: Tensor) -> Tensor:
     if getattr(norm, "bias", None) is not None:
         x = x + norm.bias
     return x.movedim(-1, dim)
+
+
+def _channel_dim(norm: nn.Module, x: Tensor) -> int:
+    """The dimension of x that a norm over channels is over, the last or that behind the samples.
+
+    Where both are as long as it, as on a feature map as wide as it has channels, what its own
+    function can take tells.
+    """
+    channels = axis_size(norm, "out")
+    if x.shape[-1] == channels == x.shape[1] and x.dim() > 2:
+        try:
+            type(norm).forward(norm, x.new_zeros(1, channels + 1, *x.shape[2:]))
+        except Exception:
+            return 1
+    return -1 if x.shape[-1] == channels else 1
 
 
 def _fixed_outputs(

@@ -260,6 +260,28 @@ def test_instance_norm_loses_the_statistics_of_lost_channels(affine):
     assert result.model[1].num_features == 3
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Over the channels of images, as ConvNeXt's."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("channels", [8, 16])  # 8 of which are left
+def test_a_norm_of_images_as_wide_as_they_have_channels(channels):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 1), LayerNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 4, 8),
+        nn.Flatten(),
+    )  # fmt: skip
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    result = prune(
+        model, {"0": torch.arange(float(channels))}, constraints={"units": channels // 2},
+        example_inputs=torch.randn(20, 3, 8, 8), config=UNIFORM,
+    )  # fmt: skip
+    assert result.model[1].normalized_shape == (channels // 2,)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-12])
 def test_outputs_that_hardly_vary(scale):
     model = mlp()
