@@ -1,6 +1,5 @@
 """What a model costs: parameters, operations, bytes on disk, and time measured in turn."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .arguments import watched
 from .data import Batch, samples_of, take, to_device
 from .forward import ForwardFn, forward
 from .modes import device_of, evaluating, in_mode
@@ -30,9 +30,8 @@ def count_flops(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = N
     products with masked-out weights.
     """
     sample = to_device(take(batch, slice(0, 1)), device_of(model))
+    model = _without_gradients(model)
     masked = dict(masked_layers(model))
-    if masked:
-        model = copy.deepcopy(model)
     skipped = 0
 
     def skip(zeros: int) -> Callable[..., None]:
@@ -51,6 +50,20 @@ def count_flops(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = N
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(model, sample, forward_fn)
     return int(counter.get_total_flops()) - skipped
+
+
+def _without_gradients(model: nn.Module) -> nn.Module:
+    """A copy that has the same weights and asks for no gradients of them.
+
+    Where it does, torch's counter fails on a module that is given a view of a parameter, as an
+    attention is given learnt queries.
+    """
+    model = watched("count_flops", model)
+    frozen = {p: nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    for module in model.modules():
+        own = module._parameters
+        own.update((name, frozen[p]) for name, p in own.items() if p is not None)
+    return model
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -53,6 +53,24 @@ def test_a_layer_of_several_names_counts_once_and_computes_each_time():
     assert count_flops(net, torch.rand(2, 6)) == 2 * 2 * 6
 
 
+class LearntQuery(nn.Module):
+    """Gives a layer a view of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.rand(6))
+        self.project, self.head = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.head(x) * self.project(self.query.expand(1, 6))
+
+
+def test_flops_of_a_layer_that_is_given_a_parameter():
+    model = LearntQuery()
+    assert count_flops(model, torch.rand(2, 6)) == 2 * 2 * 6 * 8
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_bytes_are_those_on_disk():
     assert count_bytes(tied()) == 4 * 48
     assert count_bytes(masked()) == 4 * (8 + 4) + 3
