@@ -21,9 +21,9 @@ def learning(
 
     Those are BatchNorms, unless frozen or left in eval mode by the student's own ``train``,
     recurrent layers on CUDA, which has no backward for them otherwise, and layers of transformers
-    that are to save memory by gradient checkpointing, which they do in training mode alone. Others
-    stay as in use: dropout would keep the student from saying what the teacher says without. All
-    are in training mode where the outputs have gradients in it alone.
+    that are to save memory by gradient checkpointing, which they do in training mode alone. Others,
+    also within those, stay as in use: dropout would keep the student from saying what the teacher
+    says without. All are in training mode where the outputs have gradients in it alone.
 
     Args:
         student: the model, in eval mode.
@@ -42,14 +42,13 @@ def learning(
             return True
         return isinstance(layer, nn.RNNBase) and device_of(layer).type == "cuda"
 
-    with torch.enable_grad():
-        in_use = forward(student, batch, forward_fn).requires_grad
     with in_mode(student, training=True):
-        layers = [layer for layer in student.modules() if layer.training and has_to_be(layer)]
-    batch_norms = [layer for layer in student.modules() if isinstance(layer, _BatchNorm)]
-    with (
-        in_mode(student, training=not in_use),
-        in_mode(*batch_norms, training=False),
-        in_mode(*layers, training=True),
-    ):
-        yield any(layer.training for layer in batch_norms)
+        trained = [layer for layer in student.modules() if layer.training]
+        for layer in student.modules():
+            layer.training = False
+        with torch.enable_grad():
+            in_use = forward(student, batch, forward_fn).requires_grad
+        for layer in trained:
+            other = not isinstance(layer, _BatchNorm)
+            layer.training = has_to_be(layer) or (other and not in_use)
+        yield any(isinstance(layer, _BatchNorm) and layer.training for layer in trained)

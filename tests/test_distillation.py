@@ -138,6 +138,20 @@ def test_dropout_is_off_and_own_modes_are_kept(teacher, x):
         assert [m.training for m in found.modules()] == modes
 
 
+class Checkpointing(nn.Sequential):
+    """As a layer of transformers that is to checkpoint gradients in training mode."""
+
+    gradient_checkpointing = True
+
+
+def test_dropout_is_off_within_layers_that_have_to_be_in_training_mode(teacher, x):
+    layers, config = [*mlp(8, seed=1)], CompressConfig(epochs=1)
+    expected, _ = distill(nn.Sequential(*layers), teacher, x.split(64), config=config)
+    student = Checkpointing(*layers, nn.Dropout(0.5))
+    found, _ = distill(student, teacher, x.split(64), config=config)
+    assert same(weights(found), weights(expected))
+
+
 def test_a_student_with_gradients_in_training_alone_learns(teacher, x):
     class Encoder(nn.Sequential):
         def forward(self, x):
