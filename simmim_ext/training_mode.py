@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .config import CompressConfig
 from .data import Batch
 from .forward import ForwardFn, forward
 from .modes import device_of, in_mode
+from .remembered import tensors
 
 
 @contextmanager
@@ -20,10 +21,11 @@ def learning(
     """Puts layers into training mode that have to be, of a student in eval mode, for the block.
 
     Those are BatchNorms, unless frozen or left in eval mode by the student's own ``train``,
-    recurrent layers on CUDA, which has no backward for them otherwise, and layers of transformers
-    that are to save memory by gradient checkpointing, which they do in training mode alone. Others,
-    also within those, stay as in use: dropout would keep the student from saying what the teacher
-    says without. All are in training mode where the outputs have gradients in it alone.
+    recurrent layers on CUDA, which has no backward for them otherwise, layers of transformers
+    that are to save memory by gradient checkpointing, which they do in training mode alone, and
+    those that keep, in eval mode, what they made of their parameters. Others, also within those,
+    stay as in use: dropout would keep the student from saying what the teacher says without. All
+    are in training mode where the outputs have gradients in it alone.
 
     Args:
         student: the model, in eval mode.
@@ -42,13 +44,44 @@ def learning(
             return True
         return isinstance(layer, nn.RNNBase) and device_of(layer).type == "cuda"
 
+    # Its own ``train`` also makes layers forget what they keep.
     with in_mode(student, training=True):
         trained = [layer for layer in student.modules() if layer.training]
         for layer in student.modules():
             layer.training = False
         with torch.enable_grad():
             in_use = forward(student, batch, forward_fn).requires_grad
+            keeping = _keeping(student, batch, forward_fn)
+        for layer in keeping:
+            layer.train()
+        for layer in student.modules():
+            layer.training = False
         for layer in trained:
             other = not isinstance(layer, _BatchNorm)
-            layer.training = has_to_be(layer) or (other and not in_use)
+            layer.training = has_to_be(layer) or layer in keeping or (other and not in_use)
         yield any(isinstance(layer, _BatchNorm) and layer.training for layer in trained)
+
+
+def _keeping(student: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> list[nn.Module]:
+    """Layers that keep what they made of parameters from call to call, of a student that just ran.
+
+    LeViT's attention does so with its biases: a second step would go back through the graph of the
+    first, and the parameters would have changed.
+    """
+    made = _made(student)
+    if not made:
+        return []
+    forward(student, batch, forward_fn)
+    again = _made(student)
+    return [
+        layer
+        for layer, values in made.items()
+        if any(value is other for value in values for other in again.get(layer, ()))
+    ]
+
+
+def _made(student: nn.Module) -> dict[nn.Module, list[Tensor]]:
+    """Layer -> tensors among its attributes that gradients go back from."""
+    held = ((layer, tensors(vars(layer))) for layer in student.modules())
+    made = ((layer, [x for x in values if x.grad_fn is not None]) for layer, values in held)
+    return {layer: values for layer, values in made if values}

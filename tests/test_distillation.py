@@ -152,6 +152,45 @@ def test_dropout_is_off_within_layers_that_have_to_be_in_training_mode(teacher, 
     assert same(weights(found), weights(expected))
 
 
+class Keeping(nn.Module):
+    """Makes its bias of a parameter, in eval mode once, as LeViT's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases, self.kept = nn.Parameter(torch.zeros(3)), {}
+
+    def train(self, mode=True):
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        bias = self.kept["bias"] if self.kept else self.biases[[0, 1, 2, 0, 1]]
+        if not self.training:
+            self.kept["bias"] = bias
+        return x + bias
+
+
+class Forgetting(Keeping):
+    def forward(self, x):
+        self.kept = {}
+        return super().forward(x)
+
+
+def test_what_layers_keep_in_eval_mode_is_learnt(teacher, x):
+    config = CompressConfig(epochs=2)
+    expected, _ = distill(
+        nn.Sequential(*mlp(8, seed=1), Keeping(), nn.Dropout(0.5)).eval(),
+        teacher,
+        x.split(64),
+        config=config,
+    )
+    assert all(expected[3].biases != 0)
+    forgetting = nn.Sequential(*mlp(8, seed=1), Forgetting())
+    found, _ = distill(forgetting, teacher, x.split(64), config=config)
+    assert same(weights(found), weights(expected))
+
+
 def test_a_student_with_gradients_in_training_alone_learns(teacher, x):
     class Encoder(nn.Sequential):
         def forward(self, x):
