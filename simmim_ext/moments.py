@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Inputs whose variance is less, as a share of their mean square, do not vary.
+# Inputs whose variance is less, as a share of their mean square and for each column, do not vary:
+# what rounding makes of a covariance would be more than the noise that ``selection`` adds to it.
 _ROUNDING = 1e-13
 
 
@@ -57,7 +58,7 @@ class Moments(_Sums):
         n = self.samples
         xx, xz = self.products(centred=True)
         zz = self.zz / n - torch.outer(self.z, self.z) / n**2
-        varies = xx.trace() > _ROUNDING * self.xx.trace() / n
+        varies = xx.trace() > _ROUNDING * len(xx) * self.xx.trace() / n
         return xx * varies, xz * varies, zz * varies
 
 

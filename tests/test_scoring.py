@@ -95,6 +95,14 @@ def test_units_that_never_vary_say_nothing(value):
         assert scores.order["0"] == tuple(range(10))
 
 
+@pytest.mark.parametrize("spread", [1e-7, 1e-6, 1e-5, 1e-4])
+def test_units_of_wide_layers_that_hardly_vary_say_no_more_than_they_can(spread):
+    torch.manual_seed(0)
+    x = 1 + spread * torch.randn(300, 12)
+    scores = score(mlp(hidden=400).double(), [x.double()])
+    assert scores["0"].max() < 20  # and not a logarithm of rounding errors, hundreds of nats
+
+
 def test_a_single_sample_is_refused():
     with pytest.raises(SimMIMError, match=r"^calibration: at least 2 samples are needed, got 1;"):
         score(mlp(), [torch.rand(1, 12)])
