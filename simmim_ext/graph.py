@@ -174,7 +174,7 @@ def _dependencies(
     """torch-pruning's graph of the model, in which inputs and outputs have nodes of their own."""
     import torch_pruning as tp
 
-    failure: Exception | None = None
+    failure: BaseException | None = None
     for sources in (Sources(), Sources(channels=1), Sources(channels=-1)):
         graph = tp.DependencyGraph()
         try:
@@ -188,13 +188,18 @@ def _dependencies(
                     verbose=False,
                 )
             return graph, sources
-        except SimMIMError:
-            raise
+        except SimMIMError as error:
+            # The model ran before: if it fails here, a hook of torch-pruning's did.
+            if error.__cause__ is None:
+                raise
+            failure = failure or error.__cause__
         except Exception as error:
             failure = failure or error
     raise SimMIMError(
-        f"trace_units: the model could not be traced ({type(failure).__name__}: {failure}); "
-        "check example_inputs and forward_fn"
+        "trace_units: torch-pruning cannot follow the units of this model "
+        f"({type(failure).__name__}: {failure}), as happens with shuffled channels, or attention "
+        "that splits a projection in a way of its own; remove single weights instead, by "
+        'compress(granularity="weight")'
     ) from failure
 
 

@@ -331,6 +331,55 @@ def test_a_model_that_is_attention_itself_is_told_what_to_ignore():
         trace_units(Mix(), ROWS)
 
 
+class Shuffling(nn.Module):
+    """As ShuffleNet: half of the channels pass, and all are shuffled in the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        left, right = self.stem(x).relu().chunk(2, 1)
+        x = torch.cat([left, self.branch(right).relu()], 1)
+        for _ in range(2):
+            x = x.view(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, self.branch(right).relu()], 1)
+        return self.head(x.mean((2, 3)))
+
+
+class Router(nn.Linear):
+    """A layer that returns a tuple, as Phi-3.5-MoE's."""
+
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class Routed(nn.Sequential):
+    def forward(self, x):
+        return self[2](self[1](self[0](x))[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(Shuffling, (3, 4, 4)), (lambda: Routed(*mlp()[:1], Router(10, 6), nn.Linear(6, 4)), (2, 12))],
+    ids=["shuffled", "router"],
+)
+def test_what_torch_pruning_cannot_follow_is_not_blamed_on_the_data(make, shape):
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(40, *shape)
+    text = r"torch-pruning cannot follow the units .*Error: .* by compress\(granularity=\"weight\""
+    with pytest.raises(SimMIMError, match=text):
+        score(model, [x])
+    compress(
+        model,
+        calibration=[x],
+        constraints={"sparsity": 0.5},
+        granularity="weight",
+        config=CompressConfig(epochs=0),
+    )
+
+
 def test_what_an_ignored_layer_that_cannot_shrink_reads_stays():
     class Upsampling(nn.Module):
         def __init__(self):
