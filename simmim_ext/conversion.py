@@ -85,6 +85,12 @@ def convert_(model: nn.Module, step: Mapping[str, Any], original: nn.Module | No
         ) from error
     check_hooks(name, layer)
     set_submodule(model, name, new)
+    if isinstance(new, MultiheadAttention):
+        for encoder in model.modules():
+            # It would make nested tensors of padded texts, for a fused path that reads weights
+            # which this attention has not.
+            if isinstance(encoder, nn.TransformerEncoder) and new in encoder.modules():
+                encoder.use_nested_tensor = False
 
 
 def check_hooks(name: str, layer: nn.Module) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_ext import SimMIMError, compress, score
+from simmim_ext import CompressConfig, SimMIMError, compress, load, score
 from simmim_ext.nn import MaskedLinear
 
 X = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
@@ -60,3 +60,41 @@ def test_a_masked_layer_has_the_attributes_that_its_linear_was_given():
     assert [layer.scale for layer in layers] == [2.0] * 4
     assert vars(sparse.to_dense()).keys() == vars(linear).keys()
     assert "weight" not in vars(masked)
+
+
+class Padded(nn.Module):
+    """torch.nn's encoder as it comes, of texts that are padded with 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 8, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        hidden = self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0)
+        return self.head(hidden[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the original
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_an_encoder_of_padded_texts_runs_as_in_use(granularity, tmp_path):
+    torch.manual_seed(0)
+    model, tokens = Padded().eval(), torch.randint(1, 9, (40, 6))
+    tokens[20:, 4:] = 0
+    result = compress(
+        model,
+        calibration=[tokens],
+        constraints={"units": 0.5} if granularity == "unit" else {"sparsity": 0.5},
+        granularity=granularity,
+        config=CompressConfig(epochs=0),
+    )
+    result.save(tmp_path / "small")
+    loaded = load(tmp_path / "small", model)
+    with torch.no_grad():
+        expected = result.model(tokens)
+        assert torch.equal(loaded(tokens), expected)
+        lone = [result.model(text[text > 0][None]) for text in tokens]  # without padding
+    torch.testing.assert_close(torch.cat(lone), expected)
+    assert model.encoder.use_nested_tensor
