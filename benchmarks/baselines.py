@@ -95,6 +95,13 @@ def permutation_p_values(
     return (reached + 1).double() / (permutations + 1)
 
 
+def predictive_information(logits: Tensor) -> Tensor:
+    """I(prediction; input) of classifiers: the entropy of the mean less the mean of entropies."""
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    return torch.special.entr(p.mean(0)).sum() + (p * log_p).sum(1).mean()
+
+
 def quantile_codes(x: Tensor, bins: int) -> Tensor:
     """Codes of equally full bins: torch.quantile, then bucketize, column by column."""
     inner = torch.linspace(0, 1, bins + 1)[1:-1].to(x)

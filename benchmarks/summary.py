@@ -40,6 +40,7 @@ WORK = {
     "labels": "mutual information with 10 classes, 65,536 x 512, 16 bins",
     "soft_labels": "mutual information with soft labels of 10 classes, 16,384 x 512, 16 bins",
     "conditional": "conditional information of pairs of 256 features, 8,192 samples, 8 bins",
+    "predictive": "predictive information of {0} samples, {1} classes",
     "permutations": "permutation test, 64 features and 10 classes, 4,096 samples, 200 permutations",
     "discretize": "codes, 65,536 x 512 float32, 16 bins, {0}",
     "scaling": "what a second thread adds: {0}",

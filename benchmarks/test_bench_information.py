@@ -181,6 +181,17 @@ def test_conditional(benchmark) -> None:
     report(benchmark, rivals, elements=256 * 256)
 
 
+@pytest.mark.parametrize(("samples", "classes"), [(65536, 10), (16384, 1000)])
+def test_predictive(benchmark, samples, classes) -> None:
+    logits = torch.randn(samples, classes).mul(3)
+    rivals = {
+        "ours": lambda: si.predictive_information(logits),
+        "torch log_softmax": lambda: baselines.predictive_information(logits),
+    }
+    torch.testing.assert_close(*(call() for call in rivals.values()), rtol=0, atol=1e-5)
+    report(benchmark, rivals, elements=logits.numel(), read=logits)
+
+
 def test_permutations(benchmark) -> None:
     x, labels = activations(4096, 64), torch.randint(10, (4096,))
     code = baselines.codes(x, 16, LOW, HIGH)

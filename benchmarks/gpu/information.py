@@ -125,6 +125,49 @@ def soft_labels(measures: dict[str, float]) -> Iterator[Figure]:
     )
 
 
+def conditionals(measures: dict[str, float]) -> Iterator[Figure]:
+    del measures
+    features, few, samples = 1024, 128, 16384
+    x, target = activations(samples, features), torch.randint(10, (samples,), device="cuda")
+    binned = si.discretize(x, bins=8, range=(LOW, HIGH))
+    code = baselines.codes(x[:, :few], 8, LOW, HIGH)
+    expected = baselines.conditional_by_scatter(code, target, 8, 10)
+    got = si.conditional_mutual_information(binned, binned, target)[:few, :few]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    taken = seconds_of(lambda: si.conditional_mutual_information(binned, binned, target), rounds=3)
+    rival = seconds_of(lambda: baselines.conditional_by_scatter(code, target, 8, 10), rounds=3)
+    yield (
+        f"conditional MI, {features} x {samples}, 10 classes, 8 bins",
+        {
+            "ms": taken * 1e3,
+            "rate": f"{features**2 / taken / 1e6:.1f}e6 pairs/s",
+            "times_as_fast": {
+                f"torch scatter_add ({few} features, scaled)": rival * (features / few) ** 2 / taken
+            },
+        },
+    )
+
+
+def predictions(measures: dict[str, float]) -> Iterator[Figure]:
+    for samples, classes in ((1_000_000, 10), (65536, 1000), (4096, 50257)):
+        logits = torch.randn(samples, classes, device="cuda").mul_(3)
+        expected = baselines.predictive_information(logits.double()).float()
+        got = si.predictive_information(logits)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        taken = seconds_of(lambda x=logits: si.predictive_information(x))
+        rival = seconds_of(lambda x=logits: baselines.predictive_information(x))
+        rate = logits.nbytes / taken / 1e9
+        yield (
+            f"predictive information, {samples} x {classes}",
+            {
+                "ms": taken * 1e3,
+                "rate": f"{rate:.0f} GB/s",
+                "of_copy": rate / measures["copy_gb_per_s"],
+                "times_as_fast": {"torch log_softmax": rival / taken},
+            },
+        )
+
+
 def quantiles(measures: dict[str, float]) -> Iterator[Figure]:
     x = activations(1_000_000, 64)
     codes = si.discretize(x, bins=16, binning="quantile").codes

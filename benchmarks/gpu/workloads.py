@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from device import Figure, measured  # noqa: E402
-from information import entropies, labels, pairs, quantiles, soft_labels  # noqa: E402
+from information import (  # noqa: E402
+    conditionals,
+    entropies,
+    labels,
+    pairs,
+    predictions,
+    quantiles,
+    soft_labels,
+)
 from linears import masked_linears, small_linears, sparse_linears  # noqa: E402
 from structured import structured_linears  # noqa: E402
 
@@ -43,6 +51,8 @@ WORKLOADS: dict[str, Callable[[dict[str, float]], Iterator[Figure]]] = {
     "pairwise MI, 64 bins": partial(pairs, bins=64),
     "SparseLinear, memory='small'": small_linears,
     "2:4 and blocks": structured_linears,
+    "predictive information": predictions,
+    "conditional MI": conditionals,
 }
 
 
