@@ -73,7 +73,15 @@ COLUMNS = ("1", "16", "128", "512")
 # What the README shows; the machines' own pages show everything.
 HIGHLIGHTS = {
     *("entropy[range-16]", "entropy[no range-16]", "pairwise", "labels", "soft_labels"),
-    *("conditional", "permutations", "quantile", "large_layer", "mlp", "slowest_cell"),
+    *(
+        "conditional",
+        "predictive",
+        "permutations",
+        "quantile",
+        "large_layer",
+        "mlp",
+        "slowest_cell",
+    ),
 }
 HIGHLIGHT_DENSITY = 0.1  # of layers that were measured at several
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import information_reference as reference
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from simmim_ext import (
     mutual_information,
     predictive_information,
 )
+from simmim_ext.ops import _library
 
 LN2 = math.log(2)
 
@@ -87,6 +89,30 @@ def test_predictive_information() -> None:
     assert predictive_information(shifted.double()).item() == pytest.approx(
         predictive_information(logits).item(), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("spread", [3, 400])  # beyond 708 nats a class is out of the question
+@pytest.mark.parametrize(("samples", "classes"), [(2, 1), (7, 3), (8, 2), (9, 17), (131, 5)])
+def test_predictive_information_is_the_same_to_the_bit_on_every_cpu(
+    samples: int, classes: int, spread: float, cpu_capability: str
+) -> None:
+    logits = spread * normal(samples, classes).double()
+    logits[::3, 0] = -torch.inf if classes > 1 else 0
+    found = predictive_information(logits)
+    torch.testing.assert_close(found, reference.predictive_information(logits), rtol=0, atol=1e-7)
+    _library._C.set_cpu_capability("portable")
+    assert torch.equal(found, predictive_information(logits))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("sample", [0, 8, 130])
+def test_predictive_information_names_the_first_bad_sample(
+    sample: int, bad: float, cpu_capability: str
+) -> None:
+    logits = normal(131, 4)
+    logits[sample:, slice(None) if bad < 0 else 2] = bad
+    with pytest.raises(ValueError, match=rf"got NaN or infinity in sample {sample}$"):
+        predictive_information(logits)
 
 
 def test_soft_labels_that_are_certain_are_labels() -> None:

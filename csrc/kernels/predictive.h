@@ -19,6 +19,9 @@ struct PredictiveSums {
   int64_t bad_sample = -1;  // the first with NaN, +inf or no finite logit at all; ends the sum
 };
 
+// A sample to each lane of a vector, or of as many vectors as make so many lanes: on any target
+// sums are in the same order.
+constexpr int64_t kPredictiveLanes = 8;
 template <typename Scalar>
 void predictive_sums_cpu(const PredictiveInformationArgs<Scalar>& args, int64_t begin, int64_t end,
                          PredictiveSums& sums);

@@ -41,7 +41,8 @@ at::Tensor predictive_information(const at::Tensor& logits, std::optional<double
   const int64_t samples = wide.size(0), classes = wide.size(1);
 
   // The same sixteen parts on any number of threads, added up in order: the same bits.
-  const int64_t parts = std::min<int64_t>(16, samples);
+  const int64_t tiles = (samples + kPredictiveLanes - 1) / kPredictiveLanes;
+  const int64_t parts = std::min<int64_t>(16, tiles);
   std::vector<double> probabilities(parts * classes);
   std::vector<PredictiveSums> sums(parts);
   AT_DISPATCH_FLOATING_TYPES(dtype, "predictive_information", [&] {
@@ -49,12 +50,14 @@ at::Tensor predictive_information(const at::Tensor& logits, std::optional<double
                                                    classes};
     const auto add_part = [&](int64_t part) {
       sums[part].probabilities = probabilities.data() + part * classes;
-      predictive_sums_cpu(args, samples * part / parts, samples * (part + 1) / parts, sums[part]);
+      const auto first_of = [&](int64_t part) { return tiles * part / parts * kPredictiveLanes; };
+      predictive_sums_cpu(args, first_of(part), std::min(first_of(part + 1), samples), sums[part]);
     };
     if (samples * classes < (int64_t{1} << 14)) {
       for (int64_t part = 0; part < parts; ++part) add_part(part);
     } else {
-      parallel_tasks(parts, add_part);
+      constexpr int64_t kScratch = 2 * kPredictiveLanes * sizeof(double);  // for each class
+      parallel_tasks(parts, add_part, kScratch * classes);
     }
   });
   double conditional = 0;
