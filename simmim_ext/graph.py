@@ -1,19 +1,22 @@
 """What must be removed together, by torch-pruning's dependency graph."""
 
 from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .arguments import copied
 from .attention import Attention, find_attention
 from .data import Batch, to_device
+from .dependencies import UntraceableError, dependencies, followed, run_example
 from .embeddings import follow_embeddings, made_by_embeddings, proved
 from .errors import SimMIMError
-from .forward import ForwardFn, forward
+from .forward import ForwardFn
 from .grouping import group_of, in_own_layers
 from .layers import (
     axis_size,
@@ -27,7 +30,7 @@ from .layers import (
 )
 from .modes import device_of, evaluating
 from .names import names_of
-from .outputs import returned
+from .opaque import insert_opaque
 from .sharing import shared_parameters
 from .sources import Sources
 from .standin import READS, insert_stand_ins, observe
@@ -72,14 +75,23 @@ def trace_units(
             time.
     """
     ignored = names_of(model, ignored_layers)
-    copy = copied("trace_units", model)
-    for parameter in copy.parameters():
-        parameter.grad = None
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
     batch = to_device(example_inputs, device_of(model))
+
+    def trace(*, opaque: bool) -> list[UnitGroup]:
+        copy = copied("trace_units", model)
+        for parameter in copy.parameters():
+            parameter.grad = None
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        work = partial(_trace, copy, batch, ignored, forward_fn, opaque=opaque)
+        return run_limited(work, time_limit)
+
+    groups = None
     try:
-        groups = run_limited(lambda: _trace(copy, batch, ignored, forward_fn), time_limit)
+        with suppress(UntraceableError):
+            groups = trace(opaque=False)
+        if groups is None:  # perhaps within attention that is ignored
+            groups = trace(opaque=True)
     except TimeoutError as error:
         raise SimMIMError(
             f"trace_units: tracing did not end within {time_limit:g} s, as happens with "
@@ -101,16 +113,23 @@ def _sized(group: UnitGroup, model: nn.Module) -> UnitGroup:
 
 
 def _trace(
-    model: nn.Module, batch: Batch, ignored: frozenset[str], forward_fn: ForwardFn | None
+    model: nn.Module,
+    batch: Batch,
+    ignored: frozenset[str],
+    forward_fn: ForwardFn | None,
+    *,
+    opaque: bool,
 ) -> list[UnitGroup]:
     tied = _tied(model)
     sizes = {name: kept_together(module) for name, module in model.named_modules()}
     together = {name: size for name, size in sizes.items() if size > 1}
     _simplify(model)
-    heads, strangers = _replace_attention(
-        model, ignored, lambda: _run(model, Sources()(batch), forward_fn)
-    )
-    graph, sources = _dependencies(model, batch, forward_fn)
+    run = partial(run_example, model, Sources()(batch), forward_fn)
+    heads, strangers = _replace_attention(model, ignored, run)
+    if opaque:
+        with torch.enable_grad(), evaluating(model):
+            insert_opaque(model, [name for name in strangers if name in ignored], run)
+    graph, sources = dependencies(model, batch, forward_fn)
     modules = dict(model.named_modules())
     # A layer that does not run itself but shares its weights with one that does, runs.
     runs = {
@@ -130,7 +149,7 @@ def _trace(
     untying: dict[str, list[str]] = {}  # names of a tie's parameters -> of groups that would untie
     # Into the products of strangers torch-pruning may follow embeddings without end.
     of_embeddings = () if strangers else follow_embeddings(graph, kept)
-    for found in chain(_followed(graph, kept, ignored), of_embeddings):
+    for found in chain(followed(graph, kept, ignored), of_embeddings):
         try:
             channels = group_of(found, graph, sources, ignored)
             if channels is None:
@@ -153,69 +172,6 @@ def _trace(
             f"them; untie them, or put {those} in ignored_layers"
         )
     return groups
-
-
-def _followed(graph: Any, kept: list[nn.Module], ignored: frozenset[str]) -> Iterator[Any]:
-    """torch-pruning's groups of channels."""
-    try:
-        yield from graph.get_all_groups(ignored_layers=kept)
-    except LookupError as error:  # its own, about channels where there are none
-        odd = [n for n, m in graph.model.named_modules() if n in ignored and unsupported_reason(m)]
-        raise SimMIMError(
-            "trace_units: the model's units could not be followed, as happens into a GRU; put the "
-            f"layers that are read by {' and '.join(map(repr, odd)) or 'such a layer'} in "
-            "ignored_layers as well"
-        ) from error
-
-
-def _dependencies(
-    model: nn.Module, batch: Batch, forward_fn: ForwardFn | None
-) -> tuple[Any, Sources]:
-    """torch-pruning's graph of the model, in which inputs and outputs have nodes of their own."""
-    import torch_pruning as tp
-
-    failure: BaseException | None = None
-    for sources in (Sources(), Sources(channels=1), Sources(channels=-1)):
-        graph = tp.DependencyGraph()
-        try:
-            with sources.within(model, batch), torch.enable_grad():
-                graph.build_dependency(
-                    model,
-                    example_inputs=batch,
-                    forward_fn=lambda network, example, sources=sources: [
-                        output * 1.0 for output in _traced(network, sources(example), forward_fn)
-                    ],
-                    verbose=False,
-                )
-            return graph, sources
-        except SimMIMError as error:
-            # The model ran before: if it fails here, a hook of torch-pruning's did.
-            if error.__cause__ is None:
-                raise
-            failure = failure or error.__cause__
-        except Exception as error:
-            failure = failure or error
-    raise SimMIMError(
-        "trace_units: torch-pruning cannot follow the units of this model "
-        f"({type(failure).__name__}: {failure}), as happens with shuffled channels, or attention "
-        "that splits a projection in a way of its own; remove single weights instead, by "
-        'compress(granularity="weight")'
-    ) from failure
-
-
-def _run(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
-    """``forward``, whose errors are about example_inputs here."""
-    try:
-        return forward(model, batch, forward_fn)
-    except SimMIMError as error:
-        raise SimMIMError(f"example_inputs: {error}") from error
-
-
-def _traced(model: nn.Module, batch: Batch, forward_fn: ForwardFn | None) -> Iterator[Tensor]:
-    """The outputs that units can be followed to, but for losses, which have no width."""
-    first, *others = returned(model, batch, forward_fn)
-    yield first
-    yield from (other for other in others if other.requires_grad and other.dim() > 0)
 
 
 def _replace_attention(

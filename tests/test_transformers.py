@@ -335,6 +335,33 @@ def test_unknown_attention_is_named_before_any_work_and_left_alone_on_demand():
     assert [g.name.rpartition(".")[2] for g in groups] == ["wi", "wi"]
 
 
+@pytest.mark.parametrize(("kind", "hidden"), [("CodeGen", "fc_in"), ("GPTBigCode", "c_fc")])
+def test_the_rest_shrinks_around_ignored_attention_that_cannot_be_followed(kind, hidden):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, n_embd=32, n_head=4, n_layer=2, n_positions=16, n_ctx=16, rotary_dim=4,
+        n_inner=24, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    before = snapshot(model)
+    result = compress(
+        model,
+        calibration=text(),
+        constraints={"units": 0.5},
+        ignored_layers=["*.attn"],
+        config=CompressConfig(epochs=0),
+    )
+    changed = {
+        name.rpartition(".")[2]
+        for name, p in result.model.named_modules()
+        if isinstance(p, torch.nn.Linear)
+        and p.weight.shape != model.get_submodule(name).weight.shape
+    }
+    assert hidden in changed
+    assert len(changed) == 2  # and what reads it
+    assert snapshot(model) == before
+
+
 SCRIPT = """
 import json, sys
 import torch, transformers

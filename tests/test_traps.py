@@ -331,6 +331,42 @@ def test_a_model_that_is_attention_itself_is_told_what_to_ignore():
         trace_units(Mix(), ROWS)
 
 
+class Flipping(nn.Module):
+    """Attention in which torch-pruning loses its way."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = nn.Linear(8, 8)
+
+    def forward(self, x, scale):
+        left, right = (
+            self.values(x).view(*x.shape[:-1], 2, 4).transpose(-1, -2).flatten(-2).chunk(2, -1)
+        )
+        x = torch.cat([(left @ right.mT).softmax(-1) @ left, right], -1) * scale
+        return x.view(*x.shape[:-1], 2, 4).transpose(-1, -2).flatten(-2), None
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_ignored_attention_reads_and_writes_stays_though_it_cannot_be_followed(residual):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.attention, self.last = nn.Linear(12, 8), Flipping(), nn.Linear(8, 4)
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            x = self.first(x)
+            made, _ = self.attention(x, scale=torch.ones(8))
+            x = x + made if residual else made
+            return self.last(x + self.down(self.up(x).relu()))
+
+    model = Around()
+    with pytest.raises(SimMIMError, match=r"'attention', a Flipping, multiplies"):
+        trace_units(model, torch.randn(2, 6, 12))
+    groups = trace_units(model, torch.randn(2, 6, 12), ignored_layers=["attention"])
+    assert [group.name for group in groups] == ["up"]
+
+
 class Shuffling(nn.Module):
     """As ShuffleNet: half of the channels pass, and all are shuffled in the end."""
 
