@@ -222,6 +222,7 @@ def _layers_with_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]
 
 
 def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Set[Any]) -> None:
+    reasons: dict[str, str] = {}
     for name, module in _layers_with_parameters(model):
         if name in ignored or name.rpartition(".")[0] in ignored:
             continue
@@ -230,10 +231,17 @@ def _check_layers(model: nn.Module, ignored: frozenset[str], reached: Set[Any]) 
         if reason is None and is_supported(module) and not found:
             reason = "is not reached from the outputs: unused, detached or under no_grad"
         if reason:
-            raise SimMIMError(
-                f"trace_units: the layer {name or type(model).__name__!r} {reason}; put it in "
-                "ignored_layers to leave it as it is"
-            )
+            reasons[name] = reason
+    if not reasons:
+        return
+    first, *others = reasons
+    text = f"trace_units: the layer {first or type(model).__name__!r} {reasons[first]}; "
+    if not others:
+        raise SimMIMError(f"{text}put it in ignored_layers to leave it as it is")
+    raise SimMIMError(
+        f"{text}to leave it as it is, and {len(others)} that cannot lose units either, put in "
+        f"ignored_layers: {', '.join(map(repr, reasons))}"
+    )
 
 
 # A parameter with several names, each with the layer that it belongs to.

@@ -331,6 +331,20 @@ def test_a_model_that_is_attention_itself_is_told_what_to_ignore():
         trace_units(Mix(), ROWS)
 
 
+def test_all_layers_that_cannot_lose_units_are_named_at_once():
+    ups = nn.ConvTranspose2d(8, 8, 2), nn.ConvTranspose2d(8, 4, 2)
+    between = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), ups[0], *between, ups[1], nn.Flatten())
+    x = torch.randn(2, 3, 4, 4)
+    text = (
+        r"the layer '1' is a ConvTranspose2d, .*; to leave it as it is, and 1 that cannot lose "
+        "units either, put in ignored_layers: '1', '4'$"
+    )
+    with pytest.raises(SimMIMError, match=text):
+        trace_units(model, x)
+    assert [g.name for g in trace_units(model, x, ignored_layers=["1", "4"])] == ["2"]
+
+
 class Flipping(nn.Module):
     """Attention in which torch-pruning loses its way."""
 
