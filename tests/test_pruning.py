@@ -114,6 +114,25 @@ def test_caller_and_scores_are_untouched_and_report_is_json():
         assert 0 < layer["information"] <= 1
 
 
+@pytest.mark.parametrize("criterion", ["simmim", "relevance"])
+def test_reported_information_is_the_share_that_the_kept_units_carry(criterion):
+    model, x = mlp(), data("mlp")
+    scores = score(model, x, criterion=criterion)
+    result = prune(model, scores, constraints={"units": 0.4})
+    (layer,) = result.report["layers"]
+    kept = layer["kept"]
+    if criterion == "simmim":
+        dropped = [unit for unit in range(layer["before"]) if unit not in kept]
+        lost = max(float(scores[layer["name"]][unit]) for unit in dropped)
+        expected = 1 - lost / float(scores[layer["name"]].max())
+    else:
+        own = scores.information[layer["name"]]
+        expected = float(own[kept].sum() / own.sum())
+        assert layer["unit_information"] == own.tolist()
+    assert 0 < layer["information"] < 1
+    assert layer["information"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_reports_have_the_same_figures_without_calibration():
     model, scores = scored("mlp")
     bare, full = (
