@@ -31,8 +31,9 @@ from .inputs import inputs_kept
 from .modes import device_of, seeded
 from .names import names_of
 from .outputs import check_output, noise_variance, resolve_output
+from .progress import stage
 from .result import CompressionResult
-from .stages import Run, stage
+from .stages import Run
 from .storage import signature_of
 
 _HELD_OUT = "held-out calibration samples"

@@ -22,11 +22,12 @@ from .modes import seeded
 from .names import names_of
 from .outputs import noise_variance, resolve_output
 from .plan import Plan, check_reachable, make_plan
+from .progress import stage
 from .reconstruction import reconstruct
 from .removal import History
 from .result import CompressionResult
 from .scoring import Scores
-from .storage import signature_of
+from .storage import Json, signature_of
 from .trials import measured
 
 # What they were scored on is not known here.
@@ -100,6 +101,7 @@ def prune(
         scores = fitting(model, scores, example_inputs, ignored, config, forward_fn)
         fit: list[Batch] = []
         held_out: list[Batch] = []
+        stages: list[Json] = []
         noise: float | None = None
         if calibration is not None:
             check_reachable(
@@ -115,34 +117,37 @@ def prune(
             noise = None if resolved == "classes" else noise_variance(model, fit, forward_fn)
             check_comparable(model, held_out, noise=noise, forward_fn=forward_fn, name=_HELD_OUT)
             if config.allocation == "information" and set(constraints) - {PER_LAYER}:
-                scores = measured(
-                    scores,
-                    model,
-                    fit,
-                    reconstructed=config.reconstruct,
-                    noise=noise,
-                    seed=config.seed,
-                    forward_fn=forward_fn,
-                )
-        plan, student, history = prune_units(
-            model,
-            scores,
-            constraints,
-            allocation=config.allocation,
-            round_to=round_to,
-            forward_fn=forward_fn,
-        )
-        if calibration is not None and config.reconstruct:
-            student = reconstruct(
-                student,
+                with stage(stages, "measure", False):
+                    scores = measured(
+                        scores,
+                        model,
+                        fit,
+                        reconstructed=config.reconstruct,
+                        noise=noise,
+                        seed=config.seed,
+                        forward_fn=forward_fn,
+                    )
+        with stage(stages, "prune", False):
+            plan, student, history = prune_units(
                 model,
-                fit,
-                history,
-                samples=config.calibration_samples,
-                seed=config.seed,
-                refit_outputs=noise is None,
+                scores,
+                constraints,
+                allocation=config.allocation,
+                round_to=round_to,
                 forward_fn=forward_fn,
             )
+        if calibration is not None and config.reconstruct:
+            with stage(stages, "reconstruct", False):
+                student = reconstruct(
+                    student,
+                    model,
+                    fit,
+                    history,
+                    samples=config.calibration_samples,
+                    seed=config.seed,
+                    refit_outputs=noise is None,
+                    forward_fn=forward_fn,
+                )
         student, back = restored(student, original, converted)
         report: dict[str, Any]
         if calibration is None:
@@ -150,18 +155,20 @@ def prune(
             report |= {"student": _costs(student, scores.example, forward_fn)}
             report |= {"fidelity": None, "latency": None}
         else:
-            report = assess(
-                original,
-                student,
-                held_out,
-                scores.example,
-                name=_HELD_OUT,
-                noise=noise,
-                forward_fn=forward_fn,
-                seed=config.seed,
-            )
+            with stage(stages, "compare", False):
+                report = assess(
+                    original,
+                    student,
+                    held_out,
+                    scores.example,
+                    name=_HELD_OUT,
+                    noise=noise,
+                    forward_fn=forward_fn,
+                    seed=config.seed,
+                )
     report |= {
         "layers": plan.layers,
+        "stages": stages,
         "config": config.to_dict(),
         "constraints": dict(constraints),
         "versions": versions(),

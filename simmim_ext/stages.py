@@ -1,9 +1,7 @@
 """The stages of a compression, and the state that they leave behind."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +21,7 @@ from .measure import count_bytes, count_flops, count_params
 from .nn import MaskedLinear
 from .outputs import divergence
 from .plan import check_reachable, own_values
-from .progress import bar
+from .progress import bar, stage
 from .pruning import prune_units
 from .reconstruction import reconstruct
 from .removal import apply_history
@@ -277,12 +275,3 @@ def _unmasked(model: nn.Module, layers: list[Json]) -> nn.Module:
         assert isinstance(layer, MaskedLinear)
         set_submodule(model, name, layer.to_dense())
     return model
-
-
-@contextmanager
-def stage(stages: list[Json], name: str, progress: bool) -> Iterator[None]:
-    """Shows that a stage is running and notes the seconds that it took."""
-    begin = time.perf_counter()
-    with bar(name, enabled=progress):
-        yield
-    stages.append({"name": name, "seconds": time.perf_counter() - begin})

@@ -108,6 +108,9 @@ def test_caller_and_scores_are_untouched_and_report_is_json():
     assert result.model.training
     report = json.loads(json.dumps(result.report))
     assert set(report) >= {"teacher", "student", "fidelity", "layers", "config", "versions"}
+    names = [stage["name"] for stage in report["stages"]]
+    assert names == ["measure", "prune", "reconstruct", "compare"]
+    assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert report["student"]["params"] < report["teacher"]["params"]
     assert report["fidelity"]["data"] == "calibration samples that reconstruction did not see"
     for layer in report["layers"]:
