@@ -19,6 +19,9 @@ class Answers:
         batch: the batch they are of.
         samples: the most samples that there will be.
         generator: draws tokens.
+
+    Raises:
+        SimMIMError: the outputs have not as many rows for each sample.
     """
 
     def __init__(
@@ -30,11 +33,17 @@ class Answers:
         self._tokens = torch.empty(0, device="cpu")  # the same as flat tokens of the batch
         if len(outputs) == self._samples:
             return
+        masked = self._mask is not None and int(self._mask.sum()) == len(outputs)
+        if not masked and len(outputs) % self._samples:
+            raise SimMIMError(
+                f"collect: the model's outputs have {len(outputs)} rows for {self._samples} "
+                "samples, not as many for each; pass forward_fn=lambda model, batch: ... that "
+                "returns [samples, outputs]"
+            )
         room = PASS_BYTES // (4 * outputs.shape[1] * samples)
         count = max(1, min(POSITIONS, room)) * self._samples
         drawn = torch.randperm(len(outputs), generator=generator, device=outputs.device)[:count]
         self._drawn = drawn.sort().values
-        masked = self._mask is not None and int(self._mask.sum()) == len(outputs)
         self._tokens = self._drawn
         if masked and self._mask is not None:
             self._tokens = self._mask.flatten().nonzero().flatten()[self._drawn]

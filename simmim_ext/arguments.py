@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from .config import CompressConfig
 from .data import Batch, samples_of, to_device
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .modes import device_of, evaluating, in_mode, why_unusable
 from .nn import MaskedLinear, SparseLinear
@@ -131,8 +131,12 @@ def check_device(caller: str, model: nn.Module, config: CompressConfig) -> None:
 
 
 def check_example(caller: str, example_inputs: Any) -> None:
-    """Raises SimMIMError where example inputs are given and hold no sample."""
-    if example_inputs is not None and samples_of(example_inputs) == 0:
+    """Raises SimMIMError where example inputs are given and are no batch, or hold no sample."""
+    if example_inputs is None:
+        return
+    with about("example_inputs"):
+        samples = samples_of(example_inputs)
+    if samples == 0:
         raise SimMIMError(
             f"{caller}: example_inputs must hold at least one sample, got a batch of 0; give a "
             "batch of the model's inputs, or None for the first of the data"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .answers import PASS_BYTES, Answers
 from .arrangement import sample_axes
 from .data import Batch, batches, map_tensors, samples_of, token_mask
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import ForwardFn, forward
 from .gathering import Gatherer
 from .gram import CHUNK
@@ -166,7 +166,8 @@ def _collect_pass(
         graded = moments and seen_samples < FISHER_SAMPLES
         seen_samples += samples_of(batch)
         with evaluating(model), gatherer.gathering(token_mask(batch), graded):
-            outputs = forward(model, batch, forward_fn).float()
+            with about(name):
+                outputs = forward(model, batch, forward_fn).float()
             if not torch.isfinite(outputs).all():
                 raise SimMIMError(
                     f"{name}: the model's outputs are not finite; check the data and the weights"

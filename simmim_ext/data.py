@@ -153,13 +153,14 @@ def batches(
     for batch in data:
         with about(name):
             samples = samples_of(batch)
-        if samples == 0:
-            continue
-        if limit is not None and seen + samples > limit:
-            batch = take(batch, slice(0, limit - seen))
-            samples = limit - seen
+            if samples == 0:
+                continue
+            if limit is not None and seen + samples > limit:
+                batch = take(batch, slice(0, limit - seen))
+                samples = limit - seen
+            batch = to_device(batch, device)
         seen += samples
-        yield to_device(batch, device)
+        yield batch
         if seen == limit:
             return
     if seen == 0:

@@ -174,8 +174,10 @@ def diagnose(
     with seeded(config.seed, device=device), inputs_kept():
         samples = gather(data, config.calibration_samples, name="data")
         first = next(batches(samples, device=device))
-        resolved = resolve_output(output, model, first, forward_fn)
-        noise = None if resolved == "classes" else noise_variance(model, samples, forward_fn)
+        resolved = resolve_output(output, model, first, forward_fn, name="data")
+        noise = None
+        if resolved != "classes":
+            noise = noise_variance(model, samples, forward_fn, name="data")
         groups = trace_units(
             model,
             take(first, slice(0, 1)) if example_inputs is None else example_inputs,

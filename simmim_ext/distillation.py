@@ -85,8 +85,10 @@ def distill(
     with seeded(config.seed), inputs_kept(models=2):
         student, teacher = copied("distill", student), watched("distill", teacher)
         first = next(batches(data))
-        resolved = resolve_output(output, teacher, first, forward_fn)
-        noise = None if resolved == "classes" else noise_variance(teacher, data, forward_fn)
+        resolved = resolve_output(output, teacher, first, forward_fn, name="data")
+        noise = None
+        if resolved != "classes":
+            noise = noise_variance(teacher, data, forward_fn, name="data")
         check_gradients("distill", student, first, config.epochs, forward_fn)
         run = Distillation(
             student, teacher, data, config=config, noise=noise, forward_fn=forward_fn, name="data"

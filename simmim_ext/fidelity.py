@@ -90,7 +90,7 @@ def compare(
             if not (torch.isfinite(t).all() and torch.isfinite(s).all()):
                 whose = "teacher" if not torch.isfinite(t).all() else "student"
                 raise SimMIMError(
-                    f"{name}: the {whose}'s outputs are not finite; check the data for NaN"
+                    f"{name}: the {whose}'s outputs are not finite; check the data and the weights"
                 )
             with about(name):
                 labels = true_classes(batch, t, forward_fn) if noise is None else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, batches, labels_of, map_tensors, to_device
-from .errors import SimMIMError
+from .errors import SimMIMError, about
 from .forward import ForwardFn, forward, named_output
 from .modes import device_of, evaluating
 
@@ -27,17 +27,23 @@ def check_output(output: str) -> None:
 
 
 def resolve_output(
-    output: str, model: nn.Module, batch: Batch, forward_fn: ForwardFn | None = None
+    output: str,
+    model: nn.Module,
+    batch: Batch,
+    forward_fn: ForwardFn | None = None,
+    *,
+    name: str = "calibration",
 ) -> str:
     """What "auto" stands for with this model: "classes", "values" or "embeddings".
 
     Pooled hidden states are embeddings; integer labels and shares of several classes (one-hot,
     smoothed) mean classes, and other floating ones values; without labels a single output is a
     value and several are classes. With ``forward_fn`` labels are not looked at, since any item of
-    a batch may be an input of it.
+    a batch may be an input of it. ``name`` is what errors call the data that the batch is of.
 
     Raises:
-        SimMIMError: the outputs should be logits and are probabilities already.
+        SimMIMError: the model cannot take the batch, or the outputs should be logits and are
+            probabilities already.
     """
     check_output(output)
     batch = to_device(batch, device_of(model))
@@ -50,7 +56,7 @@ def resolve_output(
 
     handle = model.register_forward_hook(watch)
     try:
-        with evaluating(model), torch.no_grad():
+        with about(name), evaluating(model), torch.no_grad():
             outputs = forward(model, batch, forward_fn)
     finally:
         handle.remove()
@@ -107,17 +113,21 @@ def noise_variance(
     forward_fn: ForwardFn | None = None,
     *,
     limit: int = 1000,
+    name: str = "calibration",
 ) -> float:
     """Variance of the Gaussian output noise, from the teacher's outputs on ``limit`` samples.
 
+    ``name`` is what errors call the data.
+
     Raises:
-        SimMIMError: the outputs do not vary.
+        SimMIMError: the model cannot take the data, or the outputs do not vary.
     """
-    device = device_of(teacher)
+    rows = []
     with evaluating(teacher), torch.no_grad():
-        outputs = torch.cat(
-            [forward(teacher, b, forward_fn) for b in batches(data, device=device, limit=limit)]
-        ).double()
+        for batch in batches(data, device=device_of(teacher), limit=limit, name=name):
+            with about(name):
+                rows.append(forward(teacher, batch, forward_fn))
+    outputs = torch.cat(rows).double()
     variance = float(outputs.var(dim=0, correction=0).mean())
     if not variance > 0:
         raise SimMIMError(

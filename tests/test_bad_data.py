@@ -39,19 +39,59 @@ def fails(model: nn.Module, batch: object) -> torch.Tensor:
 )
 def test_batches_that_the_model_cannot_take(data, forward_fn, text) -> None:
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
-    for call in (
-        lambda: compress(data=data, forward_fn=forward_fn),
-        lambda: simmim_ext.score(MODEL, data, forward_fn=forward_fn),
-        lambda: simmim_ext.diagnose(MODEL, data, forward_fn=forward_fn),
-        lambda: simmim_ext.distill(MODEL, MODEL, data, forward_fn=forward_fn, progress=False),
+    given = {"forward_fn": forward_fn}
+    for argument, call in (
+        ("calibration", lambda: compress(data=data, **given)),
+        ("calibration", lambda: simmim_ext.score(MODEL, data, **given)),
+        ("data", lambda: simmim_ext.diagnose(MODEL, data, **given)),
+        ("data", lambda: simmim_ext.distill(MODEL, MODEL, data, **given, progress=False)),
     ):
-        with pytest.raises(SimMIMError, match="^" + re.escape(text)) as raised:
+        with pytest.raises(SimMIMError, match="^" + re.escape(f"{argument}: {text}")) as raised:
             call()
         assert "\n" not in str(raised.value)
         assert raised.value.__cause__ is not None
     assert MODEL.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in MODEL.modules())
     assert all(torch.equal(MODEL.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("output", ["classes", "values"])
+def test_later_batches_that_the_model_cannot_take(output) -> None:
+    data, scores = [X, X[:, :4]], simmim_ext.score(MODEL, [X])
+    for argument, call in (
+        ("calibration", lambda: compress(data=data, output=output, evaluate=[X])),
+        ("calibration", lambda: simmim_ext.score(MODEL, data, output=output)),
+        (
+            "calibration",
+            lambda: simmim_ext.prune(
+                MODEL, scores, constraints=HALF, calibration=data[1:], output=output
+            ),
+        ),
+        ("data", lambda: simmim_ext.diagnose(MODEL, data, output=output)),
+        ("data", lambda: simmim_ext.distill(MODEL, MODEL, data, output=output, progress=False)),
+    ):
+        with pytest.raises(SimMIMError, match=f"^{argument}: the model failed on a batch, tensor"):
+            call()
+
+
+def test_batches_without_values_are_named() -> None:
+    text = r"^calibration: a batch holds a tensor of shape \[40, 6\] on the meta device"
+    with pytest.raises(SimMIMError, match=text):
+        compress(data=[X.to("meta")])
+    with pytest.raises(SimMIMError, match=r"^example_inputs: a batch must be a tensor, .* a str;"):
+        simmim_ext.score(MODEL, [X], example_inputs="x")
+
+
+@pytest.mark.filterwarnings("ignore:score. .* samples are few")
+@pytest.mark.parametrize("rows", [13, 60])
+def test_outputs_that_are_not_as_many_for_each_sample(rows) -> None:
+    def answer(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).repeat(2, 1)[:rows]
+
+    text = f"score: the model's outputs have {rows} rows for 40 samples, not as many for each; pass"
+    with pytest.raises(SimMIMError, match=f"^{text} forward_fn="):
+        simmim_ext.score(MODEL, [X], forward_fn=answer, output="classes")
 
 
 @pytest.mark.filterwarnings("ignore:score. .* samples are few")

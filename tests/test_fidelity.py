@@ -232,7 +232,7 @@ def test_compare_names_outputs_that_cannot_be_compared():
     with pytest.raises(SimMIMError, match=r"the teacher's outputs are \[3, 4\] and the student's"):
         compare(Column(0), Column(4, 3), [x])
     x[1, 6] = math.nan
-    with pytest.raises(SimMIMError, match=r"evaluate: the student's outputs are not finite"):
+    with pytest.raises(SimMIMError, match=r"evaluate: the student's outputs .* and the weights"):
         compare(Column(0), Column(4), [x])
     with pytest.raises(SimMIMError, match=r"evaluate: no sample came out of an empty list"):
         compare(Column(0), Column(4), [])
