@@ -15,7 +15,7 @@ from .ops.discretize import discretize as _discretize
 from .ops.discretize import quantile_edges
 from .ops.entropy import marginal_entropy
 from .ops.histogram import histogram
-from .values import check_dense, checked_values
+from .values import check_dense, checked_values, not_a_tensor
 
 DEFAULT_BINS = 16
 
@@ -111,8 +111,8 @@ def discretize(
         ValueError: naming the argument, the rule and the value, and the feature at fault.
         TypeError: x is not floating point.
     """
-    if isinstance(x, Discretized):
-        raise TypeError("discretize: x must be a floating-point tensor, got a Discretized")
+    if not isinstance(x, Tensor):
+        raise not_a_tensor("discretize", "x", x)
     return Binning("discretize", bins, range, binning, nan_policy, outliers).discretize(x)
 
 

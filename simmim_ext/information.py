@@ -8,7 +8,8 @@ how the work is split, and no gradient flows through them.
 Keywords that all of them share:
 
 - ``bins``: 2..256 (None: 16), or edges, [bins + 1] or [features, bins + 1]; bins are half-open, the
-  last one closed, as numpy.histogram.
+  last one closed, as numpy.histogram. Where samples may be left out 255 are the most, but for
+  ``entropy``.
 - ``range``: (low, high), two floats, which hold for x, y and z alike, or two [features] tensors,
   which hold for x; None: each feature's minimum and maximum.
 - ``binning``: "uniform", or "quantile": equally many samples in each bin, except that equal values
@@ -93,7 +94,7 @@ def joint_entropy(
 
 def conditional_entropy(
     x: Tensor | Discretized,
-    y: Tensor | Discretized,
+    y: Tensor | Discretized | None,
     *,
     bins: int | Tensor | None = None,
     range: Range | None = None,

@@ -67,7 +67,7 @@ def independence_test(
 
     Args:
         x: [samples, features], or a Discretized.
-        y: [samples, y_features], a Discretized, or class labels: integer [samples], 0..65,535;
+        y: [samples, y_features], a Discretized, or class labels [samples]: bool or 0..65,535;
             None: all pairs within x, symmetric bit for bit.
         method: "g" or "permutation".
         permutations: how many; at least 1. One permutation serves all pairs.
