@@ -73,3 +73,21 @@ def test_readme_shows_what_the_defaults_reached() -> None:
         row = f"| {original:.1%} | {accuracy:.1%} | {kl:.4f} | {agreement:.1%} |"
         assert any(line.endswith(row) for line in lines), name
         assert all(case[k]["reached"] for k in ("accuracy", "kl", "agreement")), name
+
+
+@pytest.mark.parametrize(
+    ("network", "epochs", "words"),
+    [("lenet", 10, "LeNet's"), ("mlp", 10, "MLP's"), ("resnet-30-epochs", 30, "residual")],
+)
+def test_readme_shows_what_training_from_scratch_reached(network, epochs, words) -> None:
+    path = ROOT / f"benchmarks/results/compression-{network}-fashion-mnist.json"
+    reached: dict[str, float] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        method = row["method"].split()[0]
+        if row["epochs"] == epochs and (method == "scratch" or row["reconstruct"]):
+            mean = sum(row["accuracy"]) / len(row["accuracy"])
+            reached[method] = max(mean, reached.get(method, 0.0))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = text[text.index("Networks of the same size trained from scratch") :].split(" ![")[0]
+    (part,) = (part for part in re.split(", and |; ", said) if words in part)
+    assert re.findall(r"\d+\.\d%", part) == [f"{reached[m]:.1%}" for m in ("scratch", "simmim")]
