@@ -90,7 +90,7 @@ def integer(low: int, high: float = math.inf) -> Callable[[str], int]:
     rule = f"of at least {low}" + (f" and at most {high}" if high < math.inf else "")
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+        if not text.removeprefix("-").isdecimal() or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"must be an integer {rule}, got {text}")
         return int(text)
 

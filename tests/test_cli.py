@@ -36,6 +36,7 @@ def simmim(*arguments, **environment):
         (("demo", "--units", "2"), "argument --units: must be a fraction in (0, 1], got 2"),
         (("demo", "--units", "x"), "argument --units: must be a fraction in (0, 1], got x"),
         (("demo", "--seed", "-1"), "argument --seed: must be an integer of at least 0, got -1"),
+        (("demo", "--seed=--1"), "argument --seed: must be an integer of at least 0, got --1"),
         (("demo", "--sede", "1"), "unrecognized arguments: --sede 1"),
         (("demo", "--data-dir", "/nowhere"), "--data-dir /nowhere holds no train-images"),
         (("demo", "--output", os.sep), "--output / is not an empty folder; name a new one"),
