@@ -42,14 +42,16 @@ class CompressConfig:
             criterion's own scores, "uniform" gives equal shares.
         reconstruct: refit each next layer by ridge regression after units were removed. With a
             granularity of weights, criterion, allocation and this must stay at their defaults.
-        bins: histogram bins of marginal estimates, 2 to 256.
+        bins: histogram bins of marginal estimates, 2 to 256. Criterion "simmim" takes no
+            histograms: these four serve the criteria that do, the information and entropy of
+            ``Scores``, and ``diagnose``.
         pair_bins: histogram bins of pairwise estimates, 2 to 256.
         shared_range: one histogram range for a whole layer, which keeps the units' scale.
-        estimator: entropy estimator, see ``entropy``.
+        estimator: entropy estimator, see ``entropy``; information about predictions is plug-in.
         epochs: passes over the training data in distillation; 0 trains nothing.
         lr: Adam's initial learning rate, which falls to zero along a half cosine.
         temperature: softmax temperature T of distillation; the loss is multiplied by T^2.
-        label_weight: weight of the cross-entropy with labels, for batches that carry them.
+        label_weight: weight of the cross-entropy with labels, which all batches must carry then.
         gram_weight: weight of the similarity-preserving Gram loss (Tung & Mori, 2019).
         schedule: "one-shot", or "iterative" (equal ratios) or "cubic" (Zhu & Gupta, 2017),
             which prune and distil ``steps`` times.
