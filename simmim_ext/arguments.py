@@ -203,7 +203,7 @@ def check_dense(caller: str, model: nn.Module, ignored: Container[str] = ()) -> 
 
 
 def as_path(caller: str, folder: str | PathLike[str], argument: str) -> Path:
-    """The folder as a Path."""
+    """The folder or file as a Path."""
     if not isinstance(folder, str | PathLike):
         raise TypeError(f"{caller}: {argument} must be a path, got {type(folder).__name__}")
     return Path(folder)

@@ -61,8 +61,8 @@ class Checkpoint:
         if body["identity"] != self._identity or not _alike(tensors.pop(_ANSWERS), self._answers):
             raise SimMIMError(
                 f"checkpoint_dir: {self._folder} holds the state of a run with another model, "
-                "calibration data, example_inputs, forward_fn, budget, configuration or version; "
-                "give another folder, or delete it"
+                "calibration data, example_inputs, forward_fn, budget, option, configuration or "
+                "version, or one of the two is without evaluate; give another folder, or delete it"
             )
         return tensors, body["state"]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import (
+    as_path,
     check_dense,
     check_device,
     check_example,
@@ -112,7 +113,10 @@ class Diagnostics:
 
         Raises:
             SimMIMError: matplotlib is missing.
+            TypeError: ``path`` is none.
         """
+        if path is not None:
+            path = as_path("plot", path, "path")
         figure = figure_class()(figsize=(8, 3.6 * len(self.layers)), layout="constrained")
         rows = figure.subplots(len(self.layers), 2, squeeze=False)
         for (left, right), (name, layer) in zip(rows, self.layers.items(), strict=True):

@@ -44,6 +44,8 @@ def fitting(
         values = scores.get(group.name)
         if values is None or values.shape != (group.units,) or not torch.isfinite(values).all():
             given = "none" if values is None else f"a tensor of shape {list(values.shape)}"
+            if values is not None and values.shape == (group.units,):
+                given = f"{float(values[~torch.isfinite(values)][0])} among them"
             raise _no_scores(group.name, group.units, given)
         _check_sizes(model, group)
     if not groups:

@@ -47,6 +47,8 @@ def test_dead_and_duplicate_units_are_found(network, x, tmp_path):
     assert repr(found) == f"Diagnostics of 3,000 samples\n  '0': {layer}"
     assert repr(layer).startswith(f"{len(layer.entropy)} units, 1 dead, 1 duplicate pair; means of")
     assert len(found.plot(tmp_path / "units.png").axes) == len(found.plot().axes) == 3
+    with pytest.raises(TypeError, match="^plot: path must be a path, got int"):
+        found.plot(3)
     assert (tmp_path / "units.png").read_bytes().startswith(b"\x89PNG")
 
 
