@@ -83,7 +83,10 @@ def compress(
             (any RxC) blocks of 16 outputs by 1 input, smaller at a layer's ends. What
             ``simmim_ext.nn.accelerate`` has a kernel of its own for is blocks of 16 (or a multiple)
             rows.
-        output: "classes", "values", "embeddings" or "auto", see ``resolve_output``.
+        output: "classes" (softmax), "values" or "embeddings" (seen through Gaussian noise). "auto":
+            pooled hidden states are embeddings; labels, where they come and ``forward_fn`` is None,
+            mean classes, but floating ones that are no shares of classes values; otherwise one
+            output is a value and several are classes. The report says which.
         ignored_layers: layers, their names or patterns of names ("encoder.layer.0.*"), that keep
             their outputs. All tensors that the model returns keep their widths without that.
         round_to: widths become multiples of it, or stay whole; those of "per_layer" are rounded

@@ -113,7 +113,7 @@ class Diagnostics:
 
         Raises:
             SimMIMError: matplotlib is missing.
-            TypeError: ``path`` is none.
+            TypeError: ``path`` is no path.
         """
         if path is not None:
             path = as_path("plot", path, "path")
@@ -161,7 +161,7 @@ def diagnose(
         ignored_layers: layers, or their names, to leave out.
         output: as in ``compress``.
         forward_fn: as in ``compress``.
-        config: bins, range, samples and seed.
+        config: bins, range, estimator, samples and seed.
 
     Raises:
         ValueError: a ``config.device`` that the model is not on.

@@ -88,7 +88,8 @@ def accelerate(
     Raises:
         ValueError: a masked layer has hooks or a forward of its own, which the new one would lose,
             or is on the meta device; or the model has an ``acceleration`` of its own, or holds what
-            cannot be copied.
+            cannot be copied; or `memory` is unknown.
+        TypeError: `model` is no module, or `dtype` none that a ``SparseLinear`` has.
     """
     check_is_module("accelerate", model)
     own = getattr(model, "acceleration", Acceleration({}))
@@ -143,6 +144,7 @@ def strip(model: nn.Module) -> nn.Module:
         ValueError: a masked or sparse layer has hooks or a forward of its own, which the new one
             would lose, or shares a weight in which not all that it masks is 0; or the model holds
             what cannot be copied.
+        TypeError: `model` is no module.
     """
     check_is_module("strip", model)
     places = _places(model)
