@@ -169,6 +169,24 @@ def test_cuda_graph_gives_nan_for_bad_probabilities() -> None:
     assert captured.isnan().all()
 
 
+def test_cuda_graph_gives_nan_for_bad_labels() -> None:
+    codes = si.discretize(values(), bins=16, range=(-3.0, 3.0))
+    labels = codes.codes[0].long()
+    calls = (
+        lambda: si.mutual_information(codes, labels),
+        lambda: si.conditional_mutual_information(codes, None, labels),
+    )
+    for call in calls:
+        labels.clamp_min_(0)
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        labels[3] = -1
+        graph.replay()
+        assert captured.isnan().all()
+
+
 def test_cuda_stream_of_the_caller_is_used() -> None:
     """Work waits for what its own stream holds, and for nothing else's."""
     x, side = values(), torch.cuda.Stream()

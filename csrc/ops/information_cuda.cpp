@@ -98,7 +98,8 @@ DeviceLabels::DeviceLabels(const at::Tensor& given, int64_t samples, Faults& fau
     classes = wide.amax().add_(1).clamp_(1, kMostClasses);
   }
   faults.set(kind + 1, classes);
-  labels = wide.masked_fill(bad, 0).to(at::kInt).contiguous();
+  // While a graph is recorded nobody raises: then no sample counts, which gives NaN.
+  labels = wide.masked_fill(bad.any(), -1).to(at::kInt).contiguous();
   alphabet = classes.to(at::kDouble);
 }
 

@@ -2,7 +2,8 @@
 //
 // Nothing waits for the device but Faults::read, once in a call where it can be (and the operators
 // say where it can't). While a CUDA graph is recorded it does not either: then a graph can be made
-// of every call but those named, and what would have been an error is NaN in the result.
+// of every call but those named, and nothing is raised. What is wrong as a whole makes the result
+// NaN, a value or code without a bin is a sample less, and of fewer than two the result is NaN too.
 #pragma once
 
 #ifdef SIMMIM_WITH_CUDA
